@@ -1,0 +1,285 @@
+//! One step of a replica: which rows every stage computes, and where their keys and values lie.
+//!
+//! Decided by the scheduler on the head, run unchanged by every stage. No hidden states here: they travel beside it.
+
+use crate::ids::{Fence, SequenceId, StepId};
+use crate::sampling::{SampledToken, SamplingParams};
+
+/// Most rows in one step.
+pub const MAX_STEP_ROWS: usize = 8192;
+/// Most sequences in one step.
+pub const MAX_STEP_SEQUENCES: usize = 1024;
+
+/// Which kernels compute a row (DET-1): prompt rows the prefill kernels, generated rows the decode kernels, also
+/// when they are computed again after a failure or a preemption.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RowRole {
+    /// The row is a token of the prompt.
+    Given,
+    /// The row is a token that the model emitted.
+    Generated,
+}
+
+/// New rows of one sequence, all of one role, at consecutive positions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SequenceChunk {
+    /// The sequence.
+    pub sequence: SequenceId,
+    /// Present in the sequence's first chunk only: what the last stage needs to sample it.
+    pub open: Option<SamplingParams>,
+    /// Position of the first row, counted from 0.
+    pub first_position: u32,
+    /// Token ids of the rows; never empty.
+    pub tokens: Vec<u32>,
+    /// Role of all rows.
+    pub role: RowRole,
+    /// Whether the last row's logits are sampled.
+    pub sample: bool,
+    /// Blocks of the sequence's cache in order; block `i` holds positions `i * block_tokens ..`. Covers every row.
+    pub block_table: Vec<u32>,
+}
+
+/// The work of one step, the same for every stage.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepBatch {
+    /// Whose step it is.
+    pub fence: Fence,
+    /// Which step.
+    pub step: StepId,
+    /// The rows, in the order in which hidden states are laid out.
+    pub chunks: Vec<SequenceChunk>,
+    /// Sequences that ended since the last step: their sampling state may go.
+    pub closed: Vec<SequenceId>,
+}
+
+impl StepBatch {
+    /// Rows in the step.
+    pub fn rows(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.tokens.len()).sum()
+    }
+
+    /// Tokens that the step will sample.
+    pub fn samples(&self) -> usize {
+        self.chunks.iter().filter(|chunk| chunk.sample).count()
+    }
+}
+
+/// What the last stage returns for a step: one entry per chunk with `sample`, in the order of the chunks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepResult {
+    /// Whose step it was.
+    pub fence: Fence,
+    /// Which step.
+    pub step: StepId,
+    /// The sampled tokens.
+    pub tokens: Vec<(SequenceId, SampledToken)>,
+}
+
+/// Why a step cannot be run as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// More rows or sequences than a step may hold.
+    #[error("step {step}: {found} {what}, at most {limit} are allowed")]
+    TooLarge {
+        /// The step.
+        step: StepId,
+        /// What there is too much of.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// A chunk without rows.
+    #[error("step {step}: sequence {sequence} has a chunk without rows")]
+    Empty {
+        /// The step.
+        step: StepId,
+        /// The sequence.
+        sequence: SequenceId,
+    },
+    /// A token id outside the vocabulary.
+    #[error("step {step}: sequence {sequence} has token id {token}, the vocabulary has {vocab_size}")]
+    Token {
+        /// The step.
+        step: StepId,
+        /// The sequence.
+        sequence: SequenceId,
+        /// The id.
+        token: u32,
+        /// Ids are below this.
+        vocab_size: u32,
+    },
+    /// A row past the longest sequence the model takes.
+    #[error("step {step}: sequence {sequence} ends at position {end}, the longest sequence has {limit}")]
+    Position {
+        /// The step.
+        step: StepId,
+        /// The sequence.
+        sequence: SequenceId,
+        /// One past the last row's position.
+        end: u64,
+        /// Most positions.
+        limit: u32,
+    },
+    /// A block table that does not cover the rows or names a block that does not exist.
+    #[error(
+        "step {step}: sequence {sequence} has a block table of {found} blocks, {needed} of {blocks} are needed"
+    )]
+    BlockTable {
+        /// The step.
+        step: StepId,
+        /// The sequence.
+        sequence: SequenceId,
+        /// Entries in the table.
+        found: usize,
+        /// Entries that the rows need.
+        needed: usize,
+        /// Blocks that exist; every entry is below this.
+        blocks: u32,
+    },
+}
+
+/// What a step is checked against before it is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepLimits {
+    /// Token ids are below this.
+    pub vocab_size: u32,
+    /// Positions are below this.
+    pub max_positions: u32,
+    /// Tokens per cache block.
+    pub block_tokens: u32,
+    /// Cache blocks; ids are below this.
+    pub blocks: u32,
+}
+
+impl StepBatch {
+    /// Checks every bound, so that a device never reads or writes past its buffers.
+    pub fn validate(&self, limits: &StepLimits) -> Result<(), StepError> {
+        let step = self.step;
+        let too_large = |what, found, limit| {
+            Err(StepError::TooLarge {
+                step,
+                what,
+                found,
+                limit,
+            })
+        };
+        if self.chunks.len() > MAX_STEP_SEQUENCES {
+            return too_large("sequences", self.chunks.len(), MAX_STEP_SEQUENCES);
+        }
+        if self.rows() > MAX_STEP_ROWS {
+            return too_large("rows", self.rows(), MAX_STEP_ROWS);
+        }
+        self.chunks
+            .iter()
+            .try_for_each(|chunk| chunk.validate(step, limits))
+    }
+}
+
+impl SequenceChunk {
+    fn validate(&self, step: StepId, limits: &StepLimits) -> Result<(), StepError> {
+        let sequence = self.sequence;
+        if self.tokens.is_empty() {
+            return Err(StepError::Empty { step, sequence });
+        }
+        if let Some(&token) = self.tokens.iter().find(|&&token| token >= limits.vocab_size) {
+            return Err(StepError::Token {
+                step,
+                sequence,
+                token,
+                vocab_size: limits.vocab_size,
+            });
+        }
+        let end = u64::from(self.first_position) + self.tokens.len() as u64;
+        if end > u64::from(limits.max_positions) {
+            return Err(StepError::Position {
+                step,
+                sequence,
+                end,
+                limit: limits.max_positions,
+            });
+        }
+        let needed = end.div_ceil(u64::from(limits.block_tokens.max(1))) as usize;
+        if self.block_table.len() < needed || self.block_table.iter().any(|&block| block >= limits.blocks) {
+            let (found, blocks) = (self.block_table.len(), limits.blocks);
+            return Err(StepError::BlockTable {
+                step,
+                sequence,
+                found,
+                needed,
+                blocks,
+            });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Generation, ReplicaId};
+
+    const LIMITS: StepLimits = StepLimits {
+        vocab_size: 100,
+        max_positions: 64,
+        block_tokens: 16,
+        blocks: 8,
+    };
+
+    fn batch(chunk: SequenceChunk) -> StepBatch {
+        let fence = Fence {
+            replica: ReplicaId(1),
+            generation: Generation(1),
+        };
+        StepBatch {
+            fence,
+            step: StepId(3),
+            chunks: vec![chunk],
+            closed: vec![],
+        }
+    }
+
+    fn chunk() -> SequenceChunk {
+        SequenceChunk {
+            sequence: SequenceId(7),
+            open: None,
+            first_position: 15,
+            tokens: vec![1, 2],
+            role: RowRole::Given,
+            sample: false,
+            block_table: vec![5, 0],
+        }
+    }
+
+    #[test]
+    fn a_step_within_its_limits_is_taken() {
+        assert_eq!(batch(chunk()).validate(&LIMITS), Ok(()));
+    }
+
+    #[test]
+    fn each_bound_is_checked() {
+        let changes: [fn(&mut SequenceChunk); 6] = [
+            |c| c.tokens.clear(),
+            |c| c.tokens[1] = 100,
+            |c| c.first_position = 63,
+            |c| c.first_position = u32::MAX,
+            |c| c.block_table.truncate(1),
+            |c| c.block_table[0] = 8,
+        ];
+        for (index, change) in changes.iter().enumerate() {
+            let mut changed = chunk();
+            change(&mut changed);
+            assert!(
+                batch(changed).validate(&LIMITS).is_err(),
+                "change {index} was taken"
+            );
+        }
+        let mut rows = batch(chunk());
+        rows.chunks[0].tokens = vec![0; MAX_STEP_ROWS + 1];
+        assert!(matches!(
+            rows.validate(&LIMITS),
+            Err(StepError::TooLarge { what: "rows", .. })
+        ));
+    }
+}
