@@ -3,6 +3,7 @@
 //! No tokio, tonic or wgpu here: this crate is data and checks on data.
 
 pub mod ids;
+pub mod members;
 pub mod placement;
 pub mod sampling;
 pub mod step;

@@ -1,0 +1,123 @@
+//! What a worker tells of itself: its devices when it joins, their state ever after.
+//!
+//! Pure data. The join token is not here: it is compared at the door and never kept.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{DeviceIndex, Fence, WorkerId};
+
+/// Most devices of one worker.
+pub const MAX_DEVICES: usize = 64;
+/// Longest adapter, driver, kind, version or address text, in bytes.
+pub const MAX_TEXT_BYTES: usize = 512;
+/// Longest failure reason, in bytes.
+pub const MAX_REASON_BYTES: usize = 4096;
+
+/// One GPU as its worker found it at start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// Which of the worker's devices.
+    pub index: DeviceIndex,
+    /// Adapter name, as the driver gives it.
+    pub adapter: String,
+    /// Driver name and version.
+    pub driver: String,
+    /// Adapter, driver version and kernel-set version: equal kinds give equal bits (DET-1).
+    pub kind: String,
+    /// Bytes that may be used for weights, KV cache and scratch.
+    pub memory_bytes: u64,
+    /// Largest range that one binding may cover, in bytes.
+    pub max_binding_bytes: u64,
+}
+
+/// A worker process as it joins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerInfo {
+    /// Its configured name.
+    pub worker: WorkerId,
+    /// Random, drawn at each start of the process: tells a restart from a reconnection.
+    pub incarnation: u64,
+    /// Where other members reach it, `host:port`.
+    pub address: String,
+    /// Its process id, for operators.
+    pub pid: u32,
+    /// Its program version.
+    pub version: String,
+    /// Fingerprint of its checkpoint.
+    pub model_fingerprint: [u8; 32],
+    /// Its devices, indexes `0..`.
+    pub devices: Vec<DeviceInfo>,
+}
+
+/// What a device is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceState {
+    /// It holds nothing.
+    Idle,
+    /// It is loading its slices.
+    Loading {
+        /// For whom.
+        fence: Fence,
+        /// Bytes on the device so far.
+        loaded_bytes: u64,
+        /// Bytes in the end.
+        total_bytes: u64,
+    },
+    /// It is ready to run steps.
+    Ready {
+        /// For whom.
+        fence: Fence,
+    },
+    /// It could not load, or its GPU failed.
+    Failed {
+        /// For whom.
+        fence: Fence,
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+impl DeviceState {
+    /// The replica generation that the device works for.
+    pub fn fence(&self) -> Option<Fence> {
+        match self {
+            Self::Idle => None,
+            Self::Loading { fence, .. } | Self::Ready { fence } | Self::Failed { fence, .. } => Some(*fence),
+        }
+    }
+}
+
+/// One device's part of a report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceReport {
+    /// Which of the worker's devices.
+    pub index: DeviceIndex,
+    /// Bytes allocated on it.
+    pub held_bytes: u64,
+    /// What it is doing.
+    pub state: DeviceState,
+}
+
+/// What a replica's scheduler is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchedulerLoad {
+    /// Whose scheduler it is.
+    pub fence: Fence,
+    /// Sequences that hold cache blocks.
+    pub running: u32,
+    /// Sequences that wait for admission.
+    pub waiting: u32,
+    /// Cache blocks in use.
+    pub kv_blocks_used: u32,
+    /// Cache blocks in all.
+    pub kv_blocks_total: u32,
+}
+
+/// Sent every heartbeat, and at once when a device changes state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerReport {
+    /// Every device of the worker.
+    pub devices: Vec<DeviceReport>,
+    /// Present on the worker that hosts a replica's scheduler.
+    pub load: Option<SchedulerLoad>,
+}
