@@ -7,3 +7,4 @@ pub mod members;
 pub mod placement;
 pub mod sampling;
 pub mod step;
+pub mod time;
