@@ -1,4 +1,22 @@
-//! The wire: generated messages and services.
+//! The wire: generated messages and services, their checked conversion to and from model types, and the one
+//! constructor of channels and listeners.
+//!
+//! Inside the program there are only model types: a message that does not convert is refused with the field's name.
+
+mod error;
+mod expert;
+mod fields;
+mod membership;
+pub mod net;
+mod placement;
+mod serving;
+mod stage;
+
+pub use error::WireError;
+pub use expert::{ExpertResults, ExpertWork};
+pub use membership::{Directive, Joining, WorkerUpdate};
+pub use serving::{Ended, GenerateUpdate, Generation as GenerateSubmission, Progress};
+pub use stage::{LinkMessage, RowsChunk};
 
 /// Generated from `cluster/v1/*.proto` by `make proto`; never edited.
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]

@@ -1,0 +1,144 @@
+//! Placement on the wire, from and to [`Replica`].
+//!
+//! Shapes are checked here; whether stages and groups tile the model (PL-1) is for whoever knows the model.
+
+use tramontane_model::ids::{DeviceIndex, DeviceRef, Fence};
+use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
+
+use crate::fields::{at_most, fence, invalid, required, worker};
+use crate::{WireError, v1 as pb};
+
+/// Most stages of a replica.
+const MAX_STAGES: usize = 1024;
+/// Most expert groups of a stage.
+const MAX_GROUPS: usize = 1024;
+/// Most holders of an expert group.
+const MAX_HOLDERS: usize = 64;
+
+impl TryFrom<pb::DeviceRef> for DeviceRef {
+    type Error = WireError;
+    fn try_from(wire: pb::DeviceRef) -> Result<Self, WireError> {
+        Ok(Self {
+            worker: worker("device.worker", &wire.worker)?,
+            device: DeviceIndex(wire.device),
+        })
+    }
+}
+
+impl From<&DeviceRef> for pb::DeviceRef {
+    fn from(device: &DeviceRef) -> Self {
+        Self {
+            worker: device.worker.as_str().to_owned(),
+            device: device.device.0,
+        }
+    }
+}
+
+impl TryFrom<pb::PlacedGroup> for ExpertGroup {
+    type Error = WireError;
+    fn try_from(wire: pb::PlacedGroup) -> Result<Self, WireError> {
+        let range = required("group.experts", wire.experts)?;
+        let experts = ExpertRange::new(range.start, range.end).ok_or_else(|| {
+            invalid(
+                "group.experts",
+                format_args!("{}..{} is empty", range.start, range.end),
+            )
+        })?;
+        at_most("group.holders", "devices", wire.holders.len(), MAX_HOLDERS)?;
+        if wire.holders.is_empty() {
+            return Err(invalid(
+                "group.holders",
+                "at least one device must hold the group",
+            ));
+        }
+        let holders = wire
+            .holders
+            .into_iter()
+            .map(DeviceRef::try_from)
+            .collect::<Result<_, _>>()?;
+        Ok(Self { experts, holders })
+    }
+}
+
+impl From<&ExpertGroup> for pb::PlacedGroup {
+    fn from(group: &ExpertGroup) -> Self {
+        Self {
+            experts: Some(pb::IndexRange {
+                start: group.experts.start(),
+                end: group.experts.end(),
+            }),
+            holders: group.holders.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::PlacedStage> for Stage {
+    type Error = WireError;
+    fn try_from(wire: pb::PlacedStage) -> Result<Self, WireError> {
+        let range = required("stage.layers", wire.layers)?;
+        let layers = LayerRange::new(range.start, range.end).ok_or_else(|| {
+            invalid(
+                "stage.layers",
+                format_args!("{}..{} is empty", range.start, range.end),
+            )
+        })?;
+        at_most("stage.groups", "groups", wire.groups.len(), MAX_GROUPS)?;
+        Ok(Self {
+            layers,
+            owner: required("stage.owner", wire.owner)?.try_into()?,
+            groups: wire
+                .groups
+                .into_iter()
+                .map(ExpertGroup::try_from)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<&Stage> for pb::PlacedStage {
+    fn from(stage: &Stage) -> Self {
+        Self {
+            layers: Some(pb::IndexRange {
+                start: stage.layers.start(),
+                end: stage.layers.end(),
+            }),
+            owner: Some((&stage.owner).into()),
+            groups: stage.groups.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::Replica> for Replica {
+    type Error = WireError;
+    fn try_from(wire: pb::Replica) -> Result<Self, WireError> {
+        let Fence { replica, generation } = fence(wire.fence)?;
+        let kv = required("replica.kv", wire.kv)?;
+        at_most("replica.stages", "stages", wire.stages.len(), MAX_STAGES)?;
+        Ok(Self {
+            id: replica,
+            generation,
+            stages: wire
+                .stages
+                .into_iter()
+                .map(Stage::try_from)
+                .collect::<Result<_, _>>()?,
+            kv: KvShape {
+                block_tokens: kv.block_tokens,
+                blocks: kv.blocks,
+            },
+        })
+    }
+}
+
+impl From<&Replica> for pb::Replica {
+    fn from(replica: &Replica) -> Self {
+        Self {
+            fence: Some(replica.fence().into()),
+            stages: replica.stages.iter().map(Into::into).collect(),
+            kv: Some(pb::KvShape {
+                block_tokens: replica.kv.block_tokens,
+                blocks: replica.kv.blocks,
+            }),
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! Every conversion keeps everything there and back, and names the field it refuses.
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+use tramontane_model::ids::{
+    DeviceIndex, DeviceRef, Fence, Generation, ReplicaId, RequestId, SequenceId, StepId, WorkerId,
+};
+use tramontane_model::members::{
+    DeviceInfo, DeviceReport, DeviceState, SchedulerLoad, WorkerInfo, WorkerReport,
+};
+use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
+use tramontane_model::sampling::{SampledToken, SamplingParams};
+use tramontane_model::step::{RowRole, SequenceChunk, StepBatch, StepResult};
+use tramontane_proto::{
+    Directive, Ended, ExpertResults, ExpertWork, GenerateSubmission, GenerateUpdate, Joining, LinkMessage,
+    Progress, RowsChunk, WireError, WorkerUpdate, v1 as pb,
+};
+
+const FENCE: Fence = Fence {
+    replica: ReplicaId(3),
+    generation: Generation(9),
+};
+
+fn device(name: &str) -> DeviceRef {
+    DeviceRef {
+        worker: WorkerId::new(name).expect("valid"),
+        device: DeviceIndex(1),
+    }
+}
+
+fn replica() -> Replica {
+    let group = |start, end, holders: &[&str]| ExpertGroup {
+        experts: ExpertRange::new(start, end).expect("not empty"),
+        holders: holders.iter().map(|name| device(name)).collect(),
+    };
+    let stage = Stage {
+        layers: LayerRange::new(0, 6).expect("not empty"),
+        owner: device("w1"),
+        groups: vec![group(0, 8, &["w1"]), group(8, 16, &["w2", "w3"])],
+    };
+    let kv = KvShape {
+        block_tokens: 16,
+        blocks: 100,
+    };
+    Replica {
+        id: ReplicaId(3),
+        generation: Generation(9),
+        stages: vec![stage],
+        kv,
+    }
+}
+
+/// Converts to the wire, through bytes, and back.
+fn there_and_back<T, W>(value: T) -> Result<T, WireError>
+where
+    T: Clone + TryFrom<W, Error = WireError>,
+    W: Message + Default + From<T>,
+{
+    let bytes = W::from(value).encode_to_vec();
+    T::try_from(W::decode(bytes.as_slice()).expect("decodes what it encoded"))
+}
+
+#[test]
+fn membership_is_kept() {
+    let info = WorkerInfo {
+        worker: WorkerId::new("w1").expect("valid"),
+        incarnation: u64::MAX,
+        address: "127.0.0.1:7001".to_owned(),
+        pid: 42,
+        version: "0.1.0".to_owned(),
+        model_fingerprint: [7; 32],
+        devices: vec![DeviceInfo {
+            index: DeviceIndex(0),
+            adapter: "llvmpipe".to_owned(),
+            driver: "Mesa".to_owned(),
+            kind: "llvmpipe/22".to_owned(),
+            memory_bytes: 1 << 40,
+            max_binding_bytes: 1 << 27,
+        }],
+    };
+    let join = WorkerUpdate::Join(Joining {
+        token: vec![1, 2, 3].into(),
+        info,
+    });
+    assert!(there_and_back::<_, pb::WorkerMessage>(join.clone()) == Ok(join));
+    let states = [
+        DeviceState::Idle,
+        DeviceState::Loading {
+            fence: FENCE,
+            loaded_bytes: 5,
+            total_bytes: 9,
+        },
+        DeviceState::Ready { fence: FENCE },
+        DeviceState::Failed {
+            fence: FENCE,
+            reason: "no".to_owned(),
+        },
+    ];
+    let devices = states
+        .into_iter()
+        .zip(0..)
+        .map(|(state, index)| DeviceReport {
+            index: DeviceIndex(index),
+            held_bytes: 17,
+            state,
+        })
+        .collect();
+    let load = SchedulerLoad {
+        fence: FENCE,
+        running: 1,
+        waiting: 2,
+        kv_blocks_used: 3,
+        kv_blocks_total: 4,
+    };
+    let report = WorkerUpdate::Report(WorkerReport {
+        devices,
+        load: Some(load),
+    });
+    assert!(there_and_back::<_, pb::WorkerMessage>(report.clone()) == Ok(report));
+}
+
+#[test]
+fn directives_are_kept() {
+    let peers = BTreeMap::from([(WorkerId::new("w1").expect("valid"), "127.0.0.1:1".to_owned())]);
+    let welcome = Directive::Welcome {
+        coordinator: tramontane_model::ids::CoordinatorId(2),
+        term: 5,
+        heartbeat_ms: 100,
+        lease_ms: 1000,
+    };
+    for directive in [
+        welcome,
+        Directive::Assign {
+            replica: replica(),
+            peers,
+        },
+        Directive::Release(FENCE),
+    ] {
+        assert_eq!(
+            there_and_back::<_, pb::CoordinatorMessage>(directive.clone()),
+            Ok(directive)
+        );
+    }
+}
+
+#[test]
+fn requests_and_tokens_are_kept() {
+    let sampling = SamplingParams {
+        temperature: 0.7,
+        top_p: 0.9,
+        seed: u64::MAX,
+        choice: 1,
+        logprobs: Some(20),
+    };
+    let request = GenerateSubmission {
+        fence: FENCE,
+        request: RequestId(u128::MAX - 5),
+        attempt: 2,
+        prompt: vec![1, 2, 3],
+        emitted: vec![4],
+        sampling,
+        max_tokens: 10,
+        stop_tokens: vec![2],
+        ignore_eos: true,
+        timeout_ms: 1000,
+    };
+    assert_eq!(
+        there_and_back::<_, pb::GenerateRequest>(request.clone()),
+        Ok(request)
+    );
+    let token = SampledToken {
+        token: 5,
+        logprob: -0.25,
+        top: vec![(5, -0.25), (6, f32::MIN_POSITIVE)],
+    };
+    let ends = [
+        Ended::Stop,
+        Ended::Length,
+        Ended::Cancelled,
+        Ended::Deadline,
+        Ended::Failed("x".to_owned()),
+    ];
+    let progress = ends
+        .into_iter()
+        .map(Progress::Ended)
+        .chain([Progress::Token { index: 3, token }]);
+    for progress in progress {
+        let update = GenerateUpdate {
+            fence: FENCE,
+            attempt: 2,
+            progress,
+        };
+        assert_eq!(there_and_back::<_, pb::GenerateEvent>(update.clone()), Ok(update));
+    }
+}
+
+fn chunk() -> SequenceChunk {
+    SequenceChunk {
+        sequence: SequenceId(8),
+        open: Some(SamplingParams::GREEDY),
+        first_position: 30,
+        tokens: vec![4, 5],
+        role: RowRole::Generated,
+        sample: true,
+        block_table: vec![9, 1],
+    }
+}
+
+#[test]
+fn link_messages_are_kept() {
+    let sampled = SampledToken {
+        token: 5,
+        logprob: -1.5,
+        top: vec![],
+    };
+    let messages = [
+        LinkMessage::Hello {
+            from_stage: 1,
+            to_stage: 2,
+        },
+        LinkMessage::Step(StepBatch {
+            fence: FENCE,
+            step: StepId(7),
+            chunks: vec![chunk()],
+            closed: vec![SequenceId(1)],
+        }),
+        LinkMessage::Rows(RowsChunk {
+            step: StepId(7),
+            first_row: 1,
+            values: vec![0, 1, 2, 3].into(),
+        }),
+        LinkMessage::Result(StepResult {
+            fence: FENCE,
+            step: StepId(7),
+            tokens: vec![(SequenceId(8), sampled)],
+        }),
+    ];
+    for message in messages {
+        let bytes = pb::StageMessage::from((FENCE, message.clone())).encode_to_vec();
+        let wire = pb::StageMessage::decode(bytes.as_slice()).expect("decodes what it encoded");
+        assert_eq!(wire.try_into(), Ok((FENCE, message)));
+    }
+}
+
+#[test]
+fn expert_messages_are_kept() {
+    let work = ExpertWork {
+        fence: FENCE,
+        stage: 1,
+        group: 1,
+        step: StepId(7),
+        layer: 3,
+        given_rows: 1,
+        rows: vec![0; 8].into(),
+        assigned: vec![(0, 9), (1, 8)],
+    };
+    assert_eq!(there_and_back::<_, pb::ExpertRequest>(work.clone()), Ok(work));
+    let results = ExpertResults {
+        fence: FENCE,
+        step: StepId(7),
+        layer: 3,
+        results: vec![1; 8].into(),
+    };
+    assert_eq!(
+        there_and_back::<_, pb::ExpertResponse>(results.clone()),
+        Ok(results)
+    );
+}
+
+#[test]
+fn what_does_not_convert_names_its_field() {
+    let refused = |wire: pb::Replica| Replica::try_from(wire).expect_err("refused").to_string();
+    let good = || pb::Replica::from(&replica());
+    assert_eq!(
+        refused(pb::Replica {
+            fence: None,
+            ..good()
+        }),
+        "field fence is missing"
+    );
+    assert_eq!(
+        refused(pb::Replica { kv: None, ..good() }),
+        "field replica.kv is missing"
+    );
+    let mut empty = good();
+    empty.stages[0].layers = Some(pb::IndexRange { start: 4, end: 4 });
+    assert_eq!(refused(empty), "field stage.layers is not valid: 4..4 is empty");
+    let mut unheld = good();
+    unheld.stages[0].groups[0].holders.clear();
+    assert!(refused(unheld).contains("group.holders"));
+    let mut many = good();
+    many.stages = vec![many.stages[0].clone(); 1025];
+    assert_eq!(
+        refused(many),
+        "field replica.stages has 1025 stages, at most 1024 are allowed"
+    );
+
+    let chunk = |change: fn(&mut pb::SequenceChunk)| {
+        let mut wire = pb::SequenceChunk::from(chunk());
+        change(&mut wire);
+        SequenceChunk::try_from(wire).expect_err("refused").to_string()
+    };
+    assert!(chunk(|c| c.role = 0).contains("chunk.role"));
+    assert!(chunk(|c| c.role = 77).contains("chunk.role"));
+    assert!(chunk(|c| c.tokens = vec![0; 8193]).contains("chunk.tokens"));
+    assert!(
+        chunk(|c| c.open = Some(pb::Sampling {
+            top_p: f32::NAN,
+            ..pb::Sampling::default()
+        }))
+        .contains("sampling")
+    );
+}
