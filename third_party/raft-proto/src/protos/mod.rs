@@ -1,5 +1,0 @@
-pub mod eraftpb {
-include!("eraftpb.rs");
-include!("wrapper_eraftpb.rs");
-}
-
