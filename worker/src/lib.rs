@@ -1,1 +1,4 @@
+//! Runs the layers of a replica's stages on the GPUs of one host.
 
+pub mod ops;
+pub mod reference;

@@ -1,0 +1,59 @@
+//! Absorbed latent attention over the paged cache:
+//! `out[r, h] = sum_t softmax_t(scale * q[r, h] . cache[t]) * cache[t].latent`, over positions `t <= position[r]`.
+//!
+//! The softmax runs over tiles of the sequence at fixed places (multiples of a tile from position 0), merged in
+//! order, so that a row's bits depend on its own position only.
+
+use super::rows::{check_rows, check_words};
+use super::{DeviceBuffer, LatentCache, OpError, Rows};
+
+/// Operands of attention.
+#[derive(Clone, Debug)]
+pub struct Attention<'a, B> {
+    /// Output of [`super::Queries`]: `[rows, heads, latent + rope]` f32.
+    pub queries: &'a B,
+    /// [`super::RowMeta`] per row; `position` and `table` are read.
+    pub meta: &'a B,
+    /// Block ids, `[table_rows, table_width]` u32: entry `i` of a row holds positions `i * block_tokens ..`.
+    pub tables: &'a B,
+    /// Rows of `tables`.
+    pub table_rows: u32,
+    /// Entries per row of `tables`.
+    pub table_width: u32,
+    /// The cache of the layer, already written for the rows of this call.
+    pub cache: &'a LatentCache<B>,
+    /// Heads.
+    pub heads: u32,
+    /// Softmax scale, `(nope + rope)^-0.5`.
+    pub scale: f32,
+    /// `[rows, heads, latent]` f32.
+    pub output: &'a B,
+    /// The rows.
+    pub rows: Rows,
+}
+
+impl<B: DeviceBuffer> Attention<'_, B> {
+    /// Refuses operands that do not fit together.
+    pub fn check(&self) -> Result<(), OpError> {
+        const OP: &str = "attention";
+        let (rows, shape) = (self.rows.total(), self.cache.shape());
+        let width = self
+            .heads
+            .checked_mul(shape.width())
+            .filter(|&width| width > 0)
+            .ok_or_else(|| OpError::shape(OP, format!("{} heads of {}", self.heads, shape.width())))?;
+        check_rows(OP, "queries", self.queries, rows, width)?;
+        check_rows(OP, "meta", self.meta, rows, 4)?;
+        check_words(
+            OP,
+            "tables",
+            self.tables,
+            u64::from(self.table_rows),
+            u64::from(self.table_width),
+        )?;
+        if rows > 0 && (self.table_rows == 0 || self.table_width == 0) {
+            return Err(OpError::shape(OP, "there are rows but no block table"));
+        }
+        check_rows(OP, "output", self.output, rows, self.heads * shape.latent)
+    }
+}

@@ -1,0 +1,140 @@
+//! Sampler: one token per row of logits, with log-probabilities of the unmodified distribution.
+//!
+//! Temperature 0 takes the largest logit (ties to the lowest id). Else logits are divided by the temperature, the
+//! tokens below the nucleus threshold are dropped (the largest threshold whose tokens hold at least `top_p` of the
+//! mass; tokens equal to the threshold stay), and the token with the largest `logit / temperature + gumbel` wins
+//! (Gumbel-max), where the noise of a token is a function of (seed, choice, position, token id) alone: Philox 4x32-10
+//! (Salmon et al. 2011).
+
+use super::rows::check_rows;
+use super::{DeviceBuffer, OpError};
+
+/// Most tokens whose log-probabilities are returned per row.
+pub const MAX_TOP: usize = 20;
+
+/// How a row is sampled; a buffer of these, one per row.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct SampleParams {
+    /// Low half of the request's seed.
+    pub seed_low: u32,
+    /// High half of the request's seed.
+    pub seed_high: u32,
+    /// Index of the choice within the request.
+    pub choice: u32,
+    /// Position that the sampled token will have in the sequence.
+    pub position: u32,
+    /// 0 for greedy, else a positive finite number.
+    pub temperature: f32,
+    /// In (0, 1]; 1 keeps all tokens.
+    pub top_p: f32,
+    /// Number of most likely tokens to report, at most [`MAX_TOP`].
+    pub top: u32,
+    /// Keeps rows 32 bytes long; 0.
+    pub reserved: u32,
+}
+
+impl SampleParams {
+    /// Greedy, reporting the `top` most likely tokens.
+    pub const fn greedy(top: u32) -> Self {
+        Self {
+            seed_low: 0,
+            seed_high: 0,
+            choice: 0,
+            position: 0,
+            temperature: 0.0,
+            top_p: 1.0,
+            top,
+            reserved: 0,
+        }
+    }
+}
+
+/// Words of one row of the sampler's output: token, its log-probability, then `MAX_TOP` ids and as many
+/// log-probabilities.
+pub(crate) const RESULT_WORDS: usize = 2 + 2 * MAX_TOP;
+
+/// What the sampler says of a row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampleResult {
+    /// The sampled token.
+    pub token: u32,
+    /// Its log-probability in the unmodified distribution.
+    pub logprob: f32,
+    /// The most likely tokens of the unmodified distribution with their log-probabilities, best first, ties by id.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl SampleResult {
+    /// Bytes of the results of `rows` rows.
+    pub const fn bytes(rows: u32) -> u64 {
+        rows as u64 * RESULT_WORDS as u64 * 4
+    }
+
+    /// Reads the results of the rows that were sampled with `params`.
+    pub fn parse(bytes: &[u8], params: &[SampleParams]) -> Result<Vec<Self>, OpError> {
+        let found = bytes.len() as u64;
+        let needed = params.len() as u64 * RESULT_WORDS as u64 * 4;
+        if found < needed {
+            return Err(OpError::TooSmall {
+                op: "sample",
+                operand: "results",
+                found,
+                needed,
+            });
+        }
+        let rows = bytes.chunks_exact(RESULT_WORDS * 4).zip(params);
+        Ok(rows
+            .map(|(row, params)| {
+                let words: Vec<u32> = row
+                    .chunks_exact(4)
+                    .map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]))
+                    .collect();
+                let count = (params.top as usize).min(MAX_TOP);
+                let ids = words.iter().skip(2);
+                let logprobs = words.iter().skip(2 + MAX_TOP);
+                Self {
+                    token: words[0],
+                    logprob: f32::from_bits(words[1]),
+                    top: ids
+                        .zip(logprobs)
+                        .take(count)
+                        .map(|(&id, &bits)| (id, f32::from_bits(bits)))
+                        .collect(),
+                }
+            })
+            .collect())
+    }
+}
+
+/// Operands of the sampler.
+#[derive(Clone, Debug)]
+pub struct Sample<'a, B> {
+    /// `[rows, vocab]` f32.
+    pub logits: &'a B,
+    /// [`SampleParams`] per row.
+    pub params: &'a B,
+    /// [`SampleResult::bytes`] of the rows.
+    pub output: &'a B,
+    /// Tokens of the vocabulary.
+    pub vocab: u32,
+    /// Rows to sample.
+    pub rows: u32,
+}
+
+impl<B: DeviceBuffer> Sample<'_, B> {
+    /// Refuses operands that do not fit together.
+    pub fn check(&self) -> Result<(), OpError> {
+        const OP: &str = "sample";
+        super::rows::check_width(OP, "vocab", self.vocab, 4)?;
+        if (self.vocab as usize) < MAX_TOP {
+            return Err(OpError::shape(
+                OP,
+                format!("vocab is {}, at least {MAX_TOP} is needed", self.vocab),
+            ));
+        }
+        check_rows(OP, "logits", self.logits, self.rows, self.vocab)?;
+        check_rows(OP, "params", self.params, self.rows, 8)?;
+        check_rows(OP, "output", self.output, self.rows, RESULT_WORDS as u32)
+    }
+}

@@ -1,0 +1,50 @@
+//! Twin of `shaders/attention.wgsl`: two passes over the whole sequence, no tiles.
+
+use super::CpuBuffer;
+use super::latent::metas;
+use crate::ops::Attention;
+
+pub(super) fn run(op: &Attention<'_, CpuBuffer>) {
+    let shape = op.cache.shape();
+    let (latent, width, heads) = (shape.latent as usize, shape.width() as usize, op.heads as usize);
+    let block_tokens = shape.block_tokens as usize;
+    let rows = op.rows.total() as usize;
+    let tables = op.tables.u32s(op.table_rows as usize * op.table_width as usize);
+    let queries = op.queries.f32s(rows * heads * width);
+    let cache = op.cache.buffer().f32s(usize::MAX);
+    for (row, meta) in metas(op.meta, rows).into_iter().enumerate() {
+        let table = (meta.table as usize).min(op.table_rows as usize - 1) * op.table_width as usize;
+        let table = &tables[table..table + op.table_width as usize];
+        let tokens = (meta.position as usize + 1).min(table.len() * block_tokens);
+        let token = |t: usize| {
+            let block = (table[t / block_tokens] as usize).min(shape.blocks as usize - 1);
+            let start = (block * block_tokens + t % block_tokens) * width;
+            &cache[start..start + width]
+        };
+        for head in 0..heads {
+            let start = (row * heads + head) * width;
+            let q = &queries[start..start + width];
+            let score = |t: usize| {
+                let dot: f64 = q
+                    .iter()
+                    .zip(token(t))
+                    .map(|(&q, &k)| f64::from(q) * f64::from(k))
+                    .sum();
+                dot * f64::from(op.scale)
+            };
+            let scores: Vec<f64> = (0..tokens).map(score).collect();
+            let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let mut sum = 0.0;
+            let mut output = vec![0.0; latent];
+            for (t, score) in scores.iter().enumerate() {
+                let p = (score - largest).exp();
+                sum += p;
+                for (out, &value) in output.iter_mut().zip(token(t)) {
+                    *out += p * f64::from(value);
+                }
+            }
+            let values: Vec<f32> = output.iter().map(|value| (value / sum) as f32).collect();
+            op.output.store((row * heads + head) * latent, &values);
+        }
+    }
+}
