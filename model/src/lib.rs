@@ -1,10 +1,13 @@
-//! What a model is and how a cluster speaks of it: ids, placement, steps.
+//! What a model is and how a cluster speaks of it: spec, weights, ids, placement, steps.
 //!
 //! No tokio, tonic or wgpu here: this crate is data and checks on data.
 
+pub mod dtype;
 pub mod ids;
 pub mod members;
 pub mod placement;
+pub mod rope;
 pub mod sampling;
+pub mod spec;
 pub mod step;
 pub mod time;

@@ -1,0 +1,309 @@
+//! What a model is: params.json of Mistral's consolidated layout, parsed once into a checked [`ModelSpec`].
+//!
+//! Attention with a compressed key-value cache (MLA), leading dense layers, then mixture-of-experts layers. Absent
+//! here: weights (`checkpoint`), tensor names (`tensors`), rotary tables (`rope`), the vision tower.
+//!
+//! **Bounds:** every size is at most its `MAX_*`, so that the byte counts of the whole model fit in a `u64` and
+//! those of a single matrix in 2^42.
+
+mod fields;
+mod parse;
+mod quantization;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+pub use fields::Fault;
+pub use quantization::{BlockShape, Quantization};
+
+/// Name of the parameter file in a checkpoint folder.
+pub const PARAMS_FILE: &str = "params.json";
+/// Largest params.json, in bytes.
+pub const MAX_PARAMS_BYTES: u64 = 1 << 20;
+/// Most layers.
+pub const MAX_LAYERS: u32 = 1024;
+/// Largest vocabulary.
+pub const MAX_VOCAB: u32 = 1 << 20;
+/// Largest width of the residual stream, and of the low-rank projections.
+pub const MAX_DIM: u32 = 1 << 16;
+/// Largest width of a feed-forward layer, dense or expert.
+pub const MAX_HIDDEN_DIM: u32 = 1 << 18;
+/// Most attention heads.
+pub const MAX_HEADS: u32 = 1024;
+/// Largest part of an attention head (nope, rope or v).
+pub const MAX_HEAD_DIM: u32 = 1024;
+/// Most routed experts of a layer.
+pub const MAX_EXPERTS: u32 = 4096;
+/// Most experts chosen for a token.
+pub const MAX_EXPERTS_PER_TOKEN: u32 = 64;
+/// Most shared experts.
+pub const MAX_SHARED_EXPERTS: u32 = 16;
+/// Longest context, in tokens.
+pub const MAX_CONTEXT: u32 = 1 << 24;
+/// Every width that is the length of a matrix row is a multiple of this: rows of any format are whole 32-bit words.
+pub const ROW_MULTIPLE: u32 = 4;
+
+const _: () = {
+    let largest_head_rows = MAX_HEADS as u128 * 2 * MAX_HEAD_DIM as u128;
+    let dense = 3 * MAX_HIDDEN_DIM as u128 * MAX_DIM as u128;
+    let experts = (MAX_EXPERTS + MAX_SHARED_EXPERTS) as u128 * dense;
+    let attention = 8 * largest_head_rows * MAX_DIM as u128;
+    // Eight bytes per element are more than any stored format takes, its scales included.
+    let model =
+        8 * (MAX_LAYERS as u128 * (experts + attention + dense) + 2 * MAX_VOCAB as u128 * MAX_DIM as u128);
+    assert!(model < u64::MAX as u128);
+    assert!(8 * largest_head_rows * MAX_DIM as u128 <= 1 << 42);
+};
+
+/// A model, as its params.json describes it; every value is checked.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ModelSpec {
+    /// Width of the residual stream.
+    pub dim: u32,
+    /// Layers.
+    pub n_layers: u32,
+    /// Vocabulary: rows of the embedding and of the output matrix.
+    pub vocab_size: u32,
+    /// Added to the mean square in every RMSNorm.
+    pub norm_eps: f32,
+    /// Longest sequence, prompt and answer together, in tokens.
+    pub max_context: u32,
+    /// Attention.
+    pub attention: AttentionSpec,
+    /// Rotary position encoding.
+    pub rope: RopeSpec,
+    /// Growth of the query with the position, where the model has it.
+    pub query_scaling: Option<QueryScaling>,
+    /// Width of the dense feed-forward layers; 0 where no layer is dense.
+    pub dense_hidden_dim: u32,
+    /// The mixture-of-experts layers, where the model has them.
+    pub moe: Option<MoeSpec>,
+    /// How the weights are stored, as far as params.json says; each tensor's own dtype decides.
+    pub quantization: Quantization,
+    /// Whether the checkpoint carries a vision tower.
+    pub has_vision: bool,
+}
+
+/// The kinds of attention that are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttentionSpec {
+    /// Multi-head latent attention.
+    Mla(MlaSpec),
+}
+
+/// Multi-head latent attention (DeepSeek-V2, section 2.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MlaSpec {
+    /// Query heads.
+    pub n_heads: u32,
+    /// Width of the compressed query.
+    pub q_lora_rank: u32,
+    /// Width of the compressed keys and values: the latent that is cached.
+    pub kv_lora_rank: u32,
+    /// Part of a head without position.
+    pub qk_nope_head_dim: u32,
+    /// Rotated part of a head; the key's is shared by all heads.
+    pub qk_rope_head_dim: u32,
+    /// Width of a head's value.
+    pub v_head_dim: u32,
+}
+
+impl MlaSpec {
+    /// Width of a head's query and key: nope and rope.
+    pub fn qk_head_dim(&self) -> u32 {
+        self.qk_nope_head_dim + self.qk_rope_head_dim
+    }
+
+    /// Values cached per token and layer: the latent, then the rotated key.
+    pub fn kv_values(&self) -> u32 {
+        self.kv_lora_rank + self.qk_rope_head_dim
+    }
+
+    /// What the scores are multiplied with: `(nope + rope)^-0.5`, nothing for YaRN since `apply_scale` is false.
+    pub fn softmax_scale(&self) -> f32 {
+        f64::from(self.qk_head_dim()).sqrt().recip() as f32
+    }
+}
+
+/// Rotary position encoding.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct RopeSpec {
+    /// Rotated values per head, an even number.
+    pub dim: u32,
+    /// The base of the frequencies.
+    pub theta: f64,
+    /// Stretching beyond the original context.
+    pub yarn: Option<YarnSpec>,
+}
+
+/// YaRN (Peng et al. 2023, section 3.2), without its attention factor.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct YarnSpec {
+    /// By how much low frequencies are stretched, at least 1.
+    pub factor: f64,
+    /// Context length before stretching.
+    pub original_context: u32,
+    /// Rotations within the original context above which a frequency is left alone (beta in params.json).
+    pub beta_fast: f64,
+    /// Rotations below which it is stretched in full (alpha in params.json).
+    pub beta_slow: f64,
+}
+
+/// The query's factor at a position: `1 + beta ln(1 + floor(position / original_context))`.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct QueryScaling {
+    /// Positions per step of the floor.
+    pub original_context: u32,
+    /// Strength.
+    pub beta: f64,
+}
+
+/// Mixture-of-experts layers.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct MoeSpec {
+    /// The first layer that has experts; layers before it are dense.
+    pub first_layer: u32,
+    /// Routed experts per layer.
+    pub n_experts: u32,
+    /// Experts chosen per token.
+    pub n_experts_per_token: u32,
+    /// Width of one expert.
+    pub expert_hidden_dim: u32,
+    /// Shared experts; they are stored as one feed-forward of `n_shared_experts * expert_hidden_dim`. May be 0.
+    pub n_shared_experts: u32,
+    /// Factor of the renormalised routing weights.
+    pub routed_scale: f32,
+}
+
+impl MoeSpec {
+    /// Width of the shared feed-forward; 0 where there is none.
+    pub fn shared_hidden_dim(&self) -> u32 {
+        self.n_shared_experts * self.expert_hidden_dim
+    }
+}
+
+impl ModelSpec {
+    /// Reads params.json of a checkpoint folder.
+    pub fn load(dir: &Path) -> Result<Self, SpecError> {
+        let path = dir.join(PARAMS_FILE);
+        let bytes = read_bounded(&path)?;
+        Self::from_json(&bytes, &path)
+    }
+
+    /// Parses params.json; `path` is only named in errors and in the log, which also gets the unknown keys.
+    pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self, SpecError> {
+        let (spec, unknown) = parse::parse(bytes, path)?;
+        if !unknown.is_empty() {
+            let (path, keys) = (path.display(), unknown.join(", "));
+            tracing::warn!(%path, keys, "unknown keys in params.json are ignored");
+        }
+        Ok(spec)
+    }
+
+    /// The latent attention's sizes.
+    pub fn mla(&self) -> &MlaSpec {
+        match &self.attention {
+            AttentionSpec::Mla(mla) => mla,
+        }
+    }
+
+    /// The layers with routed experts; empty for a dense model.
+    pub fn moe_layers(&self) -> Range<u32> {
+        match &self.moe {
+            Some(moe) => moe.first_layer..self.n_layers,
+            None => self.n_layers..self.n_layers,
+        }
+    }
+
+    /// Whether a layer has routed experts.
+    pub fn is_moe_layer(&self, layer: u32) -> bool {
+        self.moe_layers().contains(&layer)
+    }
+
+    /// The experts' sizes, if the layer has routed experts.
+    pub fn moe_at(&self, layer: u32) -> Option<&MoeSpec> {
+        self.moe.as_ref().filter(|_| self.is_moe_layer(layer))
+    }
+
+    /// Routed experts of each MoE layer; 0 for a dense model.
+    pub fn n_experts(&self) -> u32 {
+        self.moe.as_ref().map_or(0, |moe| moe.n_experts)
+    }
+
+    /// Values cached per token in one layer.
+    pub fn kv_values_per_token_layer(&self) -> u32 {
+        self.mla().kv_values()
+    }
+
+    /// Values cached per token in all layers.
+    pub fn kv_values_per_token(&self) -> u64 {
+        u64::from(self.n_layers) * u64::from(self.kv_values_per_token_layer())
+    }
+}
+
+/// Why a params.json was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// The file could not be read.
+    #[error("{path}: cannot be read: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is far longer than any params.json.
+    #[error("{path}: is longer than {MAX_PARAMS_BYTES} bytes, expected a params.json")]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is not a JSON object.
+    #[error("{path}: is not a json object: {problem}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        problem: String,
+    },
+    /// Values that are missing, impossible or not served; all of them.
+    #[error("{path}: {}", join(faults))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Each fault; never empty.
+        faults: Vec<Fault>,
+    },
+}
+
+fn join(faults: &[Fault]) -> String {
+    faults.iter().map(Fault::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Reads at most [`MAX_PARAMS_BYTES`].
+pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>, SpecError> {
+    use std::io::Read;
+    let read_error = |source| SpecError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = std::fs::File::open(path).map_err(read_error)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_PARAMS_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(read_error)?;
+    if bytes.len() as u64 > MAX_PARAMS_BYTES {
+        return Err(SpecError::TooLong {
+            path: path.to_owned(),
+        });
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,307 @@
+//! params.json of the family, taken or refused.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn fixture(path: &str) -> Value {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+    serde_json::from_slice(&std::fs::read(file).expect("a fixture")).expect("json")
+}
+
+fn parse(value: &Value) -> Result<(ModelSpec, Vec<String>), SpecError> {
+    parse::parse(value.to_string().as_bytes(), Path::new("params.json"))
+}
+
+fn spec(path: &str) -> ModelSpec {
+    let (spec, unknown) = parse(&fixture(path)).expect("a valid params.json");
+    assert_eq!(unknown, Vec::<String>::new());
+    spec
+}
+
+/// Sets the value at a dotted path; `Value::Null` counts as missing.
+fn set(params: &mut Value, path: &str, value: Value) {
+    let pointer = format!("/{}", path.replace('.', "/"));
+    let (parent, key) = pointer.rsplit_once('/').expect("a slash");
+    params.pointer_mut(parent).expect("the parent")[key] = value;
+}
+
+fn faults(params: &Value) -> Vec<Fault> {
+    match parse(params) {
+        Err(SpecError::Invalid { faults, .. }) => faults,
+        other => panic!("expected faults, got {other:?}"),
+    }
+}
+
+const MINI: &str = "cli/assets/mini-large-3/params.json";
+
+#[test]
+fn large_3_has_its_published_numbers() {
+    let spec = spec("tests/fixtures/params/large-3.json");
+    let mla = MlaSpec {
+        n_heads: 128,
+        q_lora_rank: 1536,
+        kv_lora_rank: 512,
+        qk_nope_head_dim: 128,
+        qk_rope_head_dim: 64,
+        v_head_dim: 128,
+    };
+    assert_eq!(
+        (spec.dim, spec.n_layers, spec.vocab_size, spec.max_context),
+        (7168, 61, 131_072, 294_912)
+    );
+    assert_eq!(spec.mla(), &mla);
+    assert_eq!((spec.norm_eps, spec.dense_hidden_dim), (1e-6, 16384));
+    assert_eq!(spec.mla().softmax_scale(), 0.072_168_78);
+    assert_eq!(spec.kv_values_per_token(), 35_136);
+    let moe = spec.moe.as_ref().expect("experts");
+    assert_eq!(
+        (moe.n_experts, moe.n_experts_per_token, moe.expert_hidden_dim),
+        (128, 4, 4096)
+    );
+    assert_eq!((moe.shared_hidden_dim(), moe.routed_scale), (4096, 1.0));
+    assert_eq!(spec.moe_layers(), 3..61);
+    assert_eq!(
+        (spec.is_moe_layer(2), spec.is_moe_layer(3), spec.is_moe_layer(61)),
+        (false, true, false)
+    );
+    let yarn = YarnSpec {
+        factor: 36.0,
+        original_context: 8192,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+    };
+    assert_eq!(
+        spec.rope,
+        RopeSpec {
+            dim: 64,
+            theta: 10_000.0,
+            yarn: Some(yarn)
+        }
+    );
+    assert_eq!(
+        spec.query_scaling,
+        Some(QueryScaling {
+            original_context: 8192,
+            beta: 0.1
+        })
+    );
+    assert_eq!(
+        spec.quantization,
+        Quantization::Fp8Block(BlockShape { rows: 128, cols: 128 })
+    );
+    assert!(spec.has_vision);
+}
+
+#[test]
+fn the_served_family_is_taken() {
+    let bf16 = spec("tests/fixtures/micro-bf16/params.json");
+    assert_eq!(bf16.quantization, Quantization::None);
+    let fp8 = spec("tests/fixtures/micro-fp8/params.json");
+    assert_eq!(
+        ModelSpec {
+            quantization: Quantization::None,
+            ..fp8
+        },
+        bf16
+    );
+    let small4 = spec("tests/fixtures/params/small-4.json");
+    assert_eq!((small4.moe_layers(), small4.dense_hidden_dim), (0..3, 0));
+    assert_eq!(spec(MINI).moe_layers(), 1..6);
+}
+
+#[test]
+fn formats_and_graphs_that_are_not_served_are_refused_by_name() {
+    for (path, key, found, expected) in [
+        (
+            "nvfp4",
+            "quantization.format",
+            "nvfp4-pack-quantized",
+            "FP8_BLOCK",
+        ),
+        (
+            "fp8-tensor",
+            "quantization.qformat_weight",
+            "one scale per tensor",
+            "FP8_BLOCK",
+        ),
+        (
+            "ministral",
+            "kv_lora_rank",
+            "",
+            "grouped-query attention, as in Ministral, is not served",
+        ),
+    ] {
+        let faults = faults(&fixture(&format!("tests/fixtures/params/{path}.json")));
+        let fault = faults
+            .iter()
+            .find(|fault| fault.key == key)
+            .expect("a fault of the key");
+        assert!(fault.found.as_deref().unwrap_or("").contains(found), "{fault}");
+        assert!(fault.expected.contains(expected), "{fault}");
+    }
+}
+
+#[test]
+fn all_faults_are_given_at_once() {
+    let mut params = fixture(MINI);
+    set(&mut params, "dim", json!("wide"));
+    set(&mut params, "n_layers", json!(0));
+    set(&mut params, "moe.num_expert_groups", json!(2));
+    set(&mut params, "yarn.apply_scale", json!(true));
+    set(
+        &mut params,
+        "quantization.config_groups.FP8_BLOCK.weights.block_structure",
+        json!([128]),
+    );
+    set(&mut params, "norm_eps", Value::Null);
+    let faults = faults(&params);
+    let mut keys: Vec<&str> = faults.iter().map(|fault| fault.key.as_str()).collect();
+    keys.sort_unstable();
+    let block = "quantization.config_groups.FP8_BLOCK.weights.block_structure";
+    assert_eq!(
+        keys,
+        [
+            "dim",
+            "moe.num_expert_groups",
+            "n_layers",
+            "norm_eps",
+            block,
+            "yarn.apply_scale"
+        ]
+    );
+    let error = SpecError::Invalid {
+        path: "params.json".into(),
+        faults,
+    };
+    let text = error.to_string();
+    assert!(
+        text.starts_with("params.json: dim is \"wide\", expected a multiple of 4 from 4 to 65536; "),
+        "{text}"
+    );
+    assert!(
+        text.contains("n_layers is 0, expected a whole number from 1 to 1024"),
+        "{text}"
+    );
+    assert!(
+        text.contains("norm_eps is missing, expected a number from "),
+        "{text}"
+    );
+}
+
+#[test]
+fn impossible_values_are_refused_naming_the_key() {
+    let bad: [(&str, Value); 40] = [
+        ("dim", json!(258)),
+        ("dim", json!(-256)),
+        ("dim", json!(1_u64 << 40)),
+        ("n_layers", json!(1025)),
+        ("n_layers", json!(6.5)),
+        ("vocab_size", json!((1 << 20) + 1)),
+        ("norm_eps", json!(0)),
+        ("norm_eps", json!("1e-6")),
+        ("max_position_embeddings", json!(0)),
+        ("max_position_embeddings", Value::Null),
+        ("tied_embeddings", json!(true)),
+        ("n_heads", json!(0)),
+        ("n_kv_heads", json!(2)),
+        ("head_dim", json!(64)),
+        ("hidden_dim", Value::Null),
+        ("hidden_dim", json!(0)),
+        ("q_lora_rank", Value::Null),
+        ("kv_lora_rank", json!(0)),
+        ("qk_rope_head_dim", json!(1)),
+        ("v_head_dim", json!(4096)),
+        ("rope_theta", json!(0)),
+        ("yarn", json!(7)),
+        ("yarn.factor", json!(0.5)),
+        ("yarn.beta", json!(0.5)),
+        ("yarn.apply_scale", Value::Null),
+        ("yarn.original_max_position_embeddings", json!(0)),
+        ("llama_4_scaling.beta", json!(-1)),
+        ("llama_4_scaling.original_max_position_embeddings", json!(0)),
+        ("moe.first_k_dense_replace", json!(6)),
+        ("moe.num_experts", json!(0)),
+        ("moe.num_experts_per_tok", json!(17)),
+        ("moe.expert_hidden_dim", json!(130)),
+        ("moe.num_shared_experts", json!(17)),
+        ("moe.routed_scale", json!(0)),
+        ("moe.route_every_n", json!(2)),
+        ("moe.num_expert_groups", json!(8)),
+        ("quantization.quant_method", json!("awq")),
+        ("quantization.config_groups", json!({})),
+        (
+            "quantization.config_groups.FP8_BLOCK.weights.strategy",
+            json!("tensor"),
+        ),
+        ("quantization.config_groups.FP8_BLOCK.weights.num_bits", json!(4)),
+    ];
+    for (path, value) in bad {
+        let mut params = fixture(MINI);
+        set(&mut params, path, value.clone());
+        let faults = faults(&params);
+        assert!(
+            faults.iter().any(|fault| fault.key == path),
+            "{path} = {value}: {faults:?}"
+        );
+        // A changed head size rightly disagrees with head_dim as well; nothing else brings a second fault.
+        let others = faults
+            .iter()
+            .filter(|fault| fault.key != path && fault.key != "head_dim")
+            .count();
+        assert_eq!(others, 0, "{path} = {value}: {faults:?}");
+    }
+}
+
+#[test]
+fn shared_experts_stay_within_the_widest_layer() {
+    let mut params = fixture(MINI);
+    set(&mut params, "moe.expert_hidden_dim", json!(MAX_HIDDEN_DIM));
+    set(&mut params, "moe.num_shared_experts", json!(2));
+    assert_eq!(
+        faults(&params)[0].expected,
+        "at most 1 at expert_hidden_dim 262144"
+    );
+}
+
+#[test]
+fn unknown_keys_are_noted_and_not_refused() {
+    let mut params = fixture(MINI);
+    set(&mut params, "brand_new", json!({"a": 1}));
+    set(&mut params, "moe.router_jitter", json!(0.1));
+    set(&mut params, "yarn.note", json!(null));
+    let (_, mut unknown) = parse(&params).expect("still valid");
+    unknown.sort_unstable();
+    assert_eq!(unknown, ["brand_new", "moe.router_jitter", "yarn.note"]);
+}
+
+#[test]
+fn a_model_without_experts_is_dense_throughout() {
+    let mut params = fixture(MINI);
+    set(&mut params, "moe", Value::Null);
+    let (spec, _) = parse(&params).expect("a dense model");
+    assert_eq!(
+        (spec.n_experts(), spec.moe_layers().len(), spec.dense_hidden_dim),
+        (0, 0, 768)
+    );
+    assert!(!spec.is_moe_layer(0) && spec.moe_at(0).is_none());
+}
+
+#[test]
+fn what_is_not_an_object_is_refused() {
+    let deep = "[".repeat(100_000);
+    for text in ["", "7", "[]", "{\"dim\": ", "\u{fffd}", &deep] {
+        let error = parse::parse(text.as_bytes(), Path::new("params.json")).expect_err("refused");
+        assert!(matches!(error, SpecError::Json { .. }), "{error}");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    assert!(matches!(
+        ModelSpec::load(folder.path()),
+        Err(SpecError::Read { .. })
+    ));
+    std::fs::write(folder.path().join(PARAMS_FILE), vec![b' '; (1 << 20) + 1]).expect("written");
+    assert!(matches!(
+        ModelSpec::load(folder.path()),
+        Err(SpecError::TooLong { .. })
+    ));
+}
