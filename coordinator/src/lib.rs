@@ -1,1 +1,3 @@
+//! The coordinator: control plane, gateway and HTTP.
 
+pub mod config;

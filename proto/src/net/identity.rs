@@ -10,8 +10,9 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use super::NetError;
 
-/// Paths of PEM files.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Paths of PEM files; the `[tls]` section of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TlsFiles {
     /// Certificate authority that signed every member of the cluster.
     pub ca: PathBuf,
@@ -38,6 +39,11 @@ pub struct Tls {
 }
 
 impl Identity {
+    /// The identity that an optional `[tls]` section asks for.
+    pub fn from_config(files: Option<&TlsFiles>) -> Result<Self, NetError> {
+        files.map_or(Ok(Self::Loopback), Self::from_files)
+    }
+
     /// Reads an identity from PEM files.
     pub fn from_files(files: &TlsFiles) -> Result<Self, NetError> {
         let authorities = certificates(&files.ca, "the certificate authority")?;

@@ -71,6 +71,16 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// Checks that an address is `host:port` and may be used under an identity: beyond loopback only with mutual TLS.
+pub fn check_address(address: &str, has_tls: bool) -> Result<(), NetError> {
+    let (host, _) = host_and_port(address)?;
+    if has_tls || is_loopback(host) {
+        Ok(())
+    } else {
+        Err(NetError::ConnectWithoutTls(address.to_owned()))
+    }
+}
+
 /// Splits `host:port`.
 fn host_and_port(address: &str) -> Result<(&str, u16), NetError> {
     let invalid = || NetError::Address(address.chars().take(300).collect());

@@ -1,0 +1,450 @@
+//! A coordinator's configuration file, read once, all faults at once, then passed explicitly.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tramontane_model::ids::CoordinatorId;
+use tramontane_proto::net::{TlsFiles, check_address};
+
+/// Largest configuration or token file, in bytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Shortest join token, in bytes.
+const MIN_TOKEN_BYTES: usize = 16;
+/// Longest join token, in bytes.
+const MAX_TOKEN_BYTES: usize = 256;
+/// A lease must outlast this many heartbeats.
+const HEARTBEATS_PER_LEASE: u32 = 3;
+
+/// A coordinator, ready to start.
+#[derive(Clone, Debug)]
+pub struct CoordinatorConfig {
+    /// This member.
+    pub id: CoordinatorId,
+    /// Name of the cluster: members of another refuse this one's messages.
+    pub cluster: String,
+    /// Where the raft log lives.
+    pub data_dir: PathBuf,
+    /// What workers must show to join.
+    pub join_token: Vec<u8>,
+    /// Where HTTP is served.
+    pub http_listen: SocketAddr,
+    /// Where gRPC is served.
+    pub rpc_listen: SocketAddr,
+    /// Certificates, beyond loopback.
+    pub tls: Option<TlsFiles>,
+    /// Members that found the cluster: 1, 3 or 5, this one among them.
+    pub initial_members: Vec<Member>,
+    /// The checkpoint's directory: `params.json`, `tekken.json` and tensor headers are read.
+    pub model_dir: PathBuf,
+    /// The model's name in the API.
+    pub model_name: String,
+    /// What the planner is asked for.
+    pub placement: PlacementConfig,
+    /// When workers count as lost.
+    pub leases: LeaseConfig,
+    /// Bounds of the HTTP side.
+    pub requests: RequestConfig,
+}
+
+/// A founding member.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// Its raft id, at least 1.
+    pub id: u64,
+    /// Its gRPC address, `host:port`.
+    pub address: String,
+}
+
+/// What the planner is asked for: wishes, relaxed where they do not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlacementConfig {
+    /// Pipeline stages; absent: as few as fit.
+    pub stages: Option<u32>,
+    /// Expert groups of each stage; absent: as few as fit.
+    pub expert_groups: Option<u32>,
+    /// Tokens per KV block.
+    pub kv_block_tokens: u32,
+    /// Fewest tokens that the KV cache must hold for a placement to be worth making.
+    pub kv_tokens_min: u32,
+    /// Most tokens that the KV cache is given.
+    pub kv_tokens_max: u32,
+    /// How long to wait for more workers before a placement that misses the wishes is made, in milliseconds.
+    pub settle_ms: u64,
+}
+
+impl Default for PlacementConfig {
+    fn default() -> Self {
+        Self {
+            stages: None,
+            expert_groups: None,
+            kv_block_tokens: 16,
+            kv_tokens_min: 4096,
+            kv_tokens_max: 1 << 20,
+            settle_ms: 3000,
+        }
+    }
+}
+
+/// When workers count as lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LeaseConfig {
+    /// How often a worker reports, in milliseconds.
+    pub heartbeat_ms: u32,
+    /// After how long without a report it counts as lost, in milliseconds.
+    pub lease_ms: u32,
+}
+
+impl Default for LeaseConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: 250,
+            lease_ms: 2000,
+        }
+    }
+}
+
+/// Bounds of the HTTP side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RequestConfig {
+    /// Most requests in flight on this coordinator.
+    pub max_live: usize,
+    /// Longest time a request may take, in seconds.
+    pub timeout_s: u64,
+    /// Largest body, in bytes.
+    pub max_body_bytes: usize,
+}
+
+impl Default for RequestConfig {
+    fn default() -> Self {
+        Self {
+            max_live: 1024,
+            timeout_s: 600,
+            max_body_bytes: 4 << 20,
+        }
+    }
+}
+
+impl RequestConfig {
+    /// Longest time a request may take.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_s)
+    }
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: cannot read the configuration: {problem}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        problem: String,
+    },
+    /// The file is no TOML of the known keys.
+    #[error("{}: {problem}", path.display())]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// Which line and key, and what would be right.
+        problem: String,
+    },
+    /// Values that cannot be.
+    #[error("{}: {}", path.display(), faults.join("; "))]
+    Invalid {
+        /// Which file.
+        path: PathBuf,
+        /// Every fault found.
+        faults: Vec<String>,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    id: u64,
+    cluster: String,
+    data_dir: PathBuf,
+    join_token_file: PathBuf,
+    http: RawListen,
+    rpc: RawListen,
+    tls: Option<TlsFiles>,
+    initial_members: Vec<Member>,
+    model: RawModel,
+    #[serde(default)]
+    placement: PlacementConfig,
+    #[serde(default)]
+    leases: LeaseConfig,
+    #[serde(default)]
+    requests: RequestConfig,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawListen {
+    listen: SocketAddr,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawModel {
+    dir: PathBuf,
+    name: Option<String>,
+}
+
+impl CoordinatorConfig {
+    /// Reads and checks a configuration file. Relative paths in it are relative to the file's folder.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = read_bounded(path).map_err(|problem| ConfigError::Read {
+            path: path.to_owned(),
+            problem,
+        })?;
+        let raw: Raw = toml::from_str(&text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            problem: error.to_string().trim_end().to_owned(),
+        })?;
+        let base = path.parent().unwrap_or(Path::new("."));
+        let mut faults = Vec::new();
+        let config = raw.validate(base, &mut faults);
+        if faults.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError::Invalid {
+                path: path.to_owned(),
+                faults,
+            })
+        }
+    }
+}
+
+impl Raw {
+    fn validate(self, base: &Path, faults: &mut Vec<String>) -> CoordinatorConfig {
+        self.check_members(faults);
+        self.check_numbers(faults);
+        let has_tls = self.tls.is_some();
+        for (key, listen) in [("http.listen", self.http.listen), ("rpc.listen", self.rpc.listen)] {
+            if !has_tls && !listen.ip().is_loopback() {
+                faults.push(format!(
+                    "{key} is {listen}: beyond loopback a [tls] section is needed"
+                ));
+            }
+        }
+        let join_token = read_token(&base.join(&self.join_token_file)).unwrap_or_else(|fault| {
+            faults.push(fault);
+            Vec::new()
+        });
+        let model_dir = base.join(&self.model.dir);
+        let folder = model_dir
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        let model_name = self.model.name.or(folder).unwrap_or_default();
+        if model_name.is_empty() || model_name.len() > 256 {
+            faults.push("model.name must have 1 to 256 bytes".to_owned());
+        }
+        let tls = self.tls.map(|files| TlsFiles {
+            ca: base.join(files.ca),
+            certificate: base.join(files.certificate),
+            key: base.join(files.key),
+        });
+        CoordinatorConfig {
+            id: CoordinatorId(self.id),
+            cluster: self.cluster,
+            data_dir: base.join(self.data_dir),
+            join_token,
+            http_listen: self.http.listen,
+            rpc_listen: self.rpc.listen,
+            tls,
+            initial_members: self.initial_members,
+            model_dir,
+            model_name,
+            placement: self.placement,
+            leases: self.leases,
+            requests: self.requests,
+        }
+    }
+
+    fn check_members(&self, faults: &mut Vec<String>) {
+        if self.cluster.is_empty() || self.cluster.len() > 64 {
+            faults.push("cluster must have 1 to 64 bytes".to_owned());
+        }
+        let members = &self.initial_members;
+        if ![1, 3, 5].contains(&members.len()) {
+            faults.push(format!(
+                "initial_members has {} entries, it must have 1, 3 or 5",
+                members.len()
+            ));
+        }
+        let ids: BTreeSet<u64> = members.iter().map(|member| member.id).collect();
+        if ids.len() != members.len() || ids.contains(&0) {
+            faults.push("initial_members must have distinct ids of at least 1".to_owned());
+        }
+        if !ids.contains(&self.id) {
+            faults.push(format!("id is {}, which initial_members does not name", self.id));
+        }
+        for member in members {
+            if let Err(error) = check_address(&member.address, self.tls.is_some()) {
+                faults.push(format!("initial_members: id {}: {error}", member.id));
+            }
+        }
+    }
+
+    fn check_numbers(&self, faults: &mut Vec<String>) {
+        let mut within = |key: &str, value: u64, low: u64, high: u64| {
+            if !(low..=high).contains(&value) {
+                faults.push(format!("{key} is {value}, it must be between {low} and {high}"));
+            }
+        };
+        let placement = &self.placement;
+        within("placement.stages", placement.stages.unwrap_or(1).into(), 1, 1024);
+        within(
+            "placement.expert_groups",
+            placement.expert_groups.unwrap_or(1).into(),
+            1,
+            1024,
+        );
+        within(
+            "placement.kv_block_tokens",
+            placement.kv_block_tokens.into(),
+            1,
+            1024,
+        );
+        within(
+            "placement.kv_tokens_min",
+            placement.kv_tokens_min.into(),
+            1,
+            placement.kv_tokens_max.into(),
+        );
+        within(
+            "placement.kv_tokens_max",
+            placement.kv_tokens_max.into(),
+            1,
+            1 << 31,
+        );
+        within("placement.settle_ms", placement.settle_ms, 0, 3_600_000);
+        let LeaseConfig {
+            heartbeat_ms,
+            lease_ms,
+        } = self.leases;
+        within("leases.heartbeat_ms", heartbeat_ms.into(), 10, 60_000);
+        let shortest = u64::from(heartbeat_ms) * u64::from(HEARTBEATS_PER_LEASE);
+        within("leases.lease_ms", lease_ms.into(), shortest, 600_000);
+        within("requests.max_live", self.requests.max_live as u64, 1, 1 << 20);
+        within("requests.timeout_s", self.requests.timeout_s, 1, 86_400);
+        within(
+            "requests.max_body_bytes",
+            self.requests.max_body_bytes as u64,
+            1024,
+            1 << 30,
+        );
+    }
+}
+
+fn read_bounded(path: &Path) -> Result<String, String> {
+    let size = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
+    if size > MAX_FILE_BYTES {
+        return Err(format!(
+            "it has {size} bytes, at most {MAX_FILE_BYTES} are allowed"
+        ));
+    }
+    std::fs::read_to_string(path).map_err(|error| error.to_string())
+}
+
+fn read_token(path: &Path) -> Result<Vec<u8>, String> {
+    let text =
+        read_bounded(path).map_err(|problem| format!("join_token_file {}: {problem}", path.display()))?;
+    let token = text.trim();
+    if !(MIN_TOKEN_BYTES..=MAX_TOKEN_BYTES).contains(&token.len()) {
+        return Err(format!(
+            "join_token_file {}: the token has {} bytes, it must have {MIN_TOKEN_BYTES} to {MAX_TOKEN_BYTES}",
+            path.display(),
+            token.len()
+        ));
+    }
+    Ok(token.as_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        id = 2
+        cluster = "test"
+        data_dir = "data"
+        join_token_file = "token"
+        http.listen = "127.0.0.1:8080"
+        rpc.listen = "127.0.0.1:7100"
+        model.dir = "models/mini"
+        initial_members = [
+            { id = 1, address = "127.0.0.1:7101" },
+            { id = 2, address = "127.0.0.1:7100" },
+            { id = 3, address = "127.0.0.1:7102" },
+        ]
+    "#;
+
+    fn read(text: &str) -> Result<CoordinatorConfig, ConfigError> {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("token"), "0123456789abcdef\n").expect("writes");
+        let path = dir.path().join("coordinator.toml");
+        std::fs::write(&path, text).expect("writes");
+        CoordinatorConfig::read(&path)
+    }
+
+    #[test]
+    fn a_good_file_is_read() {
+        let config = read(GOOD).expect("valid");
+        assert_eq!(config.id, CoordinatorId(2));
+        assert_eq!(config.join_token, b"0123456789abcdef");
+        assert_eq!(config.model_name, "mini");
+        assert!(config.data_dir.is_absolute() && config.data_dir.ends_with("data"));
+    }
+
+    #[test]
+    fn all_faults_are_told_at_once() {
+        let text = GOOD
+            .replace("id = 2\n", "id = 9\n")
+            .replace("127.0.0.1:8080", "0.0.0.0:8080")
+            .replace("\"token\"", "\"nowhere\"")
+            .replace("{ id = 3, address = \"127.0.0.1:7102\" },", "")
+            + "leases.lease_ms = 100\nplacement.kv_block_tokens = 0\n";
+        let message = read(&text).expect_err("refused").to_string();
+        for part in [
+            "id is 9",
+            "http.listen is 0.0.0.0:8080",
+            "nowhere",
+            "has 2 entries",
+            "leases.lease_ms is 100, it must be between 750",
+            "kv_block_tokens is 0",
+        ] {
+            assert!(message.contains(part), "{part:?} is not in {message:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_types_are_named() {
+        let message = read(&format!("{GOOD}\nplacement.stagse = 2\n"))
+            .expect_err("refused")
+            .to_string();
+        assert!(
+            message.contains("stagse") && message.contains("coordinator.toml"),
+            "{message}"
+        );
+        let message = read(&format!("{GOOD}\nplacement.stages = \"2\"\n"))
+            .expect_err("refused")
+            .to_string();
+        assert!(message.contains("stages"), "{message}");
+        let missing = CoordinatorConfig::read(Path::new("no/such/file.toml")).expect_err("refused");
+        assert!(
+            missing.to_string().starts_with("no/such/file.toml: cannot read"),
+            "{missing}"
+        );
+    }
+}
