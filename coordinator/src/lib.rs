@@ -1,3 +1,4 @@
 //! The coordinator: control plane, gateway and HTTP.
 
 pub mod config;
+pub mod raft;

@@ -1,0 +1,185 @@
+//! What raft-rs has made ready, done in the one order that keeps its promises.
+//!
+//! 1 a leader's messages, which may overtake its own disk · 2 checkpoint, entries and hard state in one fsynced
+//! transaction · 3 the messages that promise what was just written · 4 the committed entries, applied · 5 advance
+//! · 6 what the advance made ready: commit index, messages, entries · 7 advance the applied index.
+
+use prost_raft::Message as _;
+use raft::eraftpb::{Entry, EntryType, Message, Snapshot, SnapshotMetadata};
+use raft::{Ready, Storage};
+use tramontane_model::ids::CoordinatorId;
+
+use super::error::{NodeError, ProposeError, ReadError};
+use super::proposals::Fate;
+use super::{Effects, Node, Outbound, restore};
+use crate::raft::state_machine::StateMachine;
+use crate::raft::storage::{Batch, Position};
+
+impl<S: StateMachine> Node<S> {
+    /// Does what the calls since the last time made ready. After an error the node must not be used again.
+    pub fn ready(&mut self, effects: &mut impl Effects<S>) -> Result<(), NodeError> {
+        if let Some(context) = self.reads.request(self.now) {
+            self.raw.read_index(context);
+        }
+        while self.raw.has_ready() {
+            self.process(effects)?;
+        }
+        self.answer_failed(effects);
+        for ticket in self.reads.settle(self.applied.index) {
+            effects.read(ticket, Ok(self.applied.index));
+        }
+        for ticket in self.reads.expire(self.now) {
+            effects.read(ticket, Err(ReadError::TimedOut));
+        }
+        self.checkpoint_if_due()
+    }
+
+    fn process(&mut self, effects: &mut impl Effects<S>) -> Result<(), NodeError> {
+        let mut ready = self.raw.ready();
+        self.send(ready.take_messages(), effects);
+        let restored = self.persist(&ready)?;
+        self.send(ready.take_persisted_messages(), effects);
+        if let Some((machine, at)) = restored {
+            self.install(machine, at, effects);
+        }
+        for state in ready.take_read_states() {
+            self.reads.answered(&state.request_ctx, state.index);
+        }
+        self.apply(ready.take_committed_entries(), effects)?;
+        let mut light = self.raw.advance(ready);
+        if let Some(commit) = light.commit_index() {
+            self.raw.mut_store().save_commit(commit)?;
+        }
+        self.send(light.take_messages(), effects);
+        self.apply(light.take_committed_entries(), effects)?;
+        self.raw.advance_apply();
+        Ok(())
+    }
+
+    /// Makes a ready durable. Returns the state of its checkpoint, if it has one; a checkpoint that cannot be
+    /// restored is not kept.
+    fn persist(&mut self, ready: &Ready) -> Result<Option<(S, Position)>, NodeError> {
+        let snapshot = Some(ready.snapshot()).filter(|snapshot| !snapshot.is_empty());
+        let restored = match snapshot {
+            Some(snapshot) => {
+                let metadata = snapshot.get_metadata();
+                let at = Position {
+                    index: metadata.index,
+                    term: metadata.term,
+                };
+                Some((restore(snapshot)?, at))
+            }
+            None => None,
+        };
+        if snapshot.is_some() || !ready.entries().is_empty() || ready.hs().is_some() {
+            let batch = Batch {
+                snapshot,
+                entries: ready.entries(),
+                hard_state: ready.hs(),
+            };
+            self.raw.mut_store().persist(&batch)?;
+        }
+        Ok(restored)
+    }
+
+    fn send(&mut self, messages: Vec<Message>, effects: &mut impl Effects<S>) {
+        for message in messages {
+            let is_snapshot = message.snapshot.is_some();
+            if is_snapshot {
+                self.snapshots.insert(message.to, self.now);
+            }
+            let bytes = message.encode_to_vec();
+            effects.send(Outbound {
+                to: CoordinatorId(message.to),
+                is_snapshot,
+                bytes,
+            });
+        }
+    }
+
+    /// Puts a leader's checkpoint in the place of the state.
+    fn install(&mut self, machine: S, at: Position, effects: &mut impl Effects<S>) {
+        self.machine = machine;
+        self.applied = at;
+        effects.applied(&self.machine, at);
+        self.failed.extend(self.proposals.leaped(at.index));
+        self.answer_failed(effects);
+    }
+
+    fn apply(&mut self, entries: Vec<Entry>, effects: &mut impl Effects<S>) -> Result<(), NodeError> {
+        let mut answers = Vec::new();
+        let Some(last) = entries.last().map(|entry| Position {
+            index: entry.index,
+            term: entry.term,
+        }) else {
+            return Ok(());
+        };
+        for entry in entries {
+            check_kind(&entry)?;
+            // An entry without data is raft's own: a new leader's first.
+            let mut outcome = (!entry.data.is_empty()).then(|| self.machine.apply(&entry.data));
+            for fate in self.proposals.applied(entry.index, entry.term) {
+                match fate {
+                    Fate::Applied(ticket) => {
+                        answers.push((ticket, outcome.take().ok_or(ProposeError::Dropped)));
+                    }
+                    Fate::Failed(ticket, error) => answers.push((ticket, Err(error))),
+                }
+            }
+        }
+        self.applied = last;
+        // Whoever learns of an outcome finds it in the state that readers see.
+        effects.applied(&self.machine, last);
+        for (ticket, result) in answers {
+            effects.proposed(ticket, result);
+        }
+        Ok(())
+    }
+
+    pub(super) fn answer_failed(&mut self, effects: &mut impl Effects<S>) {
+        for fate in self.failed.drain(..) {
+            match fate {
+                Fate::Failed(ticket, error) => effects.proposed(ticket, Err(error)),
+                // Only an application makes this, and that is answered where it happens.
+                Fate::Applied(ticket) => effects.proposed(ticket, Err(ProposeError::Unknown)),
+            }
+        }
+    }
+
+    /// Makes a checkpoint and truncates the log if enough was applied since the last one.
+    fn checkpoint_if_due(&mut self) -> Result<(), NodeError> {
+        let store = self.raw.store();
+        let since = self.applied.index - store.checkpoint_index();
+        let too_long = store.entry_bytes() >= self.options.checkpoint_bytes;
+        if since == 0 || (since < self.options.checkpoint_entries && !too_long) {
+            return Ok(());
+        }
+        let kept = if too_long { 0 } else { self.options.kept_entries };
+        let truncate_to = self.applied.index.saturating_sub(kept).max(store.first() - 1);
+        // The members change only through entries that this version refuses, so they are still the checkpoint's.
+        let metadata = SnapshotMetadata {
+            conf_state: Some(store.conf_state()),
+            index: self.applied.index,
+            term: store.term(self.applied.index)?,
+        };
+        let checkpoint = Snapshot {
+            data: self.machine.snapshot(),
+            metadata: Some(metadata),
+        };
+        self.raw.mut_store().save_checkpoint(checkpoint, truncate_to)?;
+        Ok(())
+    }
+}
+
+/// Refuses entries that change the members: skipping one would leave this member with another quorum.
+fn check_kind(entry: &Entry) -> Result<(), NodeError> {
+    let kind = match EntryType::from_i32(entry.entry_type) {
+        Some(EntryType::EntryNormal) => return Ok(()),
+        Some(EntryType::EntryConfChange | EntryType::EntryConfChangeV2) => "a change of members",
+        None => "of an unknown kind",
+    };
+    Err(NodeError::UnknownEntry {
+        index: entry.index,
+        kind,
+    })
+}

@@ -1,0 +1,43 @@
+//! A state machine that remembers everything it was given, in order.
+
+use crate::raft::state_machine::StateMachine;
+
+/// The numbers applied so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ledger(pub(crate) Vec<u64>);
+
+#[derive(Debug, thiserror::Error)]
+#[error("a ledger has a multiple of 8 bytes, found {0}")]
+pub(crate) struct Ragged(usize);
+
+impl StateMachine for Ledger {
+    /// The number's place.
+    type Outcome = usize;
+    type View = Vec<u64>;
+    type RestoreError = Ragged;
+
+    fn apply(&mut self, entry: &[u8]) -> usize {
+        if let Ok(number) = entry[..8.min(entry.len())].try_into() {
+            self.0.push(u64::from_le_bytes(number));
+        }
+        self.0.len()
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        self.0.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    fn restore(bytes: &[u8]) -> Result<Self, Ragged> {
+        let (numbers, rest) = bytes.as_chunks::<8>();
+        if !rest.is_empty() {
+            return Err(Ragged(bytes.len()));
+        }
+        Ok(Self(
+            numbers.iter().map(|number| u64::from_le_bytes(*number)).collect(),
+        ))
+    }
+
+    fn view(&self) -> Vec<u64> {
+        self.0.clone()
+    }
+}

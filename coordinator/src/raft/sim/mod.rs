@@ -1,0 +1,12 @@
+//! Clusters of the pure node in memory: a network that misbehaves, disks that lose power, a clock that is counted.
+//!
+//! `SIM_SEED=n` replays one seed; a failing run prints its own.
+
+mod cluster;
+mod ledger;
+mod network;
+mod rng;
+mod tests;
+
+pub(crate) use self::ledger::Ledger;
+pub(crate) use self::rng::Rng;

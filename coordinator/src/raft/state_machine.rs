@@ -1,0 +1,30 @@
+//! What raft replicates, as the node sees it.
+//!
+//! The node knows neither commands nor their results: an entry is bytes, a result is whatever the machine says.
+
+/// A deterministic state machine: equal entries in equal order give equal states and equal outcomes on every
+/// member, whatever its clock, its machine or its history of restarts.
+///
+/// Entries after the last checkpoint are applied again when a coordinator starts, on top of the state that the
+/// checkpoint restored.
+pub trait StateMachine: Sized + Send + 'static {
+    /// What an applied entry came to; handed to whoever proposed it, if that was here.
+    type Outcome: Send + 'static;
+    /// A picture of the state for readers.
+    type View: Send + Sync + 'static;
+    /// Why bytes are not a state.
+    type RestoreError: std::error::Error + Send + Sync + 'static;
+
+    /// Applies one committed entry. Total: an entry that makes no sense leaves the state as it is and says so in
+    /// its outcome, because every member must come to the same result.
+    fn apply(&mut self, entry: &[u8]) -> Self::Outcome;
+
+    /// The whole state as bytes; equal states give equal bytes.
+    fn snapshot(&self) -> Vec<u8>;
+
+    /// The state that [`StateMachine::snapshot`] wrote.
+    fn restore(bytes: &[u8]) -> Result<Self, Self::RestoreError>;
+
+    /// What readers see from now on.
+    fn view(&self) -> Self::View;
+}
