@@ -10,4 +10,5 @@ pub mod rope;
 pub mod sampling;
 pub mod spec;
 pub mod step;
+pub mod tensors;
 pub mod time;

@@ -189,27 +189,6 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A list of exactly `N` whole numbers, each taken by `good`.
-    pub(super) fn counts<const N: usize>(
-        &mut self,
-        report: &mut Report,
-        key: &'static str,
-        expected: &str,
-        good: impl Fn(u32) -> bool,
-    ) -> Option<[u32; N]> {
-        self.required(report, key, &|| expected.to_owned(), |value| {
-            let list = value.as_array()?;
-            let numbers = list
-                .iter()
-                .map(|item| u32::try_from(item.as_u64()?).ok().filter(|&n| good(n)));
-            // The length is checked before anything is collected.
-            if list.len() != N {
-                return None;
-            }
-            numbers.collect::<Option<Vec<u32>>>()?.try_into().ok()
-        })
-    }
-
     /// A text; a missing key is no fault.
     pub(super) fn text(&mut self, key: &'static str) -> Option<&'a str> {
         self.get(key)?.as_str()
@@ -240,16 +219,12 @@ impl<'a> Fields<'a> {
     }
 
     /// The only member of an object whose keys are free, which must be an object itself.
-    pub(super) fn only_member(
-        &mut self,
-        report: &mut Report,
-        expected: &str,
-    ) -> Option<(&'a str, Fields<'a>)> {
+    pub(super) fn only_member(&mut self, report: &mut Report, expected: &str) -> Option<Fields<'a>> {
         let mut members = self.map.iter();
         if let (Some((name, value)), None) = (members.next(), members.next())
             && let Some(map) = value.as_object()
         {
-            return Some((name, Fields::new(&format!("{}{name}.", self.path), map)));
+            return Some(Fields::new(&format!("{}{name}.", self.path), map));
         }
         let names: Vec<&str> = self.map.keys().map(String::as_str).collect();
         report.refuse(

@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use fields::Fault;
-pub use quantization::{BlockShape, Quantization};
+pub use quantization::{FP8_BLOCK, Quantization};
 
 /// Name of the parameter file in a checkpoint folder.
 pub const PARAMS_FILE: &str = "params.json";
@@ -35,15 +35,15 @@ pub const MAX_HEADS: u32 = 1024;
 /// Largest part of an attention head (nope, rope or v).
 pub const MAX_HEAD_DIM: u32 = 1024;
 /// Most routed experts of a layer.
-pub const MAX_EXPERTS: u32 = 4096;
+pub const MAX_EXPERTS: u32 = 1024;
 /// Most experts chosen for a token.
-pub const MAX_EXPERTS_PER_TOKEN: u32 = 64;
+pub const MAX_EXPERTS_PER_TOKEN: u32 = 32;
 /// Most shared experts.
 pub const MAX_SHARED_EXPERTS: u32 = 16;
 /// Longest context, in tokens.
 pub const MAX_CONTEXT: u32 = 1 << 24;
-/// Every width that is the length of a matrix row is a multiple of this: rows of any format are whole 32-bit words.
-pub const ROW_MULTIPLE: u32 = 4;
+/// Every width of a matrix row or a head is a multiple of this: rows of any format are whole 16-byte words.
+pub const WIDTH_MULTIPLE: u32 = 16;
 
 const _: () = {
     let largest_head_rows = MAX_HEADS as u128 * 2 * MAX_HEAD_DIM as u128;

@@ -8,7 +8,7 @@ use super::fields::{Fields, Report};
 use super::{
     AttentionSpec, MAX_CONTEXT, MAX_DIM, MAX_EXPERTS, MAX_EXPERTS_PER_TOKEN, MAX_HEAD_DIM, MAX_HEADS,
     MAX_HIDDEN_DIM, MAX_LAYERS, MAX_SHARED_EXPERTS, MAX_VOCAB, MlaSpec, ModelSpec, MoeSpec, Quantization,
-    QueryScaling, ROW_MULTIPLE, RopeSpec, SpecError, YarnSpec, quantization,
+    QueryScaling, RopeSpec, SpecError, WIDTH_MULTIPLE, YarnSpec, quantization,
 };
 
 /// The keys that only a model with latent attention has.
@@ -44,7 +44,7 @@ fn read_model(fields: &mut Fields<'_>, report: &mut Report) -> Option<ModelSpec>
     // The first three are hints for training or other servers; the tower's sizes matter only to who runs it.
     fields.ignore(&["max_seq_len", "max_batch_size", "model_type", "vision_encoder"]);
     let has_vision = fields.has("vision_encoder");
-    let dim = fields.multiple(report, "dim", ROW_MULTIPLE, ROW_MULTIPLE..=MAX_DIM);
+    let dim = fields.multiple(report, "dim", WIDTH_MULTIPLE, WIDTH_MULTIPLE..=MAX_DIM);
     let n_layers = fields.count(report, "n_layers", 1..=MAX_LAYERS);
     let vocab_size = fields.count(report, "vocab_size", 1..=MAX_VOCAB);
     let norm_eps = fields.real(report, "norm_eps", 1e-12..=0.1);
@@ -69,7 +69,12 @@ fn read_model(fields: &mut Fields<'_>, report: &mut Report) -> Option<ModelSpec>
         None => true,
     };
     let dense_hidden_dim = if any_dense {
-        fields.multiple(report, "hidden_dim", ROW_MULTIPLE, ROW_MULTIPLE..=MAX_HIDDEN_DIM)
+        fields.multiple(
+            report,
+            "hidden_dim",
+            WIDTH_MULTIPLE,
+            WIDTH_MULTIPLE..=MAX_HIDDEN_DIM,
+        )
     } else {
         fields.ignore(&["hidden_dim"]);
         Some(0)
@@ -115,13 +120,13 @@ fn read_attention(fields: &mut Fields<'_>, report: &mut Report) -> Option<MlaSpe
         });
         return None;
     }
-    let rank = ROW_MULTIPLE..=MAX_DIM;
-    let head = ROW_MULTIPLE..=MAX_HEAD_DIM;
-    let q_lora_rank = fields.multiple(report, "q_lora_rank", ROW_MULTIPLE, rank.clone());
-    let kv_lora_rank = fields.multiple(report, "kv_lora_rank", ROW_MULTIPLE, rank);
-    let nope = fields.multiple(report, "qk_nope_head_dim", ROW_MULTIPLE, head.clone());
-    let rope = fields.multiple(report, "qk_rope_head_dim", ROW_MULTIPLE, head.clone());
-    let v_head_dim = fields.multiple(report, "v_head_dim", ROW_MULTIPLE, head);
+    let rank = WIDTH_MULTIPLE..=MAX_DIM;
+    let head = WIDTH_MULTIPLE..=MAX_HEAD_DIM;
+    let q_lora_rank = fields.multiple(report, "q_lora_rank", WIDTH_MULTIPLE, rank.clone());
+    let kv_lora_rank = fields.multiple(report, "kv_lora_rank", WIDTH_MULTIPLE, rank);
+    let nope = fields.multiple(report, "qk_nope_head_dim", WIDTH_MULTIPLE, head.clone());
+    let rope = fields.multiple(report, "qk_rope_head_dim", WIDTH_MULTIPLE, head.clone());
+    let v_head_dim = fields.multiple(report, "v_head_dim", WIDTH_MULTIPLE, head);
     fields.ignore(&["n_kv_heads", "head_dim"]);
     if let Some(n_heads) = n_heads {
         let why = "n_heads, since latent attention has keys and values for every head";
@@ -199,8 +204,8 @@ fn read_moe(mut fields: Fields<'_>, report: &mut Report, n_layers: Option<u32>) 
     let expert_hidden_dim = fields.multiple(
         report,
         "expert_hidden_dim",
-        ROW_MULTIPLE,
-        ROW_MULTIPLE..=MAX_HIDDEN_DIM,
+        WIDTH_MULTIPLE,
+        WIDTH_MULTIPLE..=MAX_HIDDEN_DIM,
     );
     let n_shared_experts = fields.count(report, "num_shared_experts", 0..=MAX_SHARED_EXPERTS);
     let routed_scale = fields.real(report, "routed_scale", 1e-6..=1e6);

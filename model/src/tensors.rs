@@ -1,0 +1,538 @@
+//! The language model's tensors: their names, shapes and places, and the bytes that each part of the model takes.
+//!
+//! Follows from the spec alone; no file is read here. The vision tower's tensors are known by their prefix only.
+
+use std::fmt;
+
+use crate::spec::{FP8_BLOCK, ModelSpec, Quantization};
+
+/// Every section of a weight on a device (a matrix, its scale table, a vector) starts at a multiple of this.
+pub const SECTION_ALIGN: u64 = 16;
+/// Bytes of a scale on a device: f32, whatever the checkpoint stores.
+const DEVICE_SCALE_BYTES: u64 = 4;
+
+/// What begins the name of every tensor of the vision tower and its adapter.
+pub const VISION_PREFIXES: [&str; 4] = [
+    "vision_encoder.",
+    "pre_mm_projector_norm.",
+    "patch_merger.",
+    "vision_language_adapter.",
+];
+
+/// Whether a tensor belongs to the vision tower or its adapter.
+pub fn is_vision_tensor(name: &str) -> bool {
+    VISION_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// One matrix of a feed-forward: `w2(silu(w1 x) * w3 x)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FfnMatrix {
+    /// Gate, `[hidden, dim]`.
+    W1,
+    /// Down, `[dim, hidden]`.
+    W2,
+    /// Up, `[hidden, dim]`.
+    W3,
+}
+
+impl FfnMatrix {
+    /// All three, in the order of their names.
+    pub const ALL: [Self; 3] = [Self::W1, Self::W2, Self::W3];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::W1 => "w1",
+            Self::W2 => "w2",
+            Self::W3 => "w3",
+        }
+    }
+
+    fn shape(self, dim: u32, hidden: u32) -> Shape {
+        match self {
+            Self::W1 | Self::W3 => Shape::Matrix {
+                rows: hidden,
+                cols: dim,
+            },
+            Self::W2 => Shape::Matrix {
+                rows: dim,
+                cols: hidden,
+            },
+        }
+    }
+}
+
+/// A tensor of a layer that its stage's owner holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LayerTensor {
+    /// Norm before attention, `[dim]`.
+    AttentionNorm,
+    /// Compresses the query, `[q_lora_rank, dim]`.
+    WqA,
+    /// Norm of the compressed query, `[q_lora_rank]`.
+    QANorm,
+    /// Expands the query, per head `[nope | rope]` rows: `[heads * (nope + rope), q_lora_rank]`.
+    WqB,
+    /// Latent and rotated key: `[kv_lora_rank + rope, dim]`.
+    WkvAWithMqa,
+    /// Norm of the latent, `[kv_lora_rank]`.
+    KvANorm,
+    /// Expands the latent, per head `[nope | v]` rows: `[heads * (nope + v), kv_lora_rank]`.
+    WkvB,
+    /// Output of attention, `[dim, heads * v]`.
+    Wo,
+    /// Norm before the feed-forward, `[dim]`.
+    FfnNorm,
+    /// Feed-forward of a dense layer.
+    Dense(FfnMatrix),
+    /// Router, `[n_experts, dim]`.
+    Gate,
+    /// The shared experts as one feed-forward.
+    Shared(FfnMatrix),
+}
+
+/// Which tensor of the language model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TensorId {
+    /// Embedding, `[vocab, dim]`; held by the owner of the first stage.
+    Embedding,
+    /// A tensor of a layer that the stage's owner holds.
+    Layer {
+        /// The layer.
+        layer: u32,
+        /// Which of its tensors.
+        tensor: LayerTensor,
+    },
+    /// A matrix of a routed expert.
+    Expert {
+        /// The layer.
+        layer: u32,
+        /// The expert, counted within the layer.
+        expert: u32,
+        /// Which of its matrices.
+        matrix: FfnMatrix,
+    },
+    /// Norm after the last layer, `[dim]`; held by the owner of the last stage.
+    FinalNorm,
+    /// Output matrix, `[vocab, dim]`; held by the owner of the last stage.
+    Head,
+}
+
+/// The tensor's name in the checkpoint.
+impl fmt::Display for TensorId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedding => f.write_str("tok_embeddings.weight"),
+            Self::FinalNorm => f.write_str("norm.weight"),
+            Self::Head => f.write_str("output.weight"),
+            Self::Expert {
+                layer,
+                expert,
+                matrix,
+            } => {
+                write!(f, "layers.{layer}.experts.{expert}.{}.weight", matrix.name())
+            }
+            Self::Layer { layer, tensor } => {
+                write!(f, "layers.{layer}.")?;
+                match tensor {
+                    LayerTensor::AttentionNorm => f.write_str("attention_norm.weight"),
+                    LayerTensor::WqA => f.write_str("attention.wq_a.weight"),
+                    LayerTensor::QANorm => f.write_str("attention.q_a_norm.weight"),
+                    LayerTensor::WqB => f.write_str("attention.wq_b.weight"),
+                    LayerTensor::WkvAWithMqa => f.write_str("attention.wkv_a_with_mqa.weight"),
+                    LayerTensor::KvANorm => f.write_str("attention.kv_a_norm.weight"),
+                    LayerTensor::WkvB => f.write_str("attention.wkv_b.weight"),
+                    LayerTensor::Wo => f.write_str("attention.wo.weight"),
+                    LayerTensor::FfnNorm => f.write_str("ffn_norm.weight"),
+                    LayerTensor::Dense(matrix) => write!(f, "feed_forward.{}.weight", matrix.name()),
+                    LayerTensor::Gate => f.write_str("gate.weight"),
+                    LayerTensor::Shared(matrix) => write!(f, "shared_experts.{}.weight", matrix.name()),
+                }
+            }
+        }
+    }
+}
+
+impl TensorId {
+    /// The name of the tensor that holds this one's scales, if it is quantised.
+    pub fn scale_name(self) -> String {
+        format!("{self}_scale")
+    }
+}
+
+/// A tensor's shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shape {
+    /// One dimension.
+    Vector(u32),
+    /// Two dimensions, row-major: outputs, then inputs.
+    Matrix {
+        /// Outputs.
+        rows: u32,
+        /// Inputs.
+        cols: u32,
+    },
+}
+
+impl Shape {
+    /// The dimensions, as a safetensors header lists them.
+    pub fn dims(self) -> Vec<u64> {
+        match self {
+            Self::Vector(len) => vec![len.into()],
+            Self::Matrix { rows, cols } => vec![rows.into(), cols.into()],
+        }
+    }
+
+    /// How many values.
+    pub fn elements(self) -> u64 {
+        match self {
+            Self::Vector(len) => len.into(),
+            Self::Matrix { rows, cols } => u64::from(rows) * u64::from(cols),
+        }
+    }
+
+    /// Rows and columns of the scale table under [`WeightFormat::Fp8Block`]; none for a vector.
+    pub fn scale_table(self) -> Option<(u32, u32)> {
+        match self {
+            Self::Vector(_) => None,
+            Self::Matrix { rows, cols } => Some((rows.div_ceil(FP8_BLOCK), cols.div_ceil(FP8_BLOCK))),
+        }
+    }
+}
+
+/// How one tensor is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum WeightFormat {
+    /// bfloat16.
+    Bf16,
+    /// e4m3 with one multiplier per 128 x 128 block.
+    Fp8Block,
+}
+
+impl WeightFormat {
+    /// Bytes that a tensor of this shape takes on a device: its values, and its scales as f32, each rounded up to
+    /// [`SECTION_ALIGN`].
+    pub fn device_bytes(self, shape: Shape) -> u64 {
+        let section = |bytes: u64| bytes.next_multiple_of(SECTION_ALIGN);
+        match self {
+            Self::Bf16 => section(2 * shape.elements()),
+            Self::Fp8Block => {
+                let (rows, cols) = shape.scale_table().unwrap_or((0, 0));
+                section(shape.elements()) + section(DEVICE_SCALE_BYTES * u64::from(rows) * u64::from(cols))
+            }
+        }
+    }
+}
+
+/// A tensor that the model must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Which one.
+    pub id: TensorId,
+    /// Its shape.
+    pub shape: Shape,
+    /// Whether it may be stored in FP8; norms, the router and the embedding are always BF16.
+    pub may_be_fp8: bool,
+    /// Its format in a checkpoint quantised as the spec says, when nothing more is known.
+    pub usual_format: WeightFormat,
+}
+
+/// The tensors of a layer that its stage's owner holds, in the order of the forward pass.
+pub fn owner_tensors(spec: &ModelSpec, layer: u32) -> Vec<TensorSpec> {
+    let attention = [
+        LayerTensor::AttentionNorm,
+        LayerTensor::WqA,
+        LayerTensor::QANorm,
+        LayerTensor::WqB,
+        LayerTensor::WkvAWithMqa,
+        LayerTensor::KvANorm,
+        LayerTensor::WkvB,
+        LayerTensor::Wo,
+        LayerTensor::FfnNorm,
+    ];
+    let feed_forward = match spec.moe_at(layer) {
+        None => FfnMatrix::ALL.map(LayerTensor::Dense).to_vec(),
+        Some(moe) if moe.n_shared_experts == 0 => vec![LayerTensor::Gate],
+        Some(_) => {
+            let shared = FfnMatrix::ALL.into_iter().map(LayerTensor::Shared);
+            std::iter::once(LayerTensor::Gate).chain(shared).collect()
+        }
+    };
+    attention
+        .into_iter()
+        .chain(feed_forward)
+        .map(|tensor| tensor_spec(spec, TensorId::Layer { layer, tensor }))
+        .collect()
+}
+
+/// The three matrices of a routed expert. The shapes are the same for every expert of the model.
+pub fn expert_tensors(spec: &ModelSpec, layer: u32, expert: u32) -> [TensorSpec; 3] {
+    FfnMatrix::ALL.map(|matrix| {
+        tensor_spec(
+            spec,
+            TensorId::Expert {
+                layer,
+                expert,
+                matrix,
+            },
+        )
+    })
+}
+
+/// Every tensor of the language model: embedding, layer by layer the owner's part and the experts, norm, head.
+pub fn language_tensors(spec: &ModelSpec) -> impl Iterator<Item = TensorSpec> + '_ {
+    let layers = (0..spec.n_layers).flat_map(move |layer| {
+        let experts = if spec.is_moe_layer(layer) {
+            spec.n_experts()
+        } else {
+            0
+        };
+        let experts = (0..experts).flat_map(move |expert| expert_tensors(spec, layer, expert));
+        owner_tensors(spec, layer).into_iter().chain(experts)
+    });
+    std::iter::once(tensor_spec(spec, TensorId::Embedding))
+        .chain(layers)
+        .chain([
+            tensor_spec(spec, TensorId::FinalNorm),
+            tensor_spec(spec, TensorId::Head),
+        ])
+}
+
+/// Shape and formats of one tensor. The layer and expert are taken as they are: whether the model has them is what
+/// [`language_tensors`] says.
+pub fn tensor_spec(spec: &ModelSpec, id: TensorId) -> TensorSpec {
+    let shape = shape_of(spec, id);
+    let (may_be_fp8, usually) = match id {
+        TensorId::Embedding | TensorId::FinalNorm => (false, false),
+        TensorId::Head => (true, false),
+        TensorId::Expert { .. } => (true, true),
+        TensorId::Layer { tensor, .. } => match tensor {
+            LayerTensor::AttentionNorm
+            | LayerTensor::QANorm
+            | LayerTensor::KvANorm
+            | LayerTensor::FfnNorm
+            | LayerTensor::Gate => (false, false),
+            LayerTensor::WqA | LayerTensor::WkvAWithMqa => (true, false),
+            LayerTensor::WqB
+            | LayerTensor::WkvB
+            | LayerTensor::Wo
+            | LayerTensor::Dense(_)
+            | LayerTensor::Shared(_) => (true, true),
+        },
+    };
+    let usual_format = match spec.quantization {
+        Quantization::Fp8Block if usually => WeightFormat::Fp8Block,
+        Quantization::Fp8Block | Quantization::None => WeightFormat::Bf16,
+    };
+    TensorSpec {
+        id,
+        shape,
+        may_be_fp8,
+        usual_format,
+    }
+}
+
+fn shape_of(spec: &ModelSpec, id: TensorId) -> Shape {
+    let mla = spec.mla();
+    let dim = spec.dim;
+    let (expert_hidden, shared_hidden) = spec
+        .moe
+        .as_ref()
+        .map_or((0, 0), |moe| (moe.expert_hidden_dim, moe.shared_hidden_dim()));
+    let matrix = |rows, cols| Shape::Matrix { rows, cols };
+    match id {
+        TensorId::Embedding | TensorId::Head => matrix(spec.vocab_size, dim),
+        TensorId::FinalNorm => Shape::Vector(dim),
+        TensorId::Expert { matrix, .. } => matrix.shape(dim, expert_hidden),
+        TensorId::Layer { tensor, .. } => match tensor {
+            LayerTensor::AttentionNorm | LayerTensor::FfnNorm => Shape::Vector(dim),
+            LayerTensor::WqA => matrix(mla.q_lora_rank, dim),
+            LayerTensor::QANorm => Shape::Vector(mla.q_lora_rank),
+            LayerTensor::WqB => matrix(mla.n_heads * mla.qk_head_dim(), mla.q_lora_rank),
+            LayerTensor::WkvAWithMqa => matrix(mla.kv_values(), dim),
+            LayerTensor::KvANorm => Shape::Vector(mla.kv_lora_rank),
+            LayerTensor::WkvB => matrix(
+                mla.n_heads * (mla.qk_nope_head_dim + mla.v_head_dim),
+                mla.kv_lora_rank,
+            ),
+            LayerTensor::Wo => matrix(dim, mla.n_heads * mla.v_head_dim),
+            LayerTensor::Dense(matrix) => matrix.shape(dim, spec.dense_hidden_dim),
+            LayerTensor::Gate => matrix(spec.n_experts(), dim),
+            LayerTensor::Shared(matrix) => matrix.shape(dim, shared_hidden),
+        },
+    }
+}
+
+/// Bytes on devices of each part that can be placed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelBytes {
+    /// The embedding, held by the owner of the first stage.
+    pub embedding: u64,
+    /// The final norm and the output matrix, held by the owner of the last stage.
+    pub head: u64,
+    /// Each layer in order.
+    pub layers: Vec<LayerBytes>,
+}
+
+/// Bytes on devices of one layer's weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LayerBytes {
+    /// What the stage's owner holds: attention, norms, dense feed-forward or router and shared experts.
+    pub owner: u64,
+    /// One routed expert; 0 in a dense layer. All experts of a layer have one format and so one size.
+    pub expert: u64,
+}
+
+impl ModelBytes {
+    /// The bytes when every tensor has its usual format: for planning without the checkpoint at hand.
+    pub fn usual(spec: &ModelSpec) -> Self {
+        Self::with_formats(spec, |tensor| tensor.usual_format)
+    }
+
+    /// The bytes when each tensor has the format that `format_of` gives; of a layer's experts it is asked the first.
+    pub fn with_formats(spec: &ModelSpec, format_of: impl Fn(&TensorSpec) -> WeightFormat) -> Self {
+        let one = |tensor: &TensorSpec| format_of(tensor).device_bytes(tensor.shape);
+        let layer = |layer| LayerBytes {
+            owner: owner_tensors(spec, layer).iter().map(one).sum(),
+            expert: match spec.moe_at(layer) {
+                Some(_) => expert_tensors(spec, layer, 0).iter().map(one).sum(),
+                None => 0,
+            },
+        };
+        let whole = |id| one(&tensor_spec(spec, id));
+        Self {
+            embedding: whole(TensorId::Embedding),
+            head: whole(TensorId::FinalNorm) + whole(TensorId::Head),
+            layers: (0..spec.n_layers).map(layer).collect(),
+        }
+    }
+
+    /// The whole model, each expert once.
+    pub fn total(&self, n_experts: u32) -> u64 {
+        let layers = self
+            .layers
+            .iter()
+            .map(|layer| layer.owner + layer.expert * u64::from(n_experts));
+        self.embedding + self.head + layers.sum::<u64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    fn spec(path: &str) -> ModelSpec {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+        ModelSpec::from_json(&std::fs::read(&file).expect("a fixture"), &file).expect("a valid spec")
+    }
+
+    #[test]
+    fn large_3_has_its_published_counts() {
+        let spec = spec("tests/fixtures/params/large-3.json");
+        let parameters: u64 = language_tensors(&spec)
+            .map(|tensor| tensor.shape.elements())
+            .sum();
+        // By hand: attention 187_121_664 per layer, dense 352_321_536, experts 129 x 88_080_384 and a router of 917_504.
+        assert_eq!(
+            parameters,
+            61 * 187_121_664 + 3 * 352_321_536 + 58 * (129 * 88_080_384 + 917_504) + 1_879_055_360
+        );
+        assert_eq!(parameters / 1_000_000_000, 673);
+        let expert: u64 = expert_tensors(&spec, 3, 0)
+            .iter()
+            .map(|tensor| tensor.shape.elements())
+            .sum();
+        assert_eq!(expert, 88_080_384);
+    }
+
+    #[test]
+    fn large_3_in_fp8_has_its_published_bytes() {
+        let spec = spec("tests/fixtures/params/large-3.json");
+        let bytes = ModelBytes::usual(&spec);
+        // An expert: three matrices of 29,360,128 bytes and 32 x 56 f32 scales each.
+        assert_eq!(bytes.layers[60].expert, 3 * (29_360_128 + 32 * 56 * 4));
+        assert_eq!(bytes.layers[0].expert, 0);
+        assert_eq!(bytes.embedding, 131_072 * 7168 * 2);
+        assert_eq!(bytes.head, 131_072 * 7168 * 2 + 7168 * 2);
+        // 681.5 GB with a vision tower of 2.5 billion parameters in BF16.
+        let total = bytes.total(128) + 5_000_000_000;
+        assert!((680..684).contains(&(total / 1_000_000_000)), "{total}");
+        let layer = bytes.layers[30].owner + 128 * bytes.layers[30].expert;
+        assert_eq!(layer / 100_000_000, 115, "one layer is 11.6 GB");
+    }
+
+    #[test]
+    fn names_are_unique_and_follow_the_layers() {
+        let spec = spec("cli/assets/mini-large-3/params.json");
+        let names: Vec<String> = language_tensors(&spec)
+            .map(|tensor| tensor.id.to_string())
+            .collect();
+        assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
+        assert_eq!(names.len(), 3 + 6 * 9 + 3 + 5 * (4 + 16 * 3));
+        for expected in [
+            "tok_embeddings.weight",
+            "layers.0.feed_forward.w2.weight",
+            "layers.5.attention.wkv_a_with_mqa.weight",
+            "layers.1.gate.weight",
+            "layers.1.shared_experts.w3.weight",
+            "layers.5.experts.15.w1.weight",
+            "norm.weight",
+            "output.weight",
+        ] {
+            assert!(names.iter().any(|name| name == expected), "{expected}");
+        }
+        assert!(
+            !names
+                .iter()
+                .any(|name| name == "layers.1.feed_forward.w1.weight" || name == "layers.0.gate.weight")
+        );
+        let wq_b = TensorId::Layer {
+            layer: 2,
+            tensor: LayerTensor::WqB,
+        };
+        assert_eq!(wq_b.scale_name(), "layers.2.attention.wq_b.weight_scale");
+    }
+
+    #[test]
+    fn a_model_of_experts_only_has_no_dense_tensor() {
+        let spec = spec("tests/fixtures/params/small-4.json");
+        let dense = |tensor: &TensorSpec| {
+            matches!(
+                tensor.id,
+                TensorId::Layer {
+                    tensor: LayerTensor::Dense(_),
+                    ..
+                }
+            )
+        };
+        assert!(!language_tensors(&spec).any(|tensor| dense(&tensor)));
+        assert!(
+            ModelBytes::usual(&spec)
+                .layers
+                .iter()
+                .all(|layer| layer.expert > 0)
+        );
+    }
+
+    #[test]
+    fn device_bytes_round_each_section_up() {
+        let matrix = Shape::Matrix { rows: 3, cols: 17 };
+        assert_eq!(WeightFormat::Bf16.device_bytes(matrix), 112);
+        assert_eq!(WeightFormat::Fp8Block.device_bytes(matrix), 64 + 16);
+        let partial = Shape::Matrix { rows: 129, cols: 640 };
+        assert_eq!(partial.scale_table(), Some((2, 5)));
+        assert_eq!(WeightFormat::Fp8Block.device_bytes(partial), 129 * 640 + 48);
+        assert_eq!(WeightFormat::Bf16.device_bytes(Shape::Vector(8)), 16);
+    }
+
+    #[test]
+    fn the_towers_tensors_are_known() {
+        assert!(is_vision_tensor(
+            "vision_encoder.transformer.layers.0.attention.wq.weight"
+        ));
+        assert!(is_vision_tensor("patch_merger.merging_layer.weight"));
+        assert!(!is_vision_tensor("layers.0.attention.wq_a.weight"));
+    }
+}
