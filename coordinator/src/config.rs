@@ -6,15 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use tramontane_model::config::{ConfigError, Faults, read_config, read_join_token};
 use tramontane_model::ids::CoordinatorId;
-use tramontane_proto::net::{TlsFiles, check_address};
+use tramontane_proto::net::{TlsFiles, check_address, check_listen};
 
-/// Largest configuration or token file, in bytes.
-const MAX_FILE_BYTES: u64 = 1 << 20;
-/// Shortest join token, in bytes.
-const MIN_TOKEN_BYTES: usize = 16;
-/// Longest join token, in bytes.
-const MAX_TOKEN_BYTES: usize = 256;
 /// A lease must outlast this many heartbeats.
 const HEARTBEATS_PER_LEASE: u32 = 3;
 
@@ -138,35 +133,6 @@ impl RequestConfig {
     }
 }
 
-/// Why a configuration was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("{}: cannot read the configuration: {problem}", path.display())]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        problem: String,
-    },
-    /// The file is no TOML of the known keys.
-    #[error("{}: {problem}", path.display())]
-    Parse {
-        /// Which file.
-        path: PathBuf,
-        /// Which line and key, and what would be right.
-        problem: String,
-    },
-    /// Values that cannot be.
-    #[error("{}: {}", path.display(), faults.join("; "))]
-    Invalid {
-        /// Which file.
-        path: PathBuf,
-        /// Every fault found.
-        faults: Vec<String>,
-    },
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Raw {
@@ -203,105 +169,69 @@ struct RawModel {
 impl CoordinatorConfig {
     /// Reads and checks a configuration file. Relative paths in it are relative to the file's folder.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = read_bounded(path).map_err(|problem| ConfigError::Read {
-            path: path.to_owned(),
-            problem,
-        })?;
-        let raw: Raw = toml::from_str(&text).map_err(|error| ConfigError::Parse {
-            path: path.to_owned(),
-            problem: error.to_string().trim_end().to_owned(),
-        })?;
-        let base = path.parent().unwrap_or(Path::new("."));
-        let mut faults = Vec::new();
-        let config = raw.validate(base, &mut faults);
-        if faults.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigError::Invalid {
-                path: path.to_owned(),
-                faults,
-            })
-        }
+        read_config(path, Raw::validate)
     }
 }
 
 impl Raw {
-    fn validate(self, base: &Path, faults: &mut Vec<String>) -> CoordinatorConfig {
+    fn validate(self, base: &Path, faults: &mut Faults) -> Option<CoordinatorConfig> {
         self.check_members(faults);
         self.check_numbers(faults);
-        let has_tls = self.tls.is_some();
         for (key, listen) in [("http.listen", self.http.listen), ("rpc.listen", self.rpc.listen)] {
-            if !has_tls && !listen.ip().is_loopback() {
-                faults.push(format!(
-                    "{key} is {listen}: beyond loopback a [tls] section is needed"
-                ));
-            }
+            faults.check(check_listen(key, listen, self.tls.is_some()));
         }
-        let join_token = read_token(&base.join(&self.join_token_file)).unwrap_or_else(|fault| {
-            faults.push(fault);
-            Vec::new()
-        });
+        let join_token = faults.check(read_join_token(&base.join(&self.join_token_file)))?;
         let model_dir = base.join(&self.model.dir);
         let folder = model_dir
             .file_name()
             .map(|name| name.to_string_lossy().into_owned());
         let model_name = self.model.name.or(folder).unwrap_or_default();
-        if model_name.is_empty() || model_name.len() > 256 {
-            faults.push("model.name must have 1 to 256 bytes".to_owned());
-        }
-        let tls = self.tls.map(|files| TlsFiles {
-            ca: base.join(files.ca),
-            certificate: base.join(files.certificate),
-            key: base.join(files.key),
-        });
-        CoordinatorConfig {
+        faults.within("the length of model.name", model_name.len() as u64, 1, 256);
+        Some(CoordinatorConfig {
             id: CoordinatorId(self.id),
             cluster: self.cluster,
             data_dir: base.join(self.data_dir),
             join_token,
             http_listen: self.http.listen,
             rpc_listen: self.rpc.listen,
-            tls,
+            tls: self.tls.map(|files| files.relative_to(base)),
             initial_members: self.initial_members,
             model_dir,
             model_name,
             placement: self.placement,
             leases: self.leases,
             requests: self.requests,
-        }
+        })
     }
 
-    fn check_members(&self, faults: &mut Vec<String>) {
-        if self.cluster.is_empty() || self.cluster.len() > 64 {
-            faults.push("cluster must have 1 to 64 bytes".to_owned());
-        }
+    fn check_members(&self, faults: &mut Faults) {
+        faults.within("the length of cluster", self.cluster.len() as u64, 1, 64);
         let members = &self.initial_members;
         if ![1, 3, 5].contains(&members.len()) {
-            faults.push(format!(
+            faults.add(format_args!(
                 "initial_members has {} entries, it must have 1, 3 or 5",
                 members.len()
             ));
         }
         let ids: BTreeSet<u64> = members.iter().map(|member| member.id).collect();
         if ids.len() != members.len() || ids.contains(&0) {
-            faults.push("initial_members must have distinct ids of at least 1".to_owned());
+            faults.add("initial_members must have distinct ids of at least 1");
         }
         if !ids.contains(&self.id) {
-            faults.push(format!("id is {}, which initial_members does not name", self.id));
+            faults.add(format_args!(
+                "id is {}, which initial_members does not name",
+                self.id
+            ));
         }
         for member in members {
             if let Err(error) = check_address(&member.address, self.tls.is_some()) {
-                faults.push(format!("initial_members: id {}: {error}", member.id));
+                faults.add(format_args!("initial_members: id {}: {error}", member.id));
             }
         }
     }
 
-    fn check_numbers(&self, faults: &mut Vec<String>) {
-        let mut within = |key: &str, value: u64, low: u64, high: u64| {
-            if !(low..=high).contains(&value) {
-                faults.push(format!("{key} is {value}, it must be between {low} and {high}"));
-            }
-        };
+    fn check_numbers(&self, faults: &mut Faults) {
+        let mut within = |key: &str, value, low, high| faults.within(key, value, low, high);
         let placement = &self.placement;
         within("placement.stages", placement.stages.unwrap_or(1).into(), 1, 1024);
         within(
@@ -345,30 +275,6 @@ impl Raw {
             1 << 30,
         );
     }
-}
-
-fn read_bounded(path: &Path) -> Result<String, String> {
-    let size = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
-    if size > MAX_FILE_BYTES {
-        return Err(format!(
-            "it has {size} bytes, at most {MAX_FILE_BYTES} are allowed"
-        ));
-    }
-    std::fs::read_to_string(path).map_err(|error| error.to_string())
-}
-
-fn read_token(path: &Path) -> Result<Vec<u8>, String> {
-    let text =
-        read_bounded(path).map_err(|problem| format!("join_token_file {}: {problem}", path.display()))?;
-    let token = text.trim();
-    if !(MIN_TOKEN_BYTES..=MAX_TOKEN_BYTES).contains(&token.len()) {
-        return Err(format!(
-            "join_token_file {}: the token has {} bytes, it must have {MIN_TOKEN_BYTES} to {MAX_TOKEN_BYTES}",
-            path.display(),
-            token.len()
-        ));
-    }
-    Ok(token.as_bytes().to_vec())
 }
 
 #[cfg(test)]

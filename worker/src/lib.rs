@@ -1,4 +1,5 @@
 //! Runs the layers of a replica's stages on the GPUs of one host.
 
+pub mod config;
 pub mod ops;
 pub mod reference;

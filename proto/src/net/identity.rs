@@ -22,6 +22,17 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+impl TlsFiles {
+    /// The same files, relative paths being relative to `base`.
+    pub fn relative_to(self, base: &Path) -> Self {
+        Self {
+            ca: base.join(self.ca),
+            certificate: base.join(self.certificate),
+            key: base.join(self.key),
+        }
+    }
+}
+
 /// What a process shows to others and asks of them.
 #[derive(Clone)]
 pub enum Identity {

@@ -81,6 +81,17 @@ pub fn check_address(address: &str, has_tls: bool) -> Result<(), NetError> {
     }
 }
 
+/// Checks that a listener of the configuration key `key` may be made: beyond loopback only with mutual TLS.
+pub fn check_listen(key: &str, address: SocketAddr, has_tls: bool) -> Result<(), String> {
+    if has_tls || address.ip().is_loopback() {
+        Ok(())
+    } else {
+        Err(format!(
+            "{key} is {address}: beyond loopback a [tls] section is needed"
+        ))
+    }
+}
+
 /// Splits `host:port`.
 fn host_and_port(address: &str) -> Result<(&str, u16), NetError> {
     let invalid = || NetError::Address(address.chars().take(300).collect());

@@ -1,0 +1,262 @@
+//! A worker's configuration file, read once, all faults at once, then passed explicitly.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tramontane_model::config::{ConfigError, Faults, read_config, read_join_token};
+use tramontane_model::ids::WorkerId;
+use tramontane_model::members::MAX_DEVICES;
+use tramontane_model::step::MAX_STEP_ROWS;
+use tramontane_proto::net::{TlsFiles, check_address, check_listen};
+
+/// Most coordinators named.
+const MAX_COORDINATORS: usize = 16;
+
+/// A worker, ready to start.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Its name, unique in the cluster and kept over restarts.
+    pub name: WorkerId,
+    /// gRPC addresses of the coordinators, `host:port`; tried in turn until one says who leads.
+    pub coordinators: Vec<String>,
+    /// What lets it in.
+    pub join_token: Vec<u8>,
+    /// Where gRPC is served.
+    pub listen: SocketAddr,
+    /// The address told to others, `host:port`; absent: the one listened on.
+    pub advertise: Option<String>,
+    /// Where Prometheus metrics are served, if anywhere.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Certificates, beyond loopback.
+    pub tls: Option<TlsFiles>,
+    /// The checkpoint's directory.
+    pub model_dir: PathBuf,
+    /// The devices it drives; empty: the best adapter of the machine.
+    pub devices: Vec<DeviceConfig>,
+    /// Bounds of a step.
+    pub steps: StepConfig,
+}
+
+/// One device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceConfig {
+    /// A part of the adapter's name; absent: the best adapter. Several devices may share one adapter.
+    pub adapter: Option<String>,
+    /// Bytes that may be used; absent: what the adapter is known or estimated to have.
+    pub memory_bytes: Option<u64>,
+}
+
+/// Bounds of a step, equal on every worker of a cluster: scratch memory follows from them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StepConfig {
+    /// Most rows in a step.
+    pub max_rows: u32,
+    /// Most prompt rows in a step: how far one long prompt may hold up running sequences.
+    pub max_prefill_rows: u32,
+    /// Most sequences that hold cache blocks at once.
+    pub max_sequences: u32,
+    /// Most sequences that wait.
+    pub max_waiting: u32,
+}
+
+impl Default for StepConfig {
+    fn default() -> Self {
+        Self {
+            max_rows: 256,
+            max_prefill_rows: 128,
+            max_sequences: 256,
+            max_waiting: 1024,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    name: String,
+    coordinators: Vec<String>,
+    join_token_file: PathBuf,
+    rpc: RawRpc,
+    metrics: Option<RawListen>,
+    tls: Option<TlsFiles>,
+    model: RawModel,
+    #[serde(default)]
+    devices: Vec<DeviceConfig>,
+    #[serde(default)]
+    steps: StepConfig,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRpc {
+    listen: SocketAddr,
+    advertise: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawListen {
+    listen: SocketAddr,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawModel {
+    dir: PathBuf,
+}
+
+impl WorkerConfig {
+    /// Reads and checks a configuration file. Relative paths in it are relative to the file's folder.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        read_config(path, Raw::validate)
+    }
+}
+
+impl Raw {
+    fn validate(self, base: &Path, faults: &mut Faults) -> Option<WorkerConfig> {
+        self.check_addresses(faults);
+        self.check_numbers(faults);
+        let name = faults.check(WorkerId::new(&self.name));
+        let join_token = faults.check(read_join_token(&base.join(&self.join_token_file)));
+        Some(WorkerConfig {
+            name: name?,
+            coordinators: self.coordinators,
+            join_token: join_token?,
+            listen: self.rpc.listen,
+            advertise: self.rpc.advertise,
+            metrics_listen: self.metrics.map(|metrics| metrics.listen),
+            tls: self.tls.map(|files| files.relative_to(base)),
+            model_dir: base.join(self.model.dir),
+            devices: self.devices,
+            steps: self.steps,
+        })
+    }
+
+    fn check_addresses(&self, faults: &mut Faults) {
+        let has_tls = self.tls.is_some();
+        faults.within(
+            "the number of coordinators",
+            self.coordinators.len() as u64,
+            1,
+            MAX_COORDINATORS as u64,
+        );
+        for address in &self.coordinators {
+            if let Err(error) = check_address(address, has_tls) {
+                faults.add(format_args!("coordinators: {error}"));
+            }
+        }
+        let metrics = self
+            .metrics
+            .as_ref()
+            .map(|metrics| ("metrics.listen", metrics.listen));
+        for (key, listen) in [("rpc.listen", self.rpc.listen)].into_iter().chain(metrics) {
+            faults.check(check_listen(key, listen, has_tls));
+        }
+        match &self.rpc.advertise {
+            Some(address) => {
+                if let Err(error) = check_address(address, has_tls) {
+                    faults.add(format_args!("rpc.advertise: {error}"));
+                }
+            }
+            None if self.rpc.listen.ip().is_unspecified() => faults.add(format_args!(
+                "rpc.advertise is missing: others cannot reach {}; give host:port",
+                self.rpc.listen
+            )),
+            None => {}
+        }
+    }
+
+    fn check_numbers(&self, faults: &mut Faults) {
+        let mut within = |key: &str, value, low, high| faults.within(key, value, low, high);
+        let steps = &self.steps;
+        within("steps.max_rows", steps.max_rows.into(), 1, MAX_STEP_ROWS as u64);
+        within(
+            "steps.max_prefill_rows",
+            steps.max_prefill_rows.into(),
+            1,
+            steps.max_rows.into(),
+        );
+        within("steps.max_sequences", steps.max_sequences.into(), 1, 1 << 16);
+        within("steps.max_waiting", steps.max_waiting.into(), 1, 1 << 20);
+        within(
+            "the number of devices",
+            self.devices.len() as u64,
+            0,
+            MAX_DEVICES as u64,
+        );
+        for (index, device) in self.devices.iter().enumerate() {
+            within(
+                &format!("devices[{index}].memory_bytes"),
+                device.memory_bytes.unwrap_or(1),
+                1,
+                1 << 50,
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        name = "w1"
+        coordinators = ["127.0.0.1:7100", "127.0.0.1:7101"]
+        join_token_file = "token"
+        rpc.listen = "127.0.0.1:0"
+        model.dir = "models/mini"
+        devices = [{ memory_bytes = 1000000 }, { adapter = "llvmpipe" }]
+    "#;
+
+    fn read(text: &str) -> Result<WorkerConfig, ConfigError> {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("token"), "0123456789abcdef\n").expect("writes");
+        let path = dir.path().join("worker.toml");
+        std::fs::write(&path, text).expect("writes");
+        WorkerConfig::read(&path)
+    }
+
+    #[test]
+    fn a_good_file_is_read() {
+        let config = read(GOOD).expect("valid");
+        assert_eq!(config.name.as_str(), "w1");
+        assert_eq!(config.devices.len(), 2);
+        assert_eq!(config.steps, StepConfig::default());
+        assert_eq!(config.join_token, b"0123456789abcdef");
+    }
+
+    #[test]
+    fn all_faults_are_told_at_once() {
+        let text = GOOD
+            .replace("\"w1\"", "\"W 1\"")
+            .replace("127.0.0.1:7101", "10.0.0.7:7101")
+            .replace("127.0.0.1:0", "0.0.0.0:7000")
+            .replace("\"token\"", "\"nowhere\"")
+            + "steps.max_rows = 0\n";
+        let message = read(&text).expect_err("refused").to_string();
+        for part in [
+            "worker name \"W 1\"",
+            "10.0.0.7:7101",
+            "rpc.listen is 0.0.0.0:7000",
+            "rpc.advertise is missing",
+            "nowhere",
+            "steps.max_rows is 0",
+        ] {
+            assert!(message.contains(part), "{part:?} is not in {message:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_named() {
+        let message = read(&format!("{GOOD}\nmemory = 2\n"))
+            .expect_err("refused")
+            .to_string();
+        assert!(
+            message.contains("memory") && message.contains("worker.toml"),
+            "{message}"
+        );
+    }
+}
