@@ -1,5 +1,6 @@
 //! The coordinator: control plane, gateway and HTTP.
 
 pub mod config;
+pub mod gateway;
 pub mod raft;
 pub mod text;

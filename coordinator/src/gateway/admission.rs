@@ -1,0 +1,139 @@
+//! How many requests may be live at this coordinator, and how they spread over replicas.
+//!
+//! No waiting here: a request that finds no room is refused at once, and its client told to come back.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tramontane_model::ids::ReplicaId;
+
+use super::error::GatewayError;
+
+/// Counts live requests against a limit.
+#[derive(Debug)]
+pub(super) struct Admission {
+    room: Arc<Semaphore>,
+    limit: usize,
+}
+
+/// Room for one live request; given back when dropped.
+#[derive(Debug)]
+pub struct Permit {
+    _room: OwnedSemaphorePermit,
+}
+
+impl Admission {
+    /// Room for `limit` live requests.
+    pub(super) fn new(limit: usize) -> Self {
+        let limit = limit.min(Semaphore::MAX_PERMITS);
+        Self {
+            room: Arc::new(Semaphore::new(limit)),
+            limit,
+        }
+    }
+
+    /// Room for `count` requests, or for none of them.
+    pub(super) fn admit(&self, count: usize) -> Result<Vec<Permit>, GatewayError> {
+        let overloaded = GatewayError::Overloaded {
+            asked: count,
+            limit: self.limit,
+        };
+        let Ok(permits) = u32::try_from(count) else {
+            return Err(overloaded);
+        };
+        let Ok(mut room) = Arc::clone(&self.room).try_acquire_many_owned(permits) else {
+            return Err(overloaded);
+        };
+        let split = (0..count).map_while(|_| room.split(1));
+        Ok(split.map(|one| Permit { _room: one }).collect())
+    }
+
+    /// Requests that are live.
+    pub(super) fn live(&self) -> usize {
+        self.limit - self.room.available_permits().min(self.limit)
+    }
+}
+
+/// How many requests of this coordinator each replica has.
+#[derive(Debug, Default)]
+pub(super) struct ReplicaLoad {
+    live: Mutex<BTreeMap<ReplicaId, usize>>,
+}
+
+impl ReplicaLoad {
+    /// Counts a request at a replica until the guard is dropped.
+    pub(super) fn enter(self: &Arc<Self>, replica: ReplicaId) -> LoadGuard {
+        *self.lock().entry(replica).or_default() += 1;
+        LoadGuard {
+            load: Arc::clone(self),
+            replica,
+        }
+    }
+
+    /// Requests at a replica.
+    pub(super) fn of(&self, replica: ReplicaId) -> usize {
+        self.lock().get(&replica).copied().unwrap_or(0)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ReplicaId, usize>> {
+        // Nothing panics while the lock is held, and counts are whole at every point.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request at a replica.
+#[derive(Debug)]
+pub(super) struct LoadGuard {
+    load: Arc<ReplicaLoad>,
+    replica: ReplicaId,
+}
+
+impl Drop for LoadGuard {
+    fn drop(&mut self) {
+        let mut live = self.load.lock();
+        if let Some(count) = live.get_mut(&self.replica) {
+            *count -= 1;
+            if *count == 0 {
+                live.remove(&self.replica);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_given_to_all_or_none_and_comes_back() {
+        let admission = Admission::new(3);
+        let two = admission.admit(2).unwrap();
+        assert_eq!((two.len(), admission.live()), (2, 2));
+        assert_eq!(
+            admission.admit(2).unwrap_err(),
+            GatewayError::Overloaded { asked: 2, limit: 3 }
+        );
+        assert_eq!(admission.live(), 2);
+        let one = admission.admit(1).unwrap();
+        assert!(admission.admit(1).is_err());
+        drop(two);
+        assert_eq!(admission.live(), 1);
+        drop(one);
+        assert_eq!(admission.live(), 0);
+        assert_eq!(admission.admit(3).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn load_returns_to_zero() {
+        let load = Arc::new(ReplicaLoad::default());
+        let first = load.enter(ReplicaId(1));
+        let second = load.enter(ReplicaId(1));
+        let _other = load.enter(ReplicaId(2));
+        assert_eq!((load.of(ReplicaId(1)), load.of(ReplicaId(2))), (2, 1));
+        drop(first);
+        drop(second);
+        assert_eq!((load.of(ReplicaId(1)), load.of(ReplicaId(2))), (0, 1));
+        assert_eq!(load.lock().len(), 1);
+    }
+}

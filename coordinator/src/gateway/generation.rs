@@ -1,0 +1,284 @@
+//! One accepted request from its first attempt to its end: the one recovery path is to submit it again.
+//!
+//! A task of its own drives each request and owns its journal. No decision about placement here, and no text: tokens
+//! go to the client's side through a bounded queue, so a slow client slows itself only (BQ-1).
+//!
+//! **Invariant ST-2:** the task ends with exactly one of a finish, an error, or the client's departure, no later than
+//! the deadline, whatever heads and the cluster do.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+use tramontane_model::ids::Fence;
+use tramontane_model::sampling::SampledToken;
+use tramontane_proto::{Ended, GenerateSubmission, GenerateUpdate, Progress};
+
+use super::Shared;
+use super::error::GatewayError;
+use super::head::{HeadError, HeadStream};
+use super::journal::{Finish, Journal, Verdict};
+use super::routes::{NotServing, Routes, Target};
+use super::telemetry;
+
+/// Pause before the second attempt; doubles with each further one that brings no token.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause between attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Attempts without a new token that may end in a failure of the replica's own before the request is given up.
+/// Attempts that meet an unreachable head are not counted: the placement map tells when it has gone.
+const MAX_FAILURES_IN_A_ROW: u32 = 16;
+
+/// How one attempt came out.
+enum Attempted {
+    /// The sequence is complete.
+    Finished(Finish),
+    /// No other attempt would fare better.
+    Over(GatewayError),
+    /// The attempt broke off and another one may go on.
+    Broken {
+        /// What happened.
+        why: String,
+        /// Whether the replica itself gave up, rather than being out of reach.
+        failed: bool,
+    },
+}
+
+impl Attempted {
+    fn broken(why: impl ToString) -> Self {
+        Self::Broken {
+            why: why.to_string(),
+            failed: false,
+        }
+    }
+}
+
+/// One accepted request, driven by [`Run::run`].
+pub(super) struct Run {
+    pub(super) shared: Arc<Shared>,
+    pub(super) journal: Journal,
+    pub(super) deadline: Instant,
+    pub(super) routes: watch::Receiver<Arc<Routes>>,
+    pub(super) tokens: mpsc::Sender<SampledToken>,
+    /// Told once a head has taken the request in.
+    pub(super) started: Option<oneshot::Sender<()>>,
+    /// Set by the client's side when it leaves because it has all it wants.
+    pub(super) satisfied: Arc<AtomicBool>,
+}
+
+impl Run {
+    /// Drives the request to its end and tells it to `end`. Returns at once when the client's side is gone.
+    pub(super) async fn run(mut self, end: oneshot::Sender<Result<Finish, GatewayError>>) {
+        let client = self.tokens.clone();
+        let result = tokio::select! {
+            biased;
+            () = client.closed() => None,
+            result = timeout_at(self.deadline, self.drive()) => {
+                let limit = self.shared.options.request_timeout;
+                Some(result.unwrap_or(Err(GatewayError::Deadline { limit })))
+            }
+        };
+        let satisfied = self.satisfied.load(Ordering::Relaxed);
+        telemetry::ended(result.as_ref(), satisfied);
+        tracing::info!(
+            request = %self.journal.request().id,
+            attempts = self.journal.attempt(),
+            prompt_tokens = self.journal.request().prompt.len(),
+            generated_tokens = self.journal.emitted().len(),
+            end = telemetry::end_name(result.as_ref(), satisfied),
+            "request ended"
+        );
+        if let Some(result) = result {
+            // The client's side may have left in this moment: then nobody needs to know.
+            let _ = end.send(result);
+        }
+    }
+
+    async fn drive(&mut self) -> Result<Finish, GatewayError> {
+        let mut pause = FIRST_PAUSE;
+        let mut failures = 0;
+        let mut avoid = None;
+        loop {
+            let target = self.pick(avoid).await?;
+            let before = self.journal.next_index();
+            let (why, failed) = match self.attempt(&target).await {
+                Attempted::Finished(finish) => return Ok(finish),
+                Attempted::Over(error) => return Err(error),
+                Attempted::Broken { why, failed } => (why, failed),
+            };
+            if let Some(finish) = self.journal.finish() {
+                return Ok(finish);
+            }
+            if self.journal.next_index() > before {
+                (pause, failures) = (FIRST_PAUSE, 0);
+            }
+            failures += u32::from(failed);
+            if failures >= MAX_FAILURES_IN_A_ROW {
+                return Err(GatewayError::Failed {
+                    attempts: failures,
+                    detail: why,
+                });
+            }
+            tracing::warn!(
+                request = %self.journal.request().id,
+                attempt = self.journal.attempt(),
+                fence = %target.fence,
+                emitted = self.journal.next_index(),
+                why,
+                "attempt broke off, the request is submitted again"
+            );
+            telemetry::resubmitted();
+            avoid = Some(target.fence);
+            self.pause(pause).await?;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// A serving replica. A request that no head has seen yet is refused when there is none; one that has been
+    /// taken in waits for one until its deadline.
+    async fn pick(&mut self, avoid: Option<Fence>) -> Result<Target, GatewayError> {
+        loop {
+            let load = &self.shared.load;
+            let chosen = self.routes.borrow_and_update().choose(|id| load.of(id), avoid);
+            match chosen {
+                Ok(target) => return Ok(target),
+                Err(missing) if !self.may_wait(&missing) => return Err(missing.into()),
+                Err(_) => {}
+            }
+            self.changed().await?;
+        }
+    }
+
+    fn may_wait(&self, missing: &NotServing) -> bool {
+        let taken_in = self.started.is_none();
+        taken_in || (self.journal.attempt() > 0 && missing.is_passing())
+    }
+
+    async fn changed(&mut self) -> Result<(), GatewayError> {
+        self.routes.changed().await.map_err(|_| GatewayError::ShuttingDown)
+    }
+
+    /// Waits before the next attempt, but no longer once the cluster has changed.
+    async fn pause(&mut self, pause: Duration) -> Result<(), GatewayError> {
+        timeout(pause, self.changed()).await.unwrap_or(Ok(()))
+    }
+
+    async fn attempt(&mut self, target: &Target) -> Attempted {
+        let submission = self.submission(target.fence);
+        let _at_replica = self.shared.load.enter(target.fence.replica);
+        let heads = Arc::clone(&self.shared.heads);
+        let mut stream = tokio::select! {
+            answer = heads.generate(&target.address, submission) => match answer {
+                Ok(stream) => stream,
+                Err(error) => return self.refused(error),
+            },
+            gone = superseded(&mut self.routes, target.fence) => return gone,
+        };
+        if let Some(started) = self.started.take() {
+            // Fails only if the client's side has left, which ends the task.
+            let _ = started.send(());
+        }
+        self.follow(target, &mut stream).await
+    }
+
+    fn submission(&mut self, fence: Fence) -> GenerateSubmission {
+        let attempt = self.journal.begin_attempt();
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let request = self.journal.request();
+        GenerateSubmission {
+            fence,
+            request: request.id,
+            attempt,
+            prompt: request.prompt.to_vec(),
+            emitted: self.journal.emitted().to_vec(),
+            sampling: request.sampling,
+            max_tokens: request.max_tokens,
+            stop_tokens: request.stop_tokens.clone(),
+            ignore_eos: request.stop_tokens.is_empty(),
+            timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1),
+        }
+    }
+
+    fn refused(&self, error: HeadError) -> Attempted {
+        match error {
+            HeadError::Rejected { detail, .. } => Attempted::Over(GatewayError::Rejected { detail }),
+            HeadError::QueueFull { detail, .. } if self.started.is_some() => {
+                Attempted::Over(GatewayError::QueueFull { detail })
+            }
+            HeadError::Protocol { .. } => Attempted::Broken {
+                why: error.to_string(),
+                failed: true,
+            },
+            HeadError::QueueFull { .. } | HeadError::Unavailable { .. } | HeadError::Fenced { .. } => {
+                Attempted::broken(error)
+            }
+        }
+    }
+
+    /// Takes in the stream of one attempt until it ends, breaks, or the placement map has moved on from it.
+    async fn follow(&mut self, target: &Target, stream: &mut HeadStream) -> Attempted {
+        loop {
+            let update = tokio::select! {
+                update = stream.next() => update,
+                gone = superseded(&mut self.routes, target.fence) => return gone,
+            };
+            match update {
+                None => return Attempted::broken("the stream ended before the sequence did"),
+                Some(Err(error)) => return self.refused(error),
+                Some(Ok(update)) => {
+                    if let Some(attempted) = self.take(target.fence, update).await {
+                        return attempted;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes in one update; returns how the attempt came out if that was its end.
+    async fn take(&mut self, fence: Fence, update: GenerateUpdate) -> Option<Attempted> {
+        if update.fence != fence || update.attempt < self.journal.attempt() {
+            telemetry::stale();
+            return None;
+        }
+        match update.progress {
+            Progress::Token { index, token } => {
+                match self.journal.record(update.attempt, index, token.token) {
+                    Ok(Verdict::Stale) => None,
+                    Ok(Verdict::Emitted) => {
+                        // Fails only if the client's side has left, which ends the task.
+                        let _ = self.tokens.send(token).await;
+                        None
+                    }
+                    Err(error) => Some(Attempted::Broken {
+                        why: error.to_string(),
+                        failed: true,
+                    }),
+                }
+            }
+            Progress::Ended(ended) => Some(self.ended(ended)),
+        }
+    }
+
+    fn ended(&self, ended: Ended) -> Attempted {
+        match ended {
+            Ended::Stop => Attempted::Finished(Finish::Stop),
+            Ended::Length => Attempted::Finished(Finish::Length),
+            Ended::Cancelled => Attempted::broken("the head gave the sequence up"),
+            Ended::Deadline => Attempted::Over(GatewayError::Deadline {
+                limit: self.shared.options.request_timeout,
+            }),
+            Ended::Failed(why) => Attempted::Broken { why, failed: true },
+        }
+    }
+}
+
+/// Resolves once the placement map no longer has this generation: its head may be cut off without knowing.
+async fn superseded(routes: &mut watch::Receiver<Arc<Routes>>, fence: Fence) -> Attempted {
+    match routes.wait_for(|routes| !routes.has(fence)).await {
+        Ok(_) => Attempted::broken("the placement map has another generation"),
+        Err(_) => Attempted::Over(GatewayError::ShuttingDown),
+    }
+}

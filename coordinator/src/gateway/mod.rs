@@ -1,0 +1,234 @@
+//! The gateway: keeps a journal per live request, picks a replica, and submits again when a stream breaks.
+//!
+//! No text here: prompts come as token ids and tokens leave as ids. No placement decisions: the routes, drawn
+//! from the applied cluster state, say which replicas serve. Journals are local to the coordinator that holds the client's connection.
+//!
+//! **Invariants:** ST-1 (see [`journal`]), ST-2 (see [`generation`](self)), BQ-1: the queue of tokens to each client
+//! is bounded, and so is the number of live requests.
+
+mod admission;
+mod error;
+mod generation;
+mod grpc;
+mod head;
+pub mod journal;
+mod routes;
+mod telemetry;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tramontane_model::ids::{Fence, RequestId};
+use tramontane_model::sampling::{SampledToken, SamplingParams};
+
+pub use admission::Permit;
+pub use error::GatewayError;
+pub use grpc::GrpcHeads;
+pub use head::{HeadClient, HeadError, HeadStream};
+pub use journal::Finish;
+pub use routes::{NotServing, Route, Routes};
+pub use telemetry::describe as describe_metrics;
+
+use admission::{Admission, ReplicaLoad};
+use journal::{Journal, Request};
+
+/// Limits of a gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayOptions {
+    /// Most live requests; each prompt and choice counts as one.
+    pub max_live_requests: usize,
+    /// Most tokens that wait for one client; at least 1.
+    pub queued_tokens: usize,
+    /// Time that a request has from its arrival to its end.
+    pub request_timeout: Duration,
+}
+
+impl Default for GatewayOptions {
+    fn default() -> Self {
+        Self {
+            max_live_requests: 1024,
+            queued_tokens: 256,
+            request_timeout: Duration::from_secs(600),
+        }
+    }
+}
+
+/// What to generate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewRequest {
+    /// Ids of the prompt; never empty.
+    pub prompt: Arc<[u32]>,
+    /// How tokens are chosen, its seed set.
+    pub sampling: SamplingParams,
+    /// Most tokens to emit; at least 1.
+    pub max_tokens: u32,
+    /// Tokens that end the sequence; empty to go on past them.
+    pub stop_tokens: Vec<u32>,
+}
+
+struct Shared {
+    heads: Arc<dyn HeadClient>,
+    options: GatewayOptions,
+    admission: Admission,
+    load: Arc<ReplicaLoad>,
+}
+
+/// Cheap handle to a coordinator's gateway.
+#[derive(Clone)]
+pub struct Gateway {
+    shared: Arc<Shared>,
+    routes: watch::Receiver<Arc<Routes>>,
+}
+
+impl Gateway {
+    /// A gateway that follows the routes and submits through `heads`.
+    pub fn new(
+        routes: watch::Receiver<Arc<Routes>>,
+        heads: Arc<dyn HeadClient>,
+        options: GatewayOptions,
+    ) -> Self {
+        let admission = Admission::new(options.max_live_requests);
+        let shared = Shared {
+            heads,
+            options,
+            admission,
+            load: Arc::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            routes,
+        }
+    }
+
+    /// The limits.
+    pub fn options(&self) -> &GatewayOptions {
+        &self.shared.options
+    }
+
+    /// The replica generation that a request would go to now, or what is missing.
+    pub fn readiness(&self) -> Result<Fence, NotServing> {
+        let load = &self.shared.load;
+        let chosen = self.routes.borrow().choose(|id| load.of(id), None);
+        chosen.map(|target| target.fence)
+    }
+
+    /// Room for `count` requests, or for none of them.
+    pub fn admit(&self, count: usize) -> Result<Vec<Permit>, GatewayError> {
+        self.shared.admission.admit(count)
+    }
+
+    /// Submits a request and resolves once a head has taken it in. Dropping the future, or the generation that comes
+    /// of it, cancels the request at the head.
+    pub async fn submit(
+        &self,
+        permit: Permit,
+        request: NewRequest,
+        deadline: Instant,
+    ) -> Result<Generation, GatewayError> {
+        let id = random_id()?;
+        let submitted = Instant::now();
+        let prompt_tokens = request.prompt.len();
+        let (tokens, tokens_rx) = mpsc::channel(self.shared.options.queued_tokens.max(1));
+        let (started, started_rx) = oneshot::channel();
+        let (end, end_rx) = oneshot::channel();
+        let satisfied = Arc::new(AtomicBool::new(false));
+        let run = generation::Run {
+            shared: Arc::clone(&self.shared),
+            journal: Journal::new(Request {
+                id,
+                prompt: request.prompt,
+                sampling: request.sampling,
+                max_tokens: request.max_tokens,
+                stop_tokens: request.stop_tokens,
+            }),
+            deadline,
+            routes: self.routes.clone(),
+            tokens,
+            started: Some(started),
+            satisfied: Arc::clone(&satisfied),
+        };
+        telemetry::live(self.shared.admission.live());
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            run.run(end).await;
+            drop(permit);
+            telemetry::live(shared.admission.live());
+        });
+        let mut generation = Generation {
+            id,
+            submitted,
+            tokens: tokens_rx,
+            end: Some(end_rx),
+            satisfied,
+            emitted: 0,
+        };
+        if started_rx.await.is_err() {
+            // The request ended before a head took it in.
+            if let Some(Event::Ended(Err(error))) = generation.next().await {
+                return Err(error);
+            }
+        }
+        telemetry::started(prompt_tokens);
+        Ok(generation)
+    }
+}
+
+/// 128 random bits.
+fn random_id() -> Result<RequestId, GatewayError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| GatewayError::Random {
+        detail: error.to_string(),
+    })?;
+    Ok(RequestId(u128::from_be_bytes(bytes)))
+}
+
+/// What happens to a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The next token.
+    Token(SampledToken),
+    /// The end; nothing follows.
+    Ended(Result<Finish, GatewayError>),
+}
+
+/// The client's side of a live request. Dropping it cancels the request.
+#[derive(Debug)]
+pub struct Generation {
+    id: RequestId,
+    submitted: Instant,
+    tokens: mpsc::Receiver<SampledToken>,
+    end: Option<oneshot::Receiver<Result<Finish, GatewayError>>>,
+    satisfied: Arc<AtomicBool>,
+    emitted: u64,
+}
+
+impl Generation {
+    /// The request's name in the cluster.
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+
+    /// The next event; `None` after the end. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Event> {
+        if let Some(token) = self.tokens.recv().await {
+            if self.emitted == 0 {
+                telemetry::first_token(self.submitted.elapsed());
+            }
+            self.emitted += 1;
+            telemetry::generated();
+            return Some(Event::Token(token));
+        }
+        let end = self.end.as_mut()?;
+        let result = end.await.unwrap_or(Err(GatewayError::ShuttingDown));
+        self.end = None;
+        Some(Event::Ended(result))
+    }
+
+    /// Leaves early because the client has all it wants, as after a stop string.
+    pub fn satisfied(self) {
+        self.satisfied.store(true, Ordering::Relaxed);
+    }
+}
