@@ -8,7 +8,9 @@ use super::routes::NotServing;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GatewayError {
     /// As many requests as may be are live at this coordinator.
-    #[error("{limit} requests may be live at this coordinator, and there is no room for {asked} more: try again later")]
+    #[error(
+        "{limit} requests may be live at this coordinator, and there is no room for {asked} more: try again later"
+    )]
     Overloaded {
         /// How many were asked for.
         asked: usize,

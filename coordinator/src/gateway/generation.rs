@@ -158,7 +158,10 @@ impl Run {
     }
 
     async fn changed(&mut self) -> Result<(), GatewayError> {
-        self.routes.changed().await.map_err(|_| GatewayError::ShuttingDown)
+        self.routes
+            .changed()
+            .await
+            .map_err(|_| GatewayError::ShuttingDown)
     }
 
     /// Waits before the next attempt, but no longer once the cluster has changed.

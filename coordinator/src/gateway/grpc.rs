@@ -66,7 +66,9 @@ impl HeadClient for GrpcHeads {
             let mut client = ServingClient::new(channel)
                 .max_decoding_message_size(MAX_CONTROL_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_CONTROL_MESSAGE_BYTES);
-            let answer = client.generate(tramontane_proto::v1::GenerateRequest::from(submission)).await;
+            let answer = client
+                .generate(tramontane_proto::v1::GenerateRequest::from(submission))
+                .await;
             let events = answer.map_err(|status| refusal(&address, &status))?.into_inner();
             let updates = events.map(move |event| match event {
                 Ok(event) => GenerateUpdate::try_from(event).map_err(|error| HeadError::Protocol {
@@ -113,7 +115,132 @@ fn refusal(address: &str, status: &Status) -> HeadError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use futures_util::TryStreamExt;
+    use tokio::sync::watch;
+    use tokio::time::timeout;
+    use tonic::{Request, Response};
+    use tramontane_model::sampling::SamplingParams;
+    use tramontane_proto::net::{Listener, server};
+    use tramontane_proto::v1::GenerateEvent;
+    use tramontane_proto::v1::GenerateRequest;
+    use tramontane_proto::v1::serving_server::{Serving, ServingServer};
+    use tramontane_proto::{Ended, Progress};
+
+    use super::super::scripted::{Act, ScriptedHeads, always, fence, sampled, update};
     use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    /// A gRPC server in front of heads in memory.
+    struct Server(Arc<ScriptedHeads>);
+
+    #[tonic::async_trait]
+    impl Serving for Server {
+        type GenerateStream = futures_util::stream::BoxStream<'static, Result<GenerateEvent, Status>>;
+
+        async fn generate(
+            &self,
+            request: Request<GenerateRequest>,
+        ) -> Result<Response<Self::GenerateStream>, Status> {
+            let submission = GenerateSubmission::try_from(request.into_inner())?;
+            match self.0.generate("", submission).await {
+                Ok(updates) => {
+                    let events = updates.map_ok(GenerateEvent::from);
+                    Ok(Response::new(
+                        events
+                            .map_err(|error| Status::unavailable(error.to_string()))
+                            .boxed(),
+                    ))
+                }
+                Err(error) => Err(Status::failed_precondition(error.to_string())),
+            }
+        }
+    }
+
+    fn submission() -> GenerateSubmission {
+        GenerateSubmission {
+            fence: fence(3),
+            request: tramontane_model::ids::RequestId(77),
+            attempt: 2,
+            prompt: vec![1, 4],
+            emitted: vec![10],
+            sampling: SamplingParams::GREEDY,
+            max_tokens: 9,
+            stop_tokens: vec![2],
+            ignore_eos: false,
+            timeout_ms: 5000,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_submission_crosses_the_wire_and_leaving_cancels_it() {
+        let gone = HeadError::Fenced {
+            address: String::new(),
+            detail: "generation 4".to_owned(),
+        };
+        let scripted = ScriptedHeads::new(
+            always(&[10, 11, 2]),
+            [Act::Answer, Act::HangAfter(1), Act::Refuse(gone)],
+        );
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), &Identity::Loopback)
+            .await
+            .unwrap();
+        let address = listener.address().to_string();
+        let service = ServingServer::new(Server(scripted.clone()));
+        let router = server(Traffic::Control).add_service(service);
+        let (stop, mut stopped) = watch::channel(false);
+        let served = tokio::spawn(
+            router.serve_with_incoming_shutdown(listener.into_stream(), async move {
+                // An error means that the test is over as well.
+                let _ = stopped.wait_for(|stop| *stop).await;
+            }),
+        );
+
+        let heads = GrpcHeads::new(Identity::Loopback);
+        let sent = submission();
+        let updates: Vec<_> = heads
+            .generate(&address, sent.clone())
+            .await
+            .unwrap()
+            .try_collect()
+            .await
+            .unwrap();
+        let token = |index, id| {
+            let token = sampled(id);
+            update(&sent, Progress::Token { index, token })
+        };
+        let ended = update(&sent, Progress::Ended(Ended::Stop));
+        assert_eq!(updates, [token(1, 11), token(2, 2), ended]);
+        assert_eq!(scripted.seen()[0].1, sent);
+
+        let mut open = scripted.open();
+        timeout(SOON, open.wait_for(|open| *open == 0))
+            .await
+            .unwrap()
+            .unwrap();
+        let mut hanging = heads.generate(&address, sent.clone()).await.unwrap();
+        assert_eq!(hanging.next().await, Some(Ok(token(1, 11))));
+        assert_eq!(*open.borrow(), 1);
+        drop(hanging);
+        timeout(SOON, open.wait_for(|open| *open == 0))
+            .await
+            .unwrap()
+            .unwrap();
+
+        let refused = heads.generate(&address, sent.clone()).await.err().unwrap();
+        assert!(matches!(&refused, HeadError::Fenced { detail, .. } if detail.contains("generation 4")));
+
+        stop.send(true).unwrap();
+        timeout(SOON, served).await.unwrap().unwrap().unwrap();
+        let unreachable = heads.generate(&address, sent).await.err().unwrap();
+        assert!(
+            matches!(unreachable, HeadError::Unavailable { .. }),
+            "{unreachable}"
+        );
+    }
 
     #[test]
     fn each_status_has_its_meaning() {
@@ -141,7 +268,10 @@ mod tests {
                 detail: text
             }
         );
-        assert!(matches!(meaning(Code::Unavailable), HeadError::Unavailable { .. }));
+        assert!(matches!(
+            meaning(Code::Unavailable),
+            HeadError::Unavailable { .. }
+        ));
         assert!(matches!(meaning(Code::Internal), HeadError::Unavailable { .. }));
     }
 

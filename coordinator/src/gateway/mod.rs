@@ -13,7 +13,11 @@ mod grpc;
 mod head;
 pub mod journal;
 mod routes;
+#[cfg(test)]
+pub(crate) mod scripted;
 mod telemetry;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -20,10 +20,16 @@ pub fn describe() {
     describe_gauge!(LIVE, "Requests that are live at this coordinator");
     describe_counter!(ENDED, "Requests that ended, by how");
     describe_counter!(RESUBMITTED, "Attempts that broke off and were made again");
-    describe_counter!(STALE, "Updates of an older attempt or generation that were dropped");
+    describe_counter!(
+        STALE,
+        "Updates of an older attempt or generation that were dropped"
+    );
     describe_counter!(PROMPT_TOKENS, "Prompt tokens of requests that a replica took in");
     describe_counter!(GENERATED_TOKENS, "Tokens emitted to clients");
-    describe_histogram!(FIRST_TOKEN, "Seconds from a request's submission to its first token");
+    describe_histogram!(
+        FIRST_TOKEN,
+        "Seconds from a request's submission to its first token"
+    );
 }
 
 pub(super) fn live(requests: usize) {
