@@ -1,6 +1,7 @@
 //! The coordinator: control plane, gateway and HTTP.
 
 pub mod config;
+pub mod control;
 pub mod gateway;
 pub mod raft;
 pub mod text;

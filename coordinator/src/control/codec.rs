@@ -1,0 +1,126 @@
+//! Proposals and states as bytes: JSON with a format number in front.
+//!
+//! Equal states give equal bytes: every map is ordered. A number this build does not know is an error, and whoever reads
+//! a log must stop there rather than skip the entry, or members would come to differ.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tramontane_model::ids::ReplicaId;
+
+use super::command::Proposal;
+use super::limits::{MAX_PROPOSAL_BYTES, MAX_STATE_BYTES};
+use super::state::ClusterState;
+
+/// The format that this build writes and reads.
+pub const FORMAT: u32 = 1;
+
+#[derive(Serialize)]
+struct Sealed<'a, T> {
+    format: u32,
+    body: &'a T,
+}
+
+#[derive(Deserialize)]
+struct Opened<T> {
+    body: T,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    format: u32,
+}
+
+/// Why bytes cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// Longer than it may be.
+    #[error("{what} takes {found} bytes, at most {limit} are allowed")]
+    TooLong {
+        /// What it is.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// Its longest length.
+        limit: usize,
+    },
+    /// Of another format.
+    #[error("{what} has format {found}, this build reads format {FORMAT}")]
+    Format {
+        /// What it is.
+        what: &'static str,
+        /// The format found.
+        found: u32,
+    },
+    /// Not JSON, or not of this shape.
+    #[error("{what} cannot be read or written: {error}")]
+    Json {
+        /// What it is.
+        what: &'static str,
+        /// Where and why.
+        error: serde_json::Error,
+    },
+    /// A placement that no command could have made.
+    #[error("replica {replica} is placed with an expert group that nobody holds")]
+    Placement {
+        /// Which replica.
+        replica: ReplicaId,
+    },
+}
+
+fn encode<T: Serialize>(what: &'static str, body: &T, limit: usize) -> Result<Vec<u8>, CodecError> {
+    let sealed = Sealed { format: FORMAT, body };
+    let bytes = serde_json::to_vec(&sealed).map_err(|error| CodecError::Json { what, error })?;
+    check_length(what, bytes.len(), limit)?;
+    Ok(bytes)
+}
+
+fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8], limit: usize) -> Result<T, CodecError> {
+    check_length(what, bytes.len(), limit)?;
+    let json = |error| CodecError::Json { what, error };
+    let Header { format: found } = serde_json::from_slice(bytes).map_err(json)?;
+    if found != FORMAT {
+        return Err(CodecError::Format { what, found });
+    }
+    let Opened { body } = serde_json::from_slice(bytes).map_err(json)?;
+    Ok(body)
+}
+
+fn check_length(what: &'static str, found: usize, limit: usize) -> Result<(), CodecError> {
+    if found > limit {
+        Err(CodecError::TooLong { what, found, limit })
+    } else {
+        Ok(())
+    }
+}
+
+impl Proposal {
+    /// The proposal as a log entry holds it.
+    pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
+        encode("proposal", self, MAX_PROPOSAL_BYTES)
+    }
+
+    /// Reads a log entry.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        decode("proposal", bytes, MAX_PROPOSAL_BYTES)
+    }
+}
+
+impl ClusterState {
+    /// The state as a snapshot holds it.
+    pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
+        encode("cluster state", self, MAX_STATE_BYTES)
+    }
+
+    /// Reads a snapshot.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        let state: Self = decode("cluster state", bytes, MAX_STATE_BYTES)?;
+        for (&replica, entry) in &state.replicas {
+            let stages = entry.placement().map_or(&[][..], |placement| &placement.stages);
+            let mut groups = stages.iter().flat_map(|stage| &stage.groups);
+            if groups.any(|group| group.holders.is_empty()) {
+                return Err(CodecError::Placement { replica });
+            }
+        }
+        Ok(state)
+    }
+}
