@@ -3,7 +3,7 @@
 //! Deterministic: the outcome depends on the state and the command only. A command that does not agree with the state
 //! is refused whole.
 
-use tramontane_model::ids::{DeviceRef, Fence, Generation, ReplicaId, WorkerId};
+use tramontane_model::ids::{CoordinatorId, DeviceRef, Fence, Generation, ReplicaId, WorkerId};
 use tramontane_model::members::{MAX_DEVICES, MAX_REASON_BYTES, MAX_TEXT_BYTES, WorkerInfo};
 use tramontane_model::placement::Replica;
 
@@ -45,16 +45,7 @@ impl ClusterState {
     /// Applies a command. Saying again what the state says already is [`Outcome::Applied`] and changes nothing.
     pub fn apply(&mut self, command: &Command) -> Outcome {
         let result = match command {
-            Command::CoordinatorsListed { coordinators } => {
-                at_most("number of coordinators", coordinators.len(), MAX_COORDINATORS)
-                    .and_then(|()| {
-                        coordinators.values().try_for_each(|entry| {
-                            text("coordinator raft address", &entry.raft_address)?;
-                            text("coordinator http address", &entry.http_address)
-                        })
-                    })
-                    .map(|()| self.coordinators = coordinators.clone())
-            }
+            Command::CoordinatorStarted { coordinator, entry } => self.list_coordinator(*coordinator, entry),
             Command::ModelDescribed { model } => self.describe_model(model),
             Command::WorkerJoined { info } => self.join(info),
             Command::WorkerDraining { worker, incarnation } => self.drain(worker, *incarnation),
@@ -83,6 +74,22 @@ impl ClusterState {
             Ok(()) => Outcome::Applied,
             Err(refusal) => Outcome::Refused(refusal),
         }
+    }
+
+    fn list_coordinator(
+        &mut self,
+        coordinator: CoordinatorId,
+        entry: &CoordinatorEntry,
+    ) -> Result<(), Refusal> {
+        text("coordinator raft address", &entry.raft_address)?;
+        text("coordinator http address", &entry.http_address)?;
+        text("coordinator version", &entry.version)?;
+        if !self.coordinators.contains_key(&coordinator) {
+            let coordinators = self.coordinators.len() + 1;
+            at_most("number of coordinators", coordinators, MAX_COORDINATORS)?;
+        }
+        self.coordinators.insert(coordinator, entry.clone());
+        Ok(())
     }
 
     fn describe_model(&mut self, model: &ModelEntry) -> Result<(), Refusal> {

@@ -3,8 +3,6 @@
 //! A command states a fact or a decision of the leader; it carries all that its effect depends on, so that applying
 //! it needs no clock and no planner.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 use tramontane_model::ids::{CoordinatorId, DeviceRef, Fence, Generation, ReplicaId, WorkerId};
 use tramontane_model::members::WorkerInfo;
@@ -16,10 +14,12 @@ use super::state::{CoordinatorEntry, ModelEntry};
 /// One change of the replicated state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
-    /// These are the coordinators, and no others.
-    CoordinatorsListed {
-        /// Where each is reached.
-        coordinators: BTreeMap<CoordinatorId, CoordinatorEntry>,
+    /// A coordinator has started. It says nothing of who votes: that is raft's own membership.
+    CoordinatorStarted {
+        /// Which coordinator.
+        coordinator: CoordinatorId,
+        /// What it says of itself.
+        entry: CoordinatorEntry,
     },
     /// This is the model to serve. Another model breaks every placement of the one before.
     ModelDescribed {

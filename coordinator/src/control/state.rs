@@ -16,13 +16,17 @@ use tramontane_model::placement::Replica;
 
 use super::footprint::ModelFootprint;
 
-/// Where a coordinator is reached.
+/// What a coordinator said of itself when it last started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CoordinatorEntry {
     /// Where its peers and workers reach it, `host:port`.
     pub raft_address: String,
     /// Where clients reach it, `host:port`.
     pub http_address: String,
+    /// Its process id, for operators.
+    pub pid: u32,
+    /// Its program version.
+    pub version: String,
 }
 
 /// The one model that the cluster serves.
