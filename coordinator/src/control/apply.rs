@@ -13,7 +13,8 @@ use super::limits::{
     MAX_COORDINATORS, MAX_DEVICE_BYTES, MAX_KV_TOKENS, MAX_PROPOSERS, MAX_REPLICAS, MAX_WORKERS,
 };
 use super::state::{
-    ClusterState, Fault, ModelEntry, Phase, ProposerEntry, ReplicaEntry, Standing, WorkerEntry,
+    ClusterState, CoordinatorEntry, Fault, ModelEntry, Phase, ProposerEntry, ReplicaEntry, Standing,
+    WorkerEntry,
 };
 
 impl ClusterState {
