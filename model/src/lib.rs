@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod dtype;
+pub mod footprint;
 pub mod ids;
 pub mod members;
 pub mod placement;

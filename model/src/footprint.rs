@@ -1,0 +1,428 @@
+//! Bytes that a device needs beside its weights: the key-value cache and the buffers of the largest step.
+//!
+//! The planner plans with these numbers and the executor allocates from them, so that what is planned is what is held
+//! (PL-2). Formulas only: no allocation here, and no weights (see [`crate::tensors::ModelBytes`]).
+
+use crate::placement::KvShape;
+use crate::sampling::MAX_TOP_LOGPROBS;
+use crate::spec::ModelSpec;
+use crate::step::{MAX_STEP_ROWS, MAX_STEP_SEQUENCES};
+use crate::tensors::SECTION_ALIGN;
+
+/// Most rows of logits on a device at once; a step that samples more does so in turns.
+pub const LOGIT_ROWS: u32 = 32;
+/// Bytes of one value of a buffer or of the cache: f32, or an index.
+const WORD: u64 = 4;
+/// Words that accompany a row: position, slot, block table, query scale.
+const ROW_META_WORDS: u64 = 4;
+/// Words of one row's sampling parameters.
+const SAMPLE_PARAM_WORDS: u64 = 8;
+/// Words of one row's sampling result: token, log-probability, and the alternatives with theirs.
+pub const SAMPLE_RESULT_WORDS: u64 = 2 + 2 * MAX_TOP_LOGPROBS as u64;
+
+/// The largest step that a stage's buffers hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepCapacity {
+    /// Rows of a step, at most [`MAX_STEP_ROWS`].
+    pub rows: u32,
+    /// Sequences of a step, at most [`MAX_STEP_SEQUENCES`].
+    pub sequences: u32,
+}
+
+impl Default for StepCapacity {
+    /// A prompt chunk of some hundred rows beside the decode rows of as many sequences as a small cluster serves.
+    fn default() -> Self {
+        Self {
+            rows: 512,
+            sequences: 128,
+        }
+    }
+}
+
+/// A capacity that no step can have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("step capacity: {field} is {found}, it must be 1 to {limit}")]
+pub struct CapacityError {
+    /// Which field.
+    pub field: &'static str,
+    /// What it is.
+    pub found: u32,
+    /// What it may be.
+    pub limit: usize,
+}
+
+impl StepCapacity {
+    /// Checks both bounds.
+    pub fn validate(&self) -> Result<(), CapacityError> {
+        for (field, found, limit) in [
+            ("rows", self.rows, MAX_STEP_ROWS),
+            ("sequences", self.sequences, MAX_STEP_SEQUENCES),
+        ] {
+            if found == 0 || found as usize > limit {
+                return Err(CapacityError { field, found, limit });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of one layer's cache: latent and rotated key of each token, f32.
+pub fn kv_layer_bytes(spec: &ModelSpec, kv: KvShape) -> u64 {
+    u64::from(kv.blocks)
+        .saturating_mul(u64::from(kv.block_tokens))
+        .saturating_mul(u64::from(spec.kv_values_per_token_layer()) * WORD)
+}
+
+/// Blocks in the table of the longest sequence that cache and context allow.
+pub fn max_table_width(spec: &ModelSpec, kv: KvShape) -> u32 {
+    spec.max_context.div_ceil(kv.block_tokens.max(1)).min(kv.blocks)
+}
+
+/// Bytes of every buffer that a stage's owner needs to run a step, each a multiple of [`SECTION_ALIGN`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnerScratch {
+    /// Token ids, `[rows]`.
+    pub tokens: u64,
+    /// Position, slot, table and query scale, `[rows, 4]`.
+    pub meta: u64,
+    /// Cosines and sines, `[rows, rope]`.
+    pub rotary: u64,
+    /// Block tables, `[sequences, longest]`.
+    pub tables: u64,
+    /// Residual stream, `[rows, dim]`.
+    pub hidden: u64,
+    /// Its norm, `[rows, dim]`.
+    pub normed: u64,
+    /// Compressed query, `[rows, q_lora_rank]`.
+    pub compressed: u64,
+    /// Its norm, `[rows, q_lora_rank]`.
+    pub compressed_normed: u64,
+    /// Expanded query, `[rows, heads * (nope + rope)]`.
+    pub expanded: u64,
+    /// Latent and key before the norm, `[rows, kv_lora_rank + rope]`.
+    pub latent: u64,
+    /// Absorbed query, `[rows, heads * (kv_lora_rank + rope)]`.
+    pub queries: u64,
+    /// Attention over the latents, `[rows, heads * kv_lora_rank]`.
+    pub context: u64,
+    /// Attention's values, `[rows, heads * v]`.
+    pub attended: u64,
+    /// Hidden layer of the dense or shared feed-forward, `[rows, hidden]`.
+    pub gated: u64,
+    /// Result of the shared experts, `[rows, dim]`.
+    pub shared: u64,
+    /// The router's logits, `[rows, n_experts]`.
+    pub router_logits: u64,
+    /// Chosen experts, `[rows, experts_per_token]`.
+    pub expert_ids: u64,
+    /// Their weights, `[rows, experts_per_token]`.
+    pub expert_weights: u64,
+    /// Their results, `[rows * experts_per_token, dim]`.
+    pub expert_results: u64,
+    /// Results that came from other devices, as they came, `[rows * experts_per_token, dim]`.
+    pub remote_results: u64,
+    /// Where those belong, `[rows * experts_per_token]`.
+    pub remote_places: u64,
+}
+
+/// Bytes of the buffers that only the owner of the last stage needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadScratch {
+    /// Rows to sample, `[LOGIT_ROWS]`.
+    pub picks: u64,
+    /// Their norms, `[LOGIT_ROWS, dim]`.
+    pub normed: u64,
+    /// Their logits, `[LOGIT_ROWS, vocab]`.
+    pub logits: u64,
+    /// Their sampling parameters, `[LOGIT_ROWS, 8]`.
+    pub params: u64,
+    /// What the sampler says, `[LOGIT_ROWS, 42]`.
+    pub sampled: u64,
+}
+
+/// Bytes of the buffers inside the routed experts' op, for one call at a time, whoever asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertScratchBytes {
+    /// Pairs of row and expert grouped by expert, and where each expert's begin.
+    pub plan: u64,
+    /// Hidden layers, `[rows * experts_per_token, expert_hidden_dim]`.
+    pub hidden: u64,
+}
+
+/// Bytes of the buffers in which a device computes experts for the owners of stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HolderScratch {
+    /// One normed row per pair of row and expert, `[rows * experts_per_token, dim]`.
+    pub input: u64,
+    /// The expert of each pair.
+    pub expert_ids: u64,
+    /// Their results, `[rows * experts_per_token, dim]`.
+    pub results: u64,
+}
+
+/// A buffer of `count * width` words, rounded up as a device does.
+fn words(count: u64, width: u64) -> u64 {
+    count
+        .saturating_mul(width)
+        .saturating_mul(WORD)
+        .max(WORD)
+        .checked_next_multiple_of(SECTION_ALIGN)
+        .unwrap_or(u64::MAX - SECTION_ALIGN + 1)
+}
+
+/// Experts per token and expert width; 0 for a dense model.
+fn expert_sizes(spec: &ModelSpec) -> (u64, u64) {
+    spec.moe.as_ref().map_or((0, 0), |moe| {
+        (
+            u64::from(moe.n_experts_per_token),
+            u64::from(moe.expert_hidden_dim),
+        )
+    })
+}
+
+impl OwnerScratch {
+    /// The buffers for steps of `capacity` over a cache of `kv`.
+    pub fn new(spec: &ModelSpec, capacity: StepCapacity, kv: KvShape) -> Self {
+        let rows = |width: u32| words(u64::from(capacity.rows), u64::from(width));
+        let mla = spec.mla();
+        let heads = |width: u32| words(u64::from(capacity.rows) * u64::from(mla.n_heads), width.into());
+        let pairs = u64::from(capacity.rows) * expert_sizes(spec).0;
+        let shared_hidden = spec.moe.as_ref().map_or(0, |moe| moe.shared_hidden_dim());
+        Self {
+            tokens: rows(1),
+            meta: words(u64::from(capacity.rows), ROW_META_WORDS),
+            rotary: rows(mla.qk_rope_head_dim),
+            tables: words(
+                u64::from(capacity.sequences),
+                u64::from(max_table_width(spec, kv)),
+            ),
+            hidden: rows(spec.dim),
+            normed: rows(spec.dim),
+            compressed: rows(mla.q_lora_rank),
+            compressed_normed: rows(mla.q_lora_rank),
+            expanded: heads(mla.qk_head_dim()),
+            latent: rows(mla.kv_values()),
+            queries: heads(mla.kv_values()),
+            context: heads(mla.kv_lora_rank),
+            attended: heads(mla.v_head_dim),
+            gated: rows(spec.dense_hidden_dim.max(shared_hidden)),
+            shared: rows(spec.dim),
+            router_logits: rows(spec.n_experts()),
+            expert_ids: words(pairs, 1),
+            expert_weights: words(pairs, 1),
+            expert_results: words(pairs, spec.dim.into()),
+            remote_results: words(pairs, spec.dim.into()),
+            remote_places: words(pairs, 1),
+        }
+    }
+
+    /// All buffers with their names.
+    pub fn each(&self) -> [(&'static str, u64); 21] {
+        [
+            ("tokens", self.tokens),
+            ("row meta", self.meta),
+            ("rotary", self.rotary),
+            ("block tables", self.tables),
+            ("hidden", self.hidden),
+            ("normed", self.normed),
+            ("compressed query", self.compressed),
+            ("normed compressed query", self.compressed_normed),
+            ("expanded query", self.expanded),
+            ("latent", self.latent),
+            ("absorbed query", self.queries),
+            ("attention context", self.context),
+            ("attention values", self.attended),
+            ("gated", self.gated),
+            ("shared expert result", self.shared),
+            ("router logits", self.router_logits),
+            ("expert ids", self.expert_ids),
+            ("expert weights", self.expert_weights),
+            ("expert results", self.expert_results),
+            ("remote expert results", self.remote_results),
+            ("places of remote results", self.remote_places),
+        ]
+    }
+
+    /// All bytes.
+    pub fn total(&self) -> u64 {
+        sum(&self.each())
+    }
+}
+
+impl HeadScratch {
+    /// The buffers, which do not depend on the step.
+    pub fn new(spec: &ModelSpec) -> Self {
+        let rows = |width: u64| words(LOGIT_ROWS.into(), width);
+        Self {
+            picks: rows(1),
+            normed: rows(spec.dim.into()),
+            logits: rows(spec.vocab_size.into()),
+            params: rows(SAMPLE_PARAM_WORDS),
+            sampled: rows(SAMPLE_RESULT_WORDS),
+        }
+    }
+
+    /// All buffers with their names.
+    pub fn each(&self) -> [(&'static str, u64); 5] {
+        [
+            ("sampled rows", self.picks),
+            ("normed sampled rows", self.normed),
+            ("logits", self.logits),
+            ("sampling parameters", self.params),
+            ("sampling results", self.sampled),
+        ]
+    }
+
+    /// All bytes.
+    pub fn total(&self) -> u64 {
+        sum(&self.each())
+    }
+}
+
+impl ExpertScratchBytes {
+    /// The buffers for steps of `capacity`.
+    pub fn new(spec: &ModelSpec, capacity: StepCapacity) -> Self {
+        let (per_token, hidden) = expert_sizes(spec);
+        let pairs = u64::from(capacity.rows) * per_token;
+        Self {
+            plan: words(pairs + u64::from(spec.n_experts()) + 1, 1),
+            hidden: words(pairs, hidden),
+        }
+    }
+
+    /// All buffers with their names.
+    pub fn each(&self) -> [(&'static str, u64); 2] {
+        [("expert plan", self.plan), ("expert hidden", self.hidden)]
+    }
+
+    /// All bytes.
+    pub fn total(&self) -> u64 {
+        sum(&self.each())
+    }
+}
+
+impl HolderScratch {
+    /// The buffers for requests of owners whose steps are of `capacity`.
+    pub fn new(spec: &ModelSpec, capacity: StepCapacity) -> Self {
+        let pairs = u64::from(capacity.rows) * expert_sizes(spec).0;
+        Self {
+            input: words(pairs, spec.dim.into()),
+            expert_ids: words(pairs, 1),
+            results: words(pairs, spec.dim.into()),
+        }
+    }
+
+    /// All buffers with their names.
+    pub fn each(&self) -> [(&'static str, u64); 3] {
+        [
+            ("requested rows", self.input),
+            ("requested experts", self.expert_ids),
+            ("requested results", self.results),
+        ]
+    }
+
+    /// All bytes.
+    pub fn total(&self) -> u64 {
+        sum(&self.each())
+    }
+}
+
+fn sum(buffers: &[(&'static str, u64)]) -> u64 {
+    buffers
+        .iter()
+        .fold(0, |total, (_, bytes)| total.saturating_add(*bytes))
+}
+
+/// Most bytes beside weights and cache that owning any stage takes, its own experts and the head included.
+///
+/// The cache may have any number of blocks: block tables are counted for the longest context.
+pub fn owner_scratch_bytes(spec: &ModelSpec, capacity: StepCapacity, block_tokens: u32) -> u64 {
+    let kv = KvShape {
+        block_tokens,
+        blocks: u32::MAX,
+    };
+    OwnerScratch::new(spec, capacity, kv)
+        .total()
+        .saturating_add(HeadScratch::new(spec).total())
+        .saturating_add(ExpertScratchBytes::new(spec, capacity).total())
+}
+
+/// Most bytes beside weights that holding expert groups of stages of others takes, however many groups.
+pub fn holder_scratch_bytes(spec: &ModelSpec, capacity: StepCapacity) -> u64 {
+    HolderScratch::new(spec, capacity)
+        .total()
+        .saturating_add(ExpertScratchBytes::new(spec, capacity).total())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const CAPACITY: StepCapacity = StepCapacity {
+        rows: 100,
+        sequences: 10,
+    };
+    const KV: KvShape = KvShape {
+        block_tokens: 16,
+        blocks: 64,
+    };
+
+    fn spec(path: &str) -> ModelSpec {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+        ModelSpec::from_json(&std::fs::read(&file).expect("a fixture"), &file).expect("a valid spec")
+    }
+
+    #[test]
+    fn the_miniature_needs_what_its_widths_say() {
+        let spec = spec("cli/assets/mini-large-3/params.json");
+        let owner = OwnerScratch::new(&spec, CAPACITY, KV);
+        // 100 rows of 256, of 8 heads x (64 + 16), of 8 x 64; 400 pairs of 256.
+        assert_eq!(owner.hidden, 102_400);
+        assert_eq!(owner.queries, 256_000);
+        assert_eq!(owner.context, 204_800);
+        assert_eq!(owner.expert_results, 409_600);
+        assert_eq!(owner.tables, 10 * 64 * 4);
+        assert_eq!(kv_layer_bytes(&spec, KV), 64 * 16 * 80 * 4);
+        assert_eq!(HeadScratch::new(&spec).logits, 32 * 8192 * 4);
+        assert_eq!(ExpertScratchBytes::new(&spec, CAPACITY).plan, 1680);
+        let sum: u64 = owner.each().iter().map(|(_, bytes)| bytes).sum();
+        assert_eq!(owner.total(), sum);
+    }
+
+    #[test]
+    fn a_table_is_no_longer_than_the_context() {
+        let spec = spec("cli/assets/mini-large-3/params.json");
+        let kv = KvShape {
+            block_tokens: 16,
+            blocks: 1 << 20,
+        };
+        assert_eq!(max_table_width(&spec, kv), 256);
+        assert_eq!(max_table_width(&spec, KV), 64);
+    }
+
+    #[test]
+    fn what_is_planned_for_any_stage_covers_each() {
+        for path in [
+            "cli/assets/mini-large-3/params.json",
+            "tests/fixtures/params/large-3.json",
+        ] {
+            let spec = spec(path);
+            let planned = owner_scratch_bytes(&spec, CAPACITY, KV.block_tokens);
+            let used = OwnerScratch::new(&spec, CAPACITY, KV).total()
+                + HeadScratch::new(&spec).total()
+                + ExpertScratchBytes::new(&spec, CAPACITY).total();
+            assert!(used <= planned, "{path}: {used} {planned}");
+            assert!(planned < 2 << 30, "{path}: {planned}");
+        }
+    }
+
+    #[test]
+    fn capacities_are_bounded() {
+        assert_eq!(StepCapacity::default().validate(), Ok(()));
+        for (rows, sequences) in [(0, 1), (1, 0), (8193, 1), (1, 1025)] {
+            assert!(StepCapacity { rows, sequences }.validate().is_err());
+        }
+    }
+}
