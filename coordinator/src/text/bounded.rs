@@ -8,7 +8,7 @@ use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 /// Reads a sequence of at most `LIMIT` elements; for `#[serde(deserialize_with)]`.
 ///
 /// Memory grows with what was read, never with a length the sender claims.
-pub(super) fn sequence<'de, D, T, const LIMIT: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+pub(crate) fn sequence<'de, D, T, const LIMIT: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
@@ -17,7 +17,7 @@ where
 }
 
 /// As [`sequence`], and `null` reads as no elements: clients send both for "none".
-pub(super) fn optional_sequence<'de, D, T, const LIMIT: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+pub(crate) fn optional_sequence<'de, D, T, const LIMIT: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,

@@ -4,13 +4,12 @@
 //! HTTP, gRPC or raft. A [`Tokenizer`] is immutable and shared by all requests behind an `Arc`; the
 //! streaming parts ([`StreamDecoder`], [`OutputParser`], [`StopMatcher`]) are one value per choice.
 //!
-//! Encoding is CPU work of up to some hundred milliseconds for the longest prompts: async callers
+//! Encoding is CPU work, up to seconds for the longest texts that are allowed: async callers
 //! move it off the runtime's threads.
 
-mod bounded;
-mod json;
-
+pub(crate) mod bounded;
 pub mod chat;
+mod json;
 pub mod stop;
 pub mod tekken;
 pub mod tool_calls;

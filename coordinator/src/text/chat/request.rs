@@ -5,7 +5,8 @@
 //! send answers back with fields of their own (`refusal`, `annotations`).
 //!
 //! Free-form JSON (a tool's parameters, a call's arguments) is kept as raw text, so these types read
-//! from `serde_json` only and may not stand under `#[serde(flatten)]`.
+//! from `serde_json` only and may not stand under `#[serde(flatten)]`: a route with fields of its own reads the
+//! body twice, once as [`ChatRequest`].
 
 use std::fmt;
 

@@ -124,6 +124,8 @@ fn render_float(value: f64, out: &mut String) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn again(text: &str) -> String {
@@ -223,5 +225,23 @@ mod tests {
         );
         let endless = "{\"a\":".repeat(1_000_000);
         assert!(matches!(Json::parse(&endless), Err(JsonError::TooDeep { .. })));
+    }
+    proptest! {
+        #[test]
+        fn what_reads_renders_to_what_reads_the_same(text in r#"[\[\]{}",:0-9aEeu+.\\/ nul-]{0,24}"#) {
+            if let Ok(value) = Json::parse(&text) {
+                let mut rendered = String::new();
+                value.render(&mut rendered);
+                prop_assert_eq!(again(&rendered), rendered);
+            }
+        }
+
+        #[test]
+        fn any_string_survives(text in any::<String>()) {
+            let mut rendered = String::new();
+            render_string(&text, &mut rendered);
+            prop_assert_eq!(Json::parse(&rendered), Ok(Json::String(text.clone())));
+            prop_assert_eq!(serde_json::from_str::<String>(&rendered).unwrap(), text);
+        }
     }
 }
