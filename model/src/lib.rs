@@ -2,6 +2,7 @@
 //!
 //! No tokio, tonic or wgpu here: this crate is data and checks on data.
 
+pub mod checkpoint;
 pub mod config;
 pub mod dtype;
 pub mod footprint;

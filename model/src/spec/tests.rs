@@ -1,5 +1,6 @@
 //! params.json of the family, taken or refused.
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -301,4 +302,28 @@ fn what_is_not_an_object_is_refused() {
         ModelSpec::load(folder.path()),
         Err(SpecError::TooLong { .. })
     ));
+}
+
+proptest! {
+    /// Whatever bytes params.json has, nothing panics, and what is taken keeps its bounds.
+    #[test]
+    fn mutated_params_never_panic(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3_u8), 1..6),
+    ) {
+        let mut bytes = fixture(MINI).to_string().into_bytes();
+        for (at, byte, kind) in changes {
+            let at = at.index(bytes.len());
+            match kind {
+                0 => bytes[at] = b"0123456789-.e[]{}"[usize::from(byte) % 17],
+                1 => bytes.insert(at, byte),
+                _ => { bytes.remove(at); }
+            }
+        }
+        if let Ok((spec, _)) = parse::parse(&bytes, Path::new("params.json")) {
+            prop_assert!(spec.dim <= MAX_DIM && spec.n_layers <= MAX_LAYERS && spec.vocab_size <= MAX_VOCAB);
+            prop_assert!(spec.moe_layers().end <= spec.n_layers);
+            // Overflow in here would panic: the profile checks for it.
+            crate::tensors::ModelBytes::usual(&spec).total(spec.n_experts());
+        }
+    }
 }

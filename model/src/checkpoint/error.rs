@@ -1,0 +1,316 @@
+//! Why a checkpoint was refused: every fault names its file and tensor and what would be right.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::header::MAX_HEADER_BYTES;
+use crate::dtype::Dtype;
+use crate::spec::SpecError;
+
+/// Most faults kept of one checkpoint; the rest are counted.
+pub const MAX_FAULTS: usize = 32;
+
+/// Why a checkpoint could not be opened or does not fit its spec.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// params.json could not be read.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// A file could not be read or mapped.
+    #[error("{path}: cannot be read: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The folder has no weights.
+    #[error("{dir}: has neither consolidated.safetensors.index.json nor consolidated.safetensors")]
+    NoWeights {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// The index of the weight files is not one.
+    #[error("{path}: {problem}")]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// What is wrong with the files or tensors.
+    #[error("{dir}: {faults}")]
+    Faults {
+        /// The checkpoint's folder.
+        dir: PathBuf,
+        /// Each fault, up to a bound.
+        faults: Faults,
+    },
+}
+
+/// Faults found in one pass: the first [`MAX_FAULTS`] and how many there were.
+#[derive(Debug, Default)]
+pub struct Faults {
+    kept: Vec<Fault>,
+    total: usize,
+}
+
+impl Faults {
+    pub(super) fn push(&mut self, fault: Fault) {
+        self.total += 1;
+        if self.kept.len() < MAX_FAULTS {
+            self.kept.push(fault);
+        }
+    }
+
+    /// The faults that were kept.
+    pub fn kept(&self) -> &[Fault] {
+        &self.kept
+    }
+
+    /// How many faults there were.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, fault) in self.kept.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(f, "{separator}{fault}")?;
+        }
+        if self.total > self.kept.len() {
+            write!(f, "; and {} more faults", self.total - self.kept.len())?;
+        }
+        Ok(())
+    }
+}
+
+/// One thing wrong with a checkpoint. `file` is the name of a weight file in the checkpoint's folder.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Shorter than the length that opens a safetensors file.
+    #[error("{file}: has {bytes} bytes, a safetensors file has at least 8")]
+    TooShort {
+        /// The file.
+        file: String,
+        /// Its length.
+        bytes: u64,
+    },
+    /// The header's claimed length is beyond any real checkpoint's.
+    #[error("{file}: claims a header of {claimed} bytes, expected at most {MAX_HEADER_BYTES}")]
+    HeaderTooLong {
+        /// The file.
+        file: String,
+        /// The claim.
+        claimed: u64,
+    },
+    /// The file ends within its header.
+    #[error("{file}: is truncated: its header ends at byte {end}, the file at byte {bytes}")]
+    HeaderTruncated {
+        /// The file.
+        file: String,
+        /// Where the header would end.
+        end: u64,
+        /// The file's length.
+        bytes: u64,
+    },
+    /// The header is not the JSON that it should be.
+    #[error("{file}: header: {problem}")]
+    HeaderJson {
+        /// The file.
+        file: String,
+        /// What is wrong, with its place in the header.
+        problem: String,
+    },
+    /// One name twice in a header.
+    #[error("{file}: names tensor {name} twice")]
+    NamedTwice {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+    },
+    /// A dtype that the safetensors format does not have.
+    #[error("{file}: tensor {name} has the unknown dtype {found:?}, expected one such as BF16 or F8_E4M3")]
+    UnknownDtype {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+        /// The dtype.
+        found: String,
+    },
+    /// Offsets that end before they begin, or past the end of the file.
+    #[error(
+        "{file}: tensor {name} has the offsets {begin}..{end}, expected a range within the {data_bytes} bytes of data that the file has"
+    )]
+    Offsets {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+        /// First byte, counted from the end of the header.
+        begin: u64,
+        /// One past its last byte.
+        end: u64,
+        /// Bytes after the header.
+        data_bytes: u64,
+    },
+    /// Offsets that disagree with shape and dtype.
+    #[error(
+        "{file}: tensor {name} spans {found} bytes, its shape {shape:?} in {dtype} takes {}",
+        expected.map_or("more than a file can hold".to_owned(), |bytes| bytes.to_string())
+    )]
+    Size {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+        /// Its dtype.
+        dtype: Dtype,
+        /// Its shape.
+        shape: Vec<u64>,
+        /// Bytes between the offsets.
+        found: u64,
+        /// Bytes of the shape; none if they overflow.
+        expected: Option<u64>,
+    },
+    /// Two tensors share bytes.
+    #[error(
+        "{file}: tensor {name} begins at byte {begin} of the data, within {other}, which ends at {other_end}"
+    )]
+    Overlap {
+        /// The file.
+        file: String,
+        /// The later tensor.
+        name: String,
+        /// Where it begins.
+        begin: u64,
+        /// The earlier one.
+        other: String,
+        /// Where that ends.
+        other_end: u64,
+    },
+    /// Bytes of the data that belong to no tensor.
+    #[error(
+        "{file}: bytes {begin}..{end} of the data belong to no tensor, expected none between or after tensors"
+    )]
+    Gap {
+        /// The file.
+        file: String,
+        /// First such byte.
+        begin: u64,
+        /// One past the last.
+        end: u64,
+    },
+    /// More tensors than any served model has.
+    #[error("the checkpoint has {found} tensors or more, expected at most {max}")]
+    TooManyTensors {
+        /// Tensors counted.
+        found: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// A file that the index names is not there or cannot be read.
+    #[error("{file}: is named by the index and cannot be read: {problem}")]
+    MissingFile {
+        /// The file.
+        file: String,
+        /// Why.
+        problem: String,
+    },
+    /// One name in two files.
+    #[error("tensor {name} is both in {first} and in {second}, expected in one file")]
+    InTwoFiles {
+        /// The tensor.
+        name: String,
+        /// One file.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// The index says another file.
+    #[error("tensor {name} is not in {file}, where the index says it is")]
+    NotWhereIndexed {
+        /// The tensor.
+        name: String,
+        /// The file that the index gives.
+        file: String,
+    },
+    /// A tensor that the model needs is in no file.
+    #[error("tensor {name} is missing, expected with shape {expected:?}")]
+    Missing {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        expected: Vec<u64>,
+    },
+    /// A tensor of another shape.
+    #[error("{file}: tensor {name} has shape {found:?}, the model needs {expected:?}")]
+    Shape {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<u64>,
+        /// What params.json asks for.
+        expected: Vec<u64>,
+    },
+    /// A tensor of a dtype that is not served at its place.
+    #[error("{file}: tensor {name} has dtype {found}, expected {expected}")]
+    Dtype {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+        /// Its dtype.
+        found: Dtype,
+        /// The dtypes that are right.
+        expected: &'static str,
+    },
+    /// An expert stored in another format than the first of its layer.
+    #[error("{file}: tensor {name} has dtype {found}, expected {expected} as in the layer's first expert")]
+    MixedExperts {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+        /// Its dtype.
+        found: Dtype,
+        /// The first expert's.
+        expected: Dtype,
+    },
+}
+
+/// A weight that is NaN or infinite.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{file}: tensor {name} has a {dtype} value that is not finite at byte {offset} of the file, expected numbers only"
+)]
+pub struct NotFinite {
+    /// The file.
+    pub file: String,
+    /// The tensor.
+    pub name: String,
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// The value's first byte, counted from the start of the file.
+    pub offset: u64,
+}
+
+/// Rows that a tensor does not have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("tensor {name}: rows {start}..{end} were asked for, it has rows 0..{rows}")]
+pub struct NoSuchRows {
+    /// The tensor.
+    pub name: String,
+    /// First row asked for.
+    pub start: u32,
+    /// One past the last row asked for.
+    pub end: u32,
+    /// Rows of the tensor.
+    pub rows: u64,
+}
