@@ -4,4 +4,5 @@ pub mod config;
 pub mod control;
 pub mod gateway;
 pub mod raft;
+pub mod rpc;
 pub mod text;

@@ -19,7 +19,7 @@ const STAND_STEP_TICKS: usize = 3;
 /// Most members of a cluster.
 pub const MAX_MEMBERS: usize = 5;
 /// Longest cluster name, in bytes.
-pub const MAX_CLUSTER_NAME_BYTES: usize = 63;
+pub const MAX_CLUSTER_NAME_BYTES: usize = 64;
 /// The longest that any member waits for its leader, in ticks.
 pub const MAX_ELECTION_TICKS: usize =
     ELECTION_TICKS + STAND_LEAD_TICKS + (MAX_MEMBERS - 1) * STAND_STEP_TICKS;
@@ -33,7 +33,7 @@ const _: () = assert!(MAX_ELECTION_TICKS < 2 * ELECTION_TICKS);
 pub enum IdentityError {
     /// The name is empty, too long, or has other characters.
     #[error(
-        "cluster name {found:?} is not valid: use 1 to {MAX_CLUSTER_NAME_BYTES} of a-z, 0-9, '-' and '.'"
+        "cluster name {found:?} is not valid: use 1 to {MAX_CLUSTER_NAME_BYTES} bytes without control characters"
     )]
     Name {
         /// The name as given, cut to a printable length.
@@ -118,8 +118,10 @@ pub struct Identity {
 impl Identity {
     /// Checks that the name is usable and that `id` is one of the members.
     pub fn new(cluster: &str, id: CoordinatorId, members: Members) -> Result<Self, IdentityError> {
-        let valid = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
-        if cluster.is_empty() || cluster.len() > MAX_CLUSTER_NAME_BYTES || !cluster.bytes().all(valid) {
+        if cluster.is_empty()
+            || cluster.len() > MAX_CLUSTER_NAME_BYTES
+            || cluster.chars().any(char::is_control)
+        {
             let found = cluster.chars().take(MAX_CLUSTER_NAME_BYTES + 1).collect();
             return Err(IdentityError::Name { found });
         }
@@ -141,6 +143,11 @@ impl Identity {
     /// This coordinator.
     pub fn id(&self) -> CoordinatorId {
         self.id
+    }
+
+    /// The DNS name by which a coordinator's certificate names it.
+    pub fn certificate_name(id: CoordinatorId) -> String {
+        format!("coordinator-{id}")
     }
 
     /// The members the cluster started with.
@@ -204,7 +211,7 @@ mod tests {
         let three = members(&[1, 2, 3]).unwrap();
         let absent = Identity::new("demo", CoordinatorId(4), three.clone()).unwrap_err();
         assert!(absent.to_string().contains("[1, 2, 3]"), "{absent}");
-        for name in ["", "Demo", "a b", &"x".repeat(64)] {
+        for name in ["", "a\nb", &"x".repeat(65)] {
             assert!(
                 Identity::new(name, CoordinatorId(1), three.clone()).is_err(),
                 "{name:?}"

@@ -68,7 +68,13 @@ impl Listener {
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(async move {
             let mut listener = self;
-            while let Some(connection) = listener.accept().await {
+            loop {
+                // The port closes with the stream, not with the connection after it.
+                let connection = tokio::select! {
+                    () = sender.closed() => return,
+                    accepted = listener.accept() => accepted,
+                };
+                let Some(connection) = connection else { return };
                 if sender.send(Ok(connection)).await.is_err() {
                     return;
                 }

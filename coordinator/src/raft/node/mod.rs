@@ -263,6 +263,11 @@ impl<S: StateMachine> Node<S> {
         &self.machine
     }
 
+    /// The last entry that the state holds.
+    pub fn applied(&self) -> Position {
+        self.applied
+    }
+
     /// Whether this member leads.
     pub fn is_leader(&self) -> bool {
         self.raw.raft.state == StateRole::Leader

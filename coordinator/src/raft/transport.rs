@@ -1,0 +1,236 @@
+//! Messages to peers over gRPC: one long-lived stream per peer, one task that owns it.
+//!
+//! Best effort: a queue that is full drops, a stream that breaks loses what was in it, and raft sends again what
+//! matters. Nothing is retried or kept for later here, because an old message is worth less than the next.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tramontane_model::ids::CoordinatorId;
+use tramontane_proto::net::{self, NetError, Traffic};
+use tramontane_proto::v1::RaftEnvelope;
+use tramontane_proto::v1::raft_client::RaftClient;
+
+use super::budget::{ByteBudget, Reserved};
+use super::driver::{Dropped, Transport};
+use super::handle::RaftHandle;
+use super::identity::Identity;
+use super::metrics;
+use super::node::{MAX_MESSAGE_BYTES, Outbound};
+use super::state_machine::StateMachine;
+
+/// Most messages that wait for one peer.
+const MAX_QUEUED: usize = 512;
+/// Most bytes that wait for one peer: a checkpoint, and entries beside it.
+const MAX_QUEUED_BYTES: usize = MAX_MESSAGE_BYTES + (16 << 20);
+/// Messages handed to a stream that it has not sent yet.
+const MAX_FED: usize = 4;
+/// Longest wait for a stream to take another message.
+const FEED_DEADLINE: Duration = Duration::from_secs(5);
+/// Pause after a stream broke: doubled each time up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A stream that lived this long was not refused, so that the pauses start anew.
+const STEADY: Duration = Duration::from_secs(2);
+
+/// Streams to all peers.
+pub struct PeerLinks {
+    links: BTreeMap<CoordinatorId, Link>,
+}
+
+struct Link {
+    queue: Sender<Queued>,
+    budget: ByteBudget,
+}
+
+struct Queued {
+    message: Outbound,
+    _reserved: Reserved,
+}
+
+impl PeerLinks {
+    /// Opens a link to every member but this one. `addresses` are the members' gRPC addresses, `host:port`; the
+    /// links connect when there is something to send, and end with this. Must be called within a runtime.
+    pub fn open<S: StateMachine>(
+        identity: &Identity,
+        addresses: &BTreeMap<CoordinatorId, String>,
+        own: &net::Identity,
+        handle: &RaftHandle<S>,
+    ) -> Result<Self, NetError> {
+        let mut links = BTreeMap::new();
+        for peer in identity
+            .members()
+            .as_slice()
+            .iter()
+            .filter(|peer| **peer != identity.id())
+        {
+            let address = addresses.get(peer).map_or("", String::as_str);
+            let channel = net::channel(address, own, Traffic::Control)?;
+            let (queue, queued) = self::channel(MAX_QUEUED);
+            let task = LinkTask {
+                cluster: identity.tag(),
+                from: identity.id(),
+                to: *peer,
+                client: RaftClient::new(channel).max_encoding_message_size(2 * MAX_MESSAGE_BYTES),
+                queued,
+                handle: handle.clone(),
+            };
+            tokio::spawn(task.run());
+            links.insert(
+                *peer,
+                Link {
+                    queue,
+                    budget: ByteBudget::new(MAX_QUEUED_BYTES),
+                },
+            );
+        }
+        Ok(Self { links })
+    }
+}
+
+impl Transport for PeerLinks {
+    fn send(&mut self, message: Outbound) -> Result<(), Dropped> {
+        let to = message.to;
+        let drop_for = |why| {
+            metrics::dropped(to, why);
+            Err(Dropped)
+        };
+        let Some(link) = self.links.get(&to) else {
+            return drop_for("unknown_peer");
+        };
+        if message.bytes.len() > MAX_MESSAGE_BYTES {
+            tracing::error!(
+                peer = %to,
+                "a raft message of {} bytes is longer than the {MAX_MESSAGE_BYTES} that peers take",
+                message.bytes.len()
+            );
+            return drop_for("too_long");
+        }
+        let Some(reserved) = link.budget.reserve(message.bytes.len()) else {
+            return drop_for("queue_full");
+        };
+        match link.queue.try_send(Queued {
+            message,
+            _reserved: reserved,
+        }) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_)) => drop_for("queue_full"),
+            Err(TrySendError::Closed(_)) => drop_for("closed"),
+        }
+    }
+}
+
+struct LinkTask<S: StateMachine> {
+    cluster: String,
+    from: CoordinatorId,
+    to: CoordinatorId,
+    client: RaftClient<Channel>,
+    queued: Receiver<Queued>,
+    handle: RaftHandle<S>,
+}
+
+/// How a stream ended.
+enum End {
+    /// Nobody sends any more.
+    Closed,
+    /// The peer or the network broke it.
+    Broken(String),
+}
+
+impl<S: StateMachine> LinkTask<S> {
+    async fn run(mut self) {
+        let mut pause = FIRST_PAUSE;
+        let mut reachable = true;
+        // A stream is opened for the first message, so that an idle peer costs nothing.
+        while let Some(first) = self.queued.recv().await {
+            let opened = Instant::now();
+            let End::Broken(why) = self.stream(first.message).await else {
+                return;
+            };
+            self.handle.report_unreachable(self.to);
+            if opened.elapsed() >= STEADY {
+                (pause, reachable) = (FIRST_PAUSE, true);
+            }
+            // Once, and not at every attempt while the peer is down.
+            if std::mem::replace(&mut reachable, false) {
+                tracing::warn!(peer = %self.to, "the raft stream to a peer broke, trying again: {why}");
+            }
+            if !self.discard_until(Instant::now() + pause).await {
+                return;
+            }
+            pause = (2 * pause).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Opens a stream and sends what is queued until it breaks.
+    async fn stream(&mut self, first: Outbound) -> End {
+        let (feed, fed) = channel(MAX_FED);
+        let mut client = self.client.clone();
+        let mut call = std::pin::pin!(client.deliver(ReceiverStream::new(fed)));
+        let mut next = Some(first);
+        loop {
+            let message = match next.take() {
+                Some(message) => message,
+                None => tokio::select! {
+                    ended = &mut call => return End::Broken(describe(ended)),
+                    queued = self.queued.recv() => match queued {
+                        Some(queued) => queued.message,
+                        None => return End::Closed,
+                    },
+                },
+            };
+            let is_snapshot = message.is_snapshot;
+            let send = timeout(FEED_DEADLINE, feed.send(self.envelope(message)));
+            let broken = tokio::select! {
+                ended = &mut call => Some(describe(ended)),
+                sent = send => match sent {
+                    Ok(Ok(())) => None,
+                    Ok(Err(_)) => Some("the stream closed".to_owned()),
+                    Err(_) => Some(format!("the peer took nothing for {FEED_DEADLINE:?}")),
+                },
+            };
+            if is_snapshot {
+                self.handle.report_snapshot(self.to, broken.is_none());
+            }
+            if let Some(why) = broken {
+                metrics::dropped(self.to, "stream_broken");
+                return End::Broken(why);
+            }
+        }
+    }
+
+    fn envelope(&self, message: Outbound) -> RaftEnvelope {
+        RaftEnvelope {
+            cluster: self.cluster.clone(),
+            from: self.from.0,
+            to: self.to.0,
+            message: message.bytes.into(),
+        }
+    }
+
+    /// Drops what is sent meanwhile: it would be stale. Returns false when nobody sends any more.
+    async fn discard_until(&mut self, until: Instant) -> bool {
+        loop {
+            let queued = tokio::select! {
+                () = sleep_until(until) => return true,
+                queued = self.queued.recv() => queued,
+            };
+            let Some(queued) = queued else { return false };
+            metrics::dropped(self.to, "unreachable");
+            if queued.message.is_snapshot {
+                self.handle.report_snapshot(self.to, false);
+            }
+        }
+    }
+}
+
+fn describe<T>(ended: Result<T, tonic::Status>) -> String {
+    match ended {
+        Ok(_) => "the peer ended it".to_owned(),
+        Err(status) => format!("{}: {}", status.code().description(), status.message()),
+    }
+}

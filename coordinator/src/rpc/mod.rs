@@ -1,0 +1,3 @@
+//! The gRPC services of a coordinator.
+
+pub mod raft;
