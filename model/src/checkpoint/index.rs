@@ -15,7 +15,7 @@ use super::json::Members;
 pub const SINGLE_FILE: &str = "consolidated.safetensors";
 /// The index when they are several.
 pub const INDEX_FILE: &str = "consolidated.safetensors.index.json";
-/// Longest index, in bytes; that of Mistral Large 3 has about 8 MB.
+/// Longest index, in bytes; that of Mistral Large 3 has about 4 MB.
 const MAX_INDEX_BYTES: u64 = 100_000_000;
 /// Most files.
 const MAX_FILES: usize = 4096;

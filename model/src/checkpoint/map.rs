@@ -8,7 +8,7 @@ use std::io;
 use std::ops::Deref;
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap};
 
 /// A whole file, mapped read-only.
 #[derive(Debug)]
@@ -25,6 +25,15 @@ impl FileMap {
         }
         let file = File::open(path)?;
         map(&file).map(Self)
+    }
+
+    /// Tells the system whether reads far apart (true) or long runs of bytes (false) follow, so that it reads no more
+    /// from storage than is used. A system that does not take the hint is only slower.
+    pub(super) fn expect_scattered_reads(&self, scattered: bool) {
+        let advice = if scattered { Advice::Random } else { Advice::Normal };
+        if let Err(error) = self.0.advise(advice) {
+            tracing::debug!(%error, "the system takes no hint on how a weight file is read");
+        }
     }
 }
 

@@ -30,7 +30,7 @@ use header::Entry;
 use index::Listing;
 use map::FileMap;
 
-/// Most tensors; Mistral Large 3 has about 46,000, twice that with scales.
+/// Most tensors; Mistral Large 3 has about 46,000, scales included.
 const MAX_TENSORS: usize = 1 << 22;
 
 /// An open checkpoint.
@@ -91,8 +91,14 @@ impl Checkpoint {
                 faults,
             });
         }
+        files
+            .iter()
+            .for_each(|file| file.map.expect_scattered_reads(true));
         let views = tensors.values().map(|located| view_of(&files, located));
         let fingerprint = fingerprint::fingerprint(&params, views);
+        files
+            .iter()
+            .for_each(|file| file.map.expect_scattered_reads(false));
         Ok(Self {
             dir: dir.to_owned(),
             params,
