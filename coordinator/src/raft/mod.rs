@@ -1,12 +1,13 @@
 //! Raft between the coordinators: one replicated log, one state machine, one leader.
 //!
 //! [`node`] is pure and knows neither time nor network; [`driver`] gives it a thread, [`transport`] carries its
-//! messages, [`handle`] is what the rest of the coordinator sees. The state machine is somebody else's.
+//! messages, [`handle`] is what the rest of the coordinator sees. The state machine is `control`'s.
 //!
 //! **Invariant RF-1:** an acknowledged change survives the loss of any minority.
 //! **Invariant RF-2:** nothing is applied before it is durable.
 
 mod budget;
+mod cluster_state;
 pub mod driver;
 pub mod handle;
 pub mod identity;

@@ -12,18 +12,18 @@ pub trait StateMachine: Sized + Send + 'static {
     type Outcome: Send + 'static;
     /// A picture of the state for readers.
     type View: Send + Sync + 'static;
-    /// Why bytes are not a state.
-    type RestoreError: std::error::Error + Send + Sync + 'static;
+    /// Why bytes are no entry or no state, or a state cannot be written.
+    type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Applies one committed entry. Total: an entry that makes no sense leaves the state as it is and says so in
-    /// its outcome, because every member must come to the same result.
-    fn apply(&mut self, entry: &[u8]) -> Self::Outcome;
+    /// Applies one committed entry. What an entry asks for may be refused, in the outcome; an error means that this
+    /// version cannot tell what it asks for, and ends the node, because skipping it would make members differ.
+    fn apply(&mut self, entry: &[u8]) -> Result<Self::Outcome, Self::Error>;
 
     /// The whole state as bytes; equal states give equal bytes.
-    fn snapshot(&self) -> Vec<u8>;
+    fn snapshot(&self) -> Result<Vec<u8>, Self::Error>;
 
     /// The state that [`StateMachine::snapshot`] wrote.
-    fn restore(bytes: &[u8]) -> Result<Self, Self::RestoreError>;
+    fn restore(bytes: &[u8]) -> Result<Self, Self::Error>;
 
     /// What readers see from now on.
     fn view(&self) -> Self::View;

@@ -116,13 +116,13 @@ struct Fragile;
 impl StateMachine for Fragile {
     type Outcome = ();
     type View = ();
-    type RestoreError = Infallible;
+    type Error = Infallible;
 
-    fn apply(&mut self, _entry: &[u8]) {
+    fn apply(&mut self, _entry: &[u8]) -> Result<(), Infallible> {
         panic!("cannot apply");
     }
-    fn snapshot(&self) -> Vec<u8> {
-        Vec::new()
+    fn snapshot(&self) -> Result<Vec<u8>, Infallible> {
+        Ok(Vec::new())
     }
     fn restore(_bytes: &[u8]) -> Result<Self, Infallible> {
         Ok(Self)

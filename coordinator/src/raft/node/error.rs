@@ -26,6 +26,14 @@ pub enum NodeError {
         /// The state machine's answer.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// An entry that the state machine cannot read; skipping it would make members differ.
+    #[error("entry {index} cannot be applied: {source}; use the version that wrote it")]
+    Apply {
+        /// The entry.
+        index: u64,
+        /// The state machine's answer.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// An entry of a kind that this version cannot apply; skipping it would make members differ.
     #[error("entry {index} is {kind}, which this version cannot apply; use the version that wrote it")]
     UnknownEntry {

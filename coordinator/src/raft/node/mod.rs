@@ -36,13 +36,15 @@ use super::state_machine::StateMachine;
 use super::storage::{LogStore, Position};
 
 /// Longest proposal, in bytes.
-pub const MAX_PROPOSAL_BYTES: usize = 1 << 20;
-/// Longest message between members, in bytes: a checkpoint on its way.
-pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
+pub const MAX_PROPOSAL_BYTES: usize = 4 << 20;
+/// Longest state that can be sent to a peer, in bytes.
+pub const MAX_STATE_BYTES: usize = 64 << 20;
+/// Longest message between members, in bytes: a state with what describes it.
+pub const MAX_MESSAGE_BYTES: usize = MAX_STATE_BYTES + (1 << 20);
 /// Entries that one message carries, in bytes.
-const MAX_APPEND_BYTES: u64 = 1 << 20;
+const MAX_APPEND_BYTES: u64 = 4 << 20;
 /// Entries that a leader holds uncommitted, in bytes.
-const MAX_UNCOMMITTED_BYTES: u64 = 16 << 20;
+const MAX_UNCOMMITTED_BYTES: u64 = 32 << 20;
 /// Entries that are applied at a time, in bytes.
 const MAX_APPLY_BYTES: u64 = 4 << 20;
 /// Unanswered appends on their way to one peer.
@@ -94,6 +96,8 @@ pub struct Node<S: StateMachine> {
     /// Proposals that failed outside [`Node::ready`].
     failed: Vec<Fate>,
     reads: Reads,
+    /// The entry at which no checkpoint could be made.
+    checkpoint_failed: u64,
     /// Checkpoints on their way, by peer, with the tick they were sent at.
     snapshots: BTreeMap<u64, u64>,
 }
@@ -153,6 +157,7 @@ impl<S: StateMachine> Node<S> {
             proposals: Proposals::default(),
             failed: Vec::new(),
             reads,
+            checkpoint_failed: 0,
             snapshots: BTreeMap::new(),
         })
     }

@@ -10,7 +10,7 @@ use super::error::ProposeError;
 /// Most proposals that wait at a time.
 pub(super) const MAX_WAITING: usize = 1024;
 /// Most bytes of proposals that wait at a time.
-pub(super) const MAX_WAITING_BYTES: usize = 8 << 20;
+pub(super) const MAX_WAITING_BYTES: usize = 16 << 20;
 
 struct Waiting {
     ticket: Ticket,

@@ -116,8 +116,15 @@ impl<S: StateMachine> Node<S> {
         };
         for entry in entries {
             check_kind(&entry)?;
+            let mut outcome = None;
             // An entry without data is raft's own: a new leader's first.
-            let mut outcome = (!entry.data.is_empty()).then(|| self.machine.apply(&entry.data));
+            if !entry.data.is_empty() {
+                let applied = self.machine.apply(&entry.data);
+                outcome = Some(applied.map_err(|source| NodeError::Apply {
+                    index: entry.index,
+                    source: Box::new(source),
+                })?);
+            }
             for fate in self.proposals.applied(entry.index, entry.term) {
                 match fate {
                     Fate::Applied(ticket) => {
@@ -149,11 +156,23 @@ impl<S: StateMachine> Node<S> {
     /// Makes a checkpoint and truncates the log if enough was applied since the last one.
     fn checkpoint_if_due(&mut self) -> Result<(), NodeError> {
         let store = self.raw.store();
-        let since = self.applied.index - store.checkpoint_index();
+        let since = self.applied.index - store.checkpoint_index().max(self.checkpoint_failed);
         let too_long = store.entry_bytes() >= self.options.checkpoint_bytes;
         if since == 0 || (since < self.options.checkpoint_entries && !too_long) {
             return Ok(());
         }
+        let data = match self.machine.snapshot() {
+            Ok(data) => data,
+            Err(error) => {
+                // The log grows, which is better than to end every member at once; tried again later.
+                tracing::error!(
+                    "no checkpoint can be made at entry {}: {error}",
+                    self.applied.index
+                );
+                self.checkpoint_failed = self.applied.index;
+                return Ok(());
+            }
+        };
         let kept = if too_long { 0 } else { self.options.kept_entries };
         let truncate_to = self.applied.index.saturating_sub(kept).max(store.first() - 1);
         // The members change only through entries that this version refuses, so they are still the checkpoint's.
@@ -163,7 +182,7 @@ impl<S: StateMachine> Node<S> {
             term: store.term(self.applied.index)?,
         };
         let checkpoint = Snapshot {
-            data: self.machine.snapshot(),
+            data,
             metadata: Some(metadata),
         };
         self.raw.mut_store().save_checkpoint(checkpoint, truncate_to)?;

@@ -7,24 +7,23 @@ use crate::raft::state_machine::StateMachine;
 pub(crate) struct Ledger(pub(crate) Vec<u64>);
 
 #[derive(Debug, thiserror::Error)]
-#[error("a ledger has a multiple of 8 bytes, found {0}")]
+#[error("a ledger has a multiple of 8 bytes and an entry at least 8, found {0}")]
 pub(crate) struct Ragged(usize);
 
 impl StateMachine for Ledger {
     /// The number's place.
     type Outcome = usize;
     type View = Vec<u64>;
-    type RestoreError = Ragged;
+    type Error = Ragged;
 
-    fn apply(&mut self, entry: &[u8]) -> usize {
-        if let Ok(number) = entry[..8.min(entry.len())].try_into() {
-            self.0.push(u64::from_le_bytes(number));
-        }
-        self.0.len()
+    fn apply(&mut self, entry: &[u8]) -> Result<usize, Ragged> {
+        let number = entry.first_chunk().ok_or(Ragged(entry.len()))?;
+        self.0.push(u64::from_le_bytes(*number));
+        Ok(self.0.len())
     }
 
-    fn snapshot(&self) -> Vec<u8> {
-        self.0.iter().flat_map(|number| number.to_le_bytes()).collect()
+    fn snapshot(&self) -> Result<Vec<u8>, Ragged> {
+        Ok(self.0.iter().flat_map(|number| number.to_le_bytes()).collect())
     }
 
     fn restore(bytes: &[u8]) -> Result<Self, Ragged> {
