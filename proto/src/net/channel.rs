@@ -1,5 +1,6 @@
 //! gRPC channels and servers with windows and limits fit for what they carry.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -47,19 +48,8 @@ impl Traffic {
 ///
 /// With mutual TLS the peer's certificate must be valid for the address's host. Must be called within a runtime.
 pub fn channel(address: &str, identity: &Identity, traffic: Traffic) -> Result<Channel, NetError> {
-    let (host, _) = host_and_port(address)?;
+    let tls = tls_to(address, identity, b"h2")?;
     let invalid = || NetError::Address(address.to_owned());
-    let tls = match identity {
-        Identity::Loopback if !is_loopback(host) => {
-            return Err(NetError::ConnectWithoutTls(address.to_owned()));
-        }
-        Identity::Loopback => None,
-        Identity::Mutual(tls) => {
-            let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-            let name = ServerName::try_from(bare).map_err(|_| invalid())?;
-            Some((TlsConnector::from(tls.client.clone()), name))
-        }
-    };
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|_| invalid())?
         .connect_timeout(CONNECT_DEADLINE)
@@ -74,6 +64,35 @@ pub fn channel(address: &str, identity: &Identity, traffic: Traffic) -> Result<C
         let (address, tls) = (address.clone(), tls.clone());
         async move { connect(&address, tls).await.map(TokioIo::new) }
     })))
+}
+
+/// A byte stream to `address` (`host:port`) for HTTP/1.1.
+pub async fn connect_http(address: &str, identity: &Identity) -> Result<Connection, NetError> {
+    let tls = tls_to(address, identity, b"http/1.1")?;
+    connect(address, tls).await.map_err(|source| NetError::Connect {
+        address: address.to_owned(),
+        source,
+    })
+}
+
+/// How TLS to `address` is made under an identity; nothing on loopback without one.
+fn tls_to(
+    address: &str,
+    identity: &Identity,
+    protocol: &[u8],
+) -> Result<Option<(TlsConnector, ServerName<'static>)>, NetError> {
+    let (host, _) = host_and_port(address)?;
+    match identity {
+        Identity::Loopback if !is_loopback(host) => Err(NetError::ConnectWithoutTls(address.to_owned())),
+        Identity::Loopback => Ok(None),
+        Identity::Mutual(tls) => {
+            let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+            let name = ServerName::try_from(bare).map_err(|_| NetError::Address(address.to_owned()))?;
+            let mut config = tls.client.as_ref().clone();
+            config.alpn_protocols = vec![protocol.to_vec()];
+            Ok(Some((TlsConnector::from(Arc::new(config)), name)))
+        }
+    }
 }
 
 async fn connect(

@@ -97,9 +97,8 @@ impl Identity {
 }
 
 impl Tls {
-    fn new(mut server: ServerConfig, mut client: ClientConfig) -> Self {
+    fn new(mut server: ServerConfig, client: ClientConfig) -> Self {
         server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        client.alpn_protocols = vec![b"h2".to_vec()];
         Self {
             server: Arc::new(server),
             client: Arc::new(client),

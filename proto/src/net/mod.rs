@@ -11,7 +11,7 @@ mod stream;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-pub use channel::{Traffic, channel, server};
+pub use channel::{Traffic, channel, connect_http, server};
 pub use identity::{Identity, TlsFiles};
 pub use listener::Listener;
 pub use stream::{Connection, Peer};
@@ -42,6 +42,14 @@ pub enum NetError {
     Listen {
         /// Where.
         address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A peer cannot be reached.
+    #[error("cannot connect to {address}: {source}")]
+    Connect {
+        /// Where.
+        address: String,
         /// Why.
         source: std::io::Error,
     },
