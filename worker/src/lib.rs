@@ -3,3 +3,4 @@
 pub mod config;
 pub mod ops;
 pub mod reference;
+pub mod scheduler;

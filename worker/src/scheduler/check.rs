@@ -1,0 +1,135 @@
+//! The scheduler's invariants as one check, for tests and simulations to call after every event.
+//!
+//! Not for the running program: it looks at every block.
+
+use std::collections::BTreeSet;
+
+use tramontane_model::ids::SequenceId;
+
+use super::Scheduler;
+use super::blocks::BlockTable;
+
+/// An invariant that does not hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Violation(pub String);
+
+fn ensure(holds: bool, message: impl FnOnce() -> String) -> Result<(), Violation> {
+    if holds { Ok(()) } else { Err(Violation(message())) }
+}
+
+impl Scheduler {
+    /// Checks ST-1, KV-1, KV-2 and every limit of the configuration against the whole state.
+    pub fn check(&self) -> Result<(), Violation> {
+        self.check_blocks()?;
+        self.check_requests()?;
+        self.check_running()?;
+        self.check_steps()
+    }
+
+    /// KV-1 and KV-2.
+    fn check_blocks(&self) -> Result<(), Violation> {
+        let running = self.running.values().map(|running| &running.table);
+        let draining = self.in_flight.iter().flat_map(|flight| &flight.draining);
+        let mut held = BTreeSet::new();
+        for &block in running.chain(draining).flat_map(BlockTable::ids) {
+            ensure(block < self.config.kv.blocks, || {
+                format!("block {block} does not exist")
+            })?;
+            ensure(held.insert(block), || {
+                format!("KV-2: block {block} is in two tables")
+            })?;
+            ensure(!self.blocks.is_free(block), || {
+                format!("KV-2: block {block} is in a table and free")
+            })?;
+        }
+        let (used, held) = (self.blocks.used(), held.len());
+        ensure(used == held, || {
+            format!("KV-1: {used} blocks are used, tables hold {held}")
+        })
+    }
+
+    fn check_requests(&self) -> Result<(), Violation> {
+        let waiting = self.waiting.iter();
+        let running = self
+            .running
+            .iter()
+            .map(|(arrival, running)| (arrival, &running.request));
+        for (arrival, request) in waiting.chain(running) {
+            let id = request.request;
+            let live = self.live.get(&id);
+            let found = live.is_some_and(|live| live.arrival == *arrival && live.attempt == request.attempt);
+            ensure(found, || format!("request {id} is not found by its id"))?;
+            let timed = self.deadlines.contains(&(request.deadline, *arrival));
+            ensure(timed, || format!("request {id} has no deadline"))?;
+            ensure(request.completion(self.token_limit).is_none(), || {
+                format!("ST-2: request {id} is complete and has not ended")
+            })?;
+        }
+        let count = self.waiting.len() + self.running.len();
+        let indexed = (self.live.len(), self.deadlines.len());
+        ensure(indexed == (count, count), || {
+            format!("{count} requests are live, ids and deadlines say {indexed:?}")
+        })?;
+        let (limit, running) = (self.config.max_sequences, self.running.len());
+        ensure(running <= limit, || {
+            format!("{running} sequences run, at most {limit} may")
+        })?;
+        let (limit, waiting) = (self.config.max_waiting + limit, self.waiting.len());
+        ensure(waiting <= limit, || {
+            format!("BQ-1: {waiting} requests wait, at most {limit} may")
+        })
+    }
+
+    fn check_running(&self) -> Result<(), Violation> {
+        for (arrival, running) in &self.running {
+            let id = running.sequence;
+            let known = running.request.known();
+            let pending = known.checked_sub(running.computed);
+            let expected = usize::from(running.is_idle());
+            ensure(pending.is_some_and(|rows| rows >= expected), || {
+                format!("sequence {id}: {} of {known} rows are computed", running.computed)
+            })?;
+            let covered = running.table.ids().len();
+            ensure(covered >= self.blocks.needed(running.computed), || {
+                format!(
+                    "sequence {id}: {covered} blocks do not cover {} rows",
+                    running.computed
+                )
+            })?;
+            let steps = self.in_flight.iter().filter(|flight| {
+                let mut chunks = flight.chunks.iter();
+                chunks.any(|chunk| chunk.sequence == id && chunk.arrival == *arrival)
+            });
+            let steps: Vec<_> = steps.map(|flight| flight.step).collect();
+            ensure(steps.as_slice() == running.in_flight.as_slice(), || {
+                format!(
+                    "sequence {id} is in steps {steps:?}, it says {:?}",
+                    running.in_flight
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    fn check_steps(&self) -> Result<(), Violation> {
+        let (limit, count) = (self.config.steps_in_flight, self.in_flight.len());
+        ensure(count <= limit, || {
+            format!("{count} steps are in flight, at most {limit} may")
+        })?;
+        let first = self.next_step - count as u64;
+        for (expected, flight) in (first..).zip(&self.in_flight) {
+            let found = flight.step;
+            ensure(found.0 == expected, || {
+                format!("step {found} is in flight in the place of step {expected}")
+            })?;
+        }
+        let running: BTreeSet<SequenceId> = self.running.values().map(|running| running.sequence).collect();
+        let reopened = self.closed.iter().find(|closed| running.contains(closed));
+        ensure(reopened.is_none(), || {
+            format!("sequence {reopened:?} is closed and runs")
+        })?;
+        let idle = self.failed.is_none() || (running.is_empty() && count == 0);
+        ensure(idle, || "a failed scheduler is not idle".to_owned())
+    }
+}

@@ -1,0 +1,186 @@
+//! What a step's result does: tokens are emitted, sequences end, blocks of cancelled sequences come free.
+//!
+//! A result that does not answer the oldest step in flight exactly changes nothing: the last stage is then not the
+//! one this scheduler speaks to, or is broken, and its host gives the replica up.
+
+use tramontane_model::ids::{Fence, SequenceId, StepId};
+use tramontane_model::sampling::{MAX_TOP_LOGPROBS, SampledToken};
+use tramontane_model::step::StepResult;
+
+use super::event::Event;
+use super::{FlightChunk, Scheduler};
+
+/// A result that is not the answer to the oldest step in flight.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProtocolError {
+    /// Of another replica or generation.
+    #[error("result of {found}, this scheduler serves {expected}")]
+    Fence {
+        /// Whose it was.
+        found: Fence,
+        /// Whose it had to be.
+        expected: Fence,
+    },
+    /// No step is in flight.
+    #[error("result of step {0}, no step is in flight")]
+    NothingInFlight(StepId),
+    /// Another step is to complete first.
+    #[error("result of step {found}, step {expected} must complete first")]
+    OutOfOrder {
+        /// Whose result came.
+        found: StepId,
+        /// The oldest step in flight.
+        expected: StepId,
+    },
+    /// Too few or too many tokens.
+    #[error("step {step}: the result has {found} tokens, {expected} were to be sampled")]
+    Count {
+        /// The step.
+        step: StepId,
+        /// Tokens in the result.
+        found: usize,
+        /// Chunks to be sampled.
+        expected: usize,
+    },
+    /// A token of another sequence than the chunk's.
+    #[error("step {step}: token {index} is of sequence {found}, it must be of sequence {expected}")]
+    Sequence {
+        /// The step.
+        step: StepId,
+        /// Which token.
+        index: usize,
+        /// Whose it was.
+        found: SequenceId,
+        /// Whose it had to be.
+        expected: SequenceId,
+    },
+    /// A token outside the vocabulary.
+    #[error("step {step}: sequence {sequence} was given token id {token}, the vocabulary has {vocab_size}")]
+    Token {
+        /// The step.
+        step: StepId,
+        /// The sequence.
+        sequence: SequenceId,
+        /// The id.
+        token: u32,
+        /// Ids are below this.
+        vocab_size: u32,
+    },
+    /// More alternatives than anyone may ask for.
+    #[error(
+        "step {step}: sequence {sequence} has {found} alternatives, at most {MAX_TOP_LOGPROBS} are allowed"
+    )]
+    Alternatives {
+        /// The step.
+        step: StepId,
+        /// The sequence.
+        sequence: SequenceId,
+        /// How many there are.
+        found: usize,
+    },
+}
+
+impl Scheduler {
+    /// Takes the result of the oldest step in flight. On an error nothing has changed.
+    pub fn complete(&mut self, result: StepResult, events: &mut Vec<Event>) -> Result<(), ProtocolError> {
+        self.check_result(&result)?;
+        let Some(flight) = self.in_flight.pop_front() else {
+            return Err(ProtocolError::NothingInFlight(result.step));
+        };
+        for table in flight.draining {
+            self.blocks.release(table);
+        }
+        let mut tokens = result.tokens.into_iter().map(|(_, token)| token);
+        for chunk in flight.chunks {
+            let token = if chunk.sampled { tokens.next() } else { None };
+            self.land(&chunk, token, events);
+        }
+        Ok(())
+    }
+
+    /// A sequence's rows are through; a sequence that has left since then is none of ours.
+    fn land(&mut self, chunk: &FlightChunk, token: Option<SampledToken>, events: &mut Vec<Event>) {
+        let running = match self.running.get_mut(&chunk.arrival) {
+            Some(running) if running.sequence == chunk.sequence => running,
+            Some(_) | None => return,
+        };
+        running.in_flight = None;
+        let Some(token) = token else {
+            return;
+        };
+        let request = &mut running.request;
+        let index = request.push(token.token);
+        events.push(Event::Token {
+            request: request.request,
+            attempt: request.attempt,
+            index,
+            token,
+        });
+        if let Some(reason) = request.completion(self.token_limit) {
+            self.end(chunk.arrival, reason, events);
+        }
+    }
+
+    fn check_result(&self, result: &StepResult) -> Result<(), ProtocolError> {
+        let step = result.step;
+        if result.fence != self.config.fence {
+            let (found, expected) = (result.fence, self.config.fence);
+            return Err(ProtocolError::Fence { found, expected });
+        }
+        let flight = self
+            .in_flight
+            .front()
+            .ok_or(ProtocolError::NothingInFlight(step))?;
+        if flight.step != step {
+            let (found, expected) = (step, flight.step);
+            return Err(ProtocolError::OutOfOrder { found, expected });
+        }
+        let sampled = flight.chunks.iter().filter(|chunk| chunk.sampled);
+        let (found, expected) = (result.tokens.len(), sampled.clone().count());
+        if found != expected {
+            return Err(ProtocolError::Count {
+                step,
+                found,
+                expected,
+            });
+        }
+        let vocab_size = self.config.vocab_size;
+        for (index, (chunk, (sequence, token))) in sampled.zip(&result.tokens).enumerate() {
+            let (found, expected) = (*sequence, chunk.sequence);
+            if found != expected {
+                return Err(ProtocolError::Sequence {
+                    step,
+                    index,
+                    found,
+                    expected,
+                });
+            }
+            check_token(step, found, token, vocab_size)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_token(
+    step: StepId,
+    sequence: SequenceId,
+    sampled: &SampledToken,
+    vocab_size: u32,
+) -> Result<(), ProtocolError> {
+    if sampled.token >= vocab_size {
+        return Err(ProtocolError::Token {
+            step,
+            sequence,
+            token: sampled.token,
+            vocab_size,
+        });
+    }
+    if sampled.top.len() > MAX_TOP_LOGPROBS as usize {
+        return Err(ProtocolError::Alternatives {
+            step,
+            sequence,
+            found: sampled.top.len(),
+        });
+    }
+    Ok(())
+}
