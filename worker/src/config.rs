@@ -54,7 +54,8 @@ pub struct DeviceConfig {
 pub struct StepConfig {
     /// Most rows in a step.
     pub max_rows: u32,
-    /// Most prompt rows in a step: how far one long prompt may hold up running sequences.
+    /// Most prompt rows in a step: how far one long prompt may hold up running sequences. Below `max_rows`: the other
+    /// rows are for decoding.
     pub max_prefill_rows: u32,
     /// Most sequences that hold cache blocks at once.
     pub max_sequences: u32,
@@ -172,12 +173,12 @@ impl Raw {
     fn check_numbers(&self, faults: &mut Faults) {
         let mut within = |key: &str, value, low, high| faults.within(key, value, low, high);
         let steps = &self.steps;
-        within("steps.max_rows", steps.max_rows.into(), 1, MAX_STEP_ROWS as u64);
+        within("steps.max_rows", steps.max_rows.into(), 2, MAX_STEP_ROWS as u64);
         within(
             "steps.max_prefill_rows",
             steps.max_prefill_rows.into(),
             1,
-            steps.max_rows.into(),
+            u64::from(steps.max_rows).saturating_sub(1).max(1),
         );
         within("steps.max_sequences", steps.max_sequences.into(), 1, 1 << 16);
         within("steps.max_waiting", steps.max_waiting.into(), 1, 1 << 20);

@@ -71,7 +71,7 @@ impl Scheduler {
         ensure(indexed == (count, count), || {
             format!("{count} requests are live, ids and deadlines say {indexed:?}")
         })?;
-        let (limit, running) = (self.config.max_sequences, self.running.len());
+        let (limit, running) = (self.running_limit, self.running.len());
         ensure(running <= limit, || {
             format!("{running} sequences run, at most {limit} may")
         })?;

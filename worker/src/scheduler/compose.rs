@@ -82,7 +82,7 @@ impl Scheduler {
         }
         let admissible = match self.waiting.values().next() {
             Some(head) if self.fits(head.known()) => {
-                let places = self.config.max_sequences - self.running.len();
+                let places = self.running_limit - self.running.len();
                 self.waiting.len().min(places)
             }
             Some(_) | None => 0,
@@ -120,10 +120,7 @@ impl Scheduler {
     }
 
     fn add_waiting(&mut self, plan: &mut Plan, share: usize) {
-        while plan.chunks.len() < share
-            && plan.feed_rows > 0
-            && self.running.len() < self.config.max_sequences
-        {
+        while plan.chunks.len() < share && plan.feed_rows > 0 && self.running.len() < self.running_limit {
             let Some(arrival) = self.admit_oldest() else {
                 return;
             };

@@ -2,14 +2,17 @@
 //!
 //! No defaults here: the host derives every number from the placement and its own configuration.
 
+use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::Fence;
 use tramontane_model::placement::KvShape;
-use tramontane_model::step::{MAX_STEP_ROWS, MAX_STEP_SEQUENCES, StepLimits};
+use tramontane_model::step::StepLimits;
 
 /// Most steps that may be in flight.
 pub const MAX_STEPS_IN_FLIGHT: usize = 256;
+/// Most sequences that may hold blocks at one time.
+pub const MAX_SEQUENCES: usize = 1 << 16;
 /// Most requests that may wait.
-pub const MAX_WAITING: usize = 65_536;
+pub const MAX_WAITING: usize = 1 << 20;
 /// Most blocks of a cache.
 pub const MAX_KV_BLOCKS: u32 = 1 << 24;
 
@@ -23,11 +26,12 @@ pub struct SchedulerConfig {
     /// Steps between their start on the first stage and their result: at least the number of stages, so that each
     /// stage has one to work on.
     pub steps_in_flight: usize,
-    /// Rows that a stage's buffers hold. No step has more.
-    pub max_step_rows: usize,
-    /// Rows of a step that are prompt, or emitted tokens computed again; what is longer comes in chunks.
+    /// What a stage's buffers hold: no step has more rows or sequences.
+    pub capacity: StepCapacity,
+    /// Rows of a step that are prompt, or emitted tokens computed again; what is longer comes in chunks. Below
+    /// `capacity.rows`: the other rows are for decoding.
     pub max_prefill_rows: usize,
-    /// Sequences that hold cache blocks at one time.
+    /// Sequences that may hold cache blocks at one time; see [`Self::running_limit`].
     pub max_sequences: usize,
     /// Submissions that may wait for blocks. Preempted sequences wait beside them and are never refused.
     pub max_waiting: usize,
@@ -46,7 +50,7 @@ pub struct ConfigError {
 }
 
 impl SchedulerConfig {
-    /// Checks every field, and that a full share of decode rows leaves room for `max_prefill_rows`.
+    /// Checks every field, and that prompts leave decode rows and the cache leaves an output some room.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let mut faults = Vec::new();
         let mut within = |field: &str, found: usize, limit: usize| {
@@ -61,23 +65,19 @@ impl SchedulerConfig {
         );
         within("kv.blocks", self.kv.blocks as usize, MAX_KV_BLOCKS as usize);
         within("steps_in_flight", self.steps_in_flight, MAX_STEPS_IN_FLIGHT);
-        within("max_step_rows", self.max_step_rows, MAX_STEP_ROWS);
-        within("max_prefill_rows", self.max_prefill_rows, MAX_STEP_ROWS);
-        within("max_sequences", self.max_sequences, MAX_STEP_SEQUENCES);
+        within("max_sequences", self.max_sequences, MAX_SEQUENCES);
         within("max_waiting", self.max_waiting, MAX_WAITING);
         within("max_positions", self.max_positions as usize, u32::MAX as usize);
         within("vocab_size", self.vocab_size as usize, u32::MAX as usize);
-        if faults.is_empty() {
-            let needed = self.max_prefill_rows + self.max_sequences.div_ceil(self.steps_in_flight);
-            if needed > self.max_step_rows {
-                faults.push(format!(
-                    "max_step_rows is {}, it must be at least {needed}: max_prefill_rows and a step's share of max_sequences",
-                    self.max_step_rows
-                ));
-            }
-            if self.token_limit() < 2 {
-                faults.push("max_positions and kv leave no room for one token beside a prompt".to_owned());
-            }
+        faults.extend(self.capacity.validate().err().map(|error| error.to_string()));
+        let (prefill, rows) = (self.max_prefill_rows, self.capacity.rows as usize);
+        if !(1..rows).contains(&prefill) {
+            faults.push(format!(
+                "max_prefill_rows is {prefill}, it must be at least 1 and below the {rows} rows of a step"
+            ));
+        }
+        if faults.is_empty() && self.token_limit() < 2 {
+            faults.push("max_positions and kv leave no room for one token beside a prompt".to_owned());
         }
         if faults.is_empty() {
             Ok(())
@@ -94,6 +94,14 @@ impl SchedulerConfig {
     /// Most tokens of a sequence, prompt and emitted together: what both the model and the cache take.
     pub fn token_limit(&self) -> u32 {
         u32::try_from(self.cache_tokens()).map_or(self.max_positions, |held| held.min(self.max_positions))
+    }
+
+    /// Sequences that run at one time: no more than the steps in flight have room for beside a full
+    /// `max_prefill_rows`, so that no sequence is passed over for want of a row.
+    pub fn running_limit(&self) -> usize {
+        let decode_rows = (self.capacity.rows as usize).saturating_sub(self.max_prefill_rows);
+        let step = decode_rows.min(self.capacity.sequences as usize);
+        self.max_sequences.min(step.saturating_mul(self.steps_in_flight))
     }
 
     /// What every step of this scheduler keeps to.

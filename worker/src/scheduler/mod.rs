@@ -31,7 +31,9 @@ use tramontane_model::time::Tick;
 
 pub use check::Violation;
 pub use complete::ProtocolError;
-pub use config::{ConfigError, MAX_KV_BLOCKS, MAX_STEPS_IN_FLIGHT, MAX_WAITING, SchedulerConfig};
+pub use config::{
+    ConfigError, MAX_KV_BLOCKS, MAX_SEQUENCES, MAX_STEPS_IN_FLIGHT, MAX_WAITING, SchedulerConfig,
+};
 pub use event::{EndReason, Event};
 pub use submission::{MAX_STOP_TOKENS, Refusal, Submission};
 
@@ -85,6 +87,8 @@ pub struct Scheduler {
     config: SchedulerConfig,
     /// Most tokens of a sequence.
     token_limit: usize,
+    /// Most sequences that hold blocks.
+    running_limit: usize,
     blocks: BlockPool,
     /// Every request that waits or runs.
     live: BTreeMap<RequestId, Live>,
@@ -108,6 +112,7 @@ impl Scheduler {
         config.validate()?;
         Ok(Self {
             token_limit: config.token_limit() as usize,
+            running_limit: config.running_limit(),
             blocks: BlockPool::new(config.kv.block_tokens, config.kv.blocks),
             config,
             live: BTreeMap::new(),

@@ -1,5 +1,6 @@
 //! What goes into a step: chunks, shares, roles.
 
+use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::RequestId;
 use tramontane_model::step::{RowRole, StepBatch};
 
@@ -105,6 +106,28 @@ fn uneven_steps_even_out() {
     let sizes: Vec<usize> = (0..4).map(|_| world.turn()[0].chunks.len()).collect();
     assert_eq!(sizes, [2, 2, 2, 2]);
     world.finish();
+}
+
+#[test]
+fn no_more_run_than_the_steps_have_room_for() {
+    for (rows, sequences, running) in [(20, 32, 8), (64, 3, 6), (64, 32, 16)] {
+        let config = SchedulerConfig {
+            capacity: StepCapacity { rows, sequences },
+            steps_in_flight: 2,
+            ..config()
+        };
+        let mut world = World::new(config, 2);
+        for request in 0..16 {
+            world
+                .submit(submission(request, &prompt(3), 30))
+                .expect("accepted");
+        }
+        for _ in 0..20 {
+            world.turn();
+        }
+        assert_eq!(world.scheduler.stats().sequences_running, running);
+        world.finish();
+    }
 }
 
 #[test]

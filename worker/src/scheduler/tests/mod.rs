@@ -8,6 +8,7 @@ mod refusals;
 mod simulation;
 mod world;
 
+use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::{Fence, Generation, ReplicaId, RequestId};
 use tramontane_model::placement::KvShape;
 use tramontane_model::sampling::SamplingParams;
@@ -29,7 +30,10 @@ fn config() -> SchedulerConfig {
             blocks: 256,
         },
         steps_in_flight: 1,
-        max_step_rows: 64,
+        capacity: StepCapacity {
+            rows: 64,
+            sequences: 32,
+        },
         max_prefill_rows: 16,
         max_sequences: 16,
         max_waiting: 16,

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::SequenceId;
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_model::step::{RowRole, SequenceChunk, StepBatch, StepResult};
@@ -94,7 +95,10 @@ impl Pipeline {
         batch
             .validate(&self.config.step_limits())
             .expect("a step within its limits");
-        assert!(batch.rows() <= self.config.max_step_rows, "{} rows", batch.rows());
+        let StepCapacity { rows, sequences } = self.config.capacity;
+        assert!(batch.rows() <= rows as usize, "{} rows", batch.rows());
+        let chunks = batch.chunks.len();
+        assert!(chunks <= sequences as usize, "{chunks} sequences");
         let states = vec![0; batch.chunks.len()];
         self.stages[0].inbox.push_back((batch, states));
     }

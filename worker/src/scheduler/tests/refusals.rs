@@ -68,21 +68,19 @@ fn a_full_queue_says_how_full_it_is() {
 #[test]
 fn each_field_of_a_configuration_is_checked() {
     type Change = fn(&mut SchedulerConfig);
-    let changes: [(Change, &str); 12] = [
+    let changes: [(Change, &str); 13] = [
         (|c| c.kv.block_tokens = 0, "kv.block_tokens is 0"),
         (|c| c.kv.blocks = 0, "kv.blocks is 0"),
         (|c| c.kv.blocks = u32::MAX, "kv.blocks is 4294967295"),
         (|c| c.steps_in_flight = 0, "steps_in_flight is 0"),
-        (|c| c.max_step_rows = 0, "max_step_rows is 0"),
+        (|c| c.capacity.rows = 0, "rows is 0"),
+        (|c| c.capacity.sequences = 1025, "sequences is 1025"),
         (|c| c.max_prefill_rows = 0, "max_prefill_rows is 0"),
-        (|c| c.max_sequences = 1025, "max_sequences is 1025"),
+        (|c| c.max_sequences = 0, "max_sequences is 0"),
         (|c| c.max_waiting = 0, "max_waiting is 0"),
         (|c| c.max_positions = 1, "no room for one token"),
         (|c| c.vocab_size = 0, "vocab_size is 0"),
-        (
-            |c| c.max_prefill_rows = 49,
-            "max_step_rows is 64, it must be at least 65",
-        ),
+        (|c| c.max_prefill_rows = 64, "max_prefill_rows is 64"),
         (
             |c| (c.kv.blocks, c.kv.block_tokens) = (1, 1),
             "no room for one token",

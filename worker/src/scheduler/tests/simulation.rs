@@ -3,6 +3,7 @@
 
 use proptest::prelude::*;
 use proptest::sample::Index;
+use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::{Fence, Generation, RequestId, SequenceId, StepId};
 use tramontane_model::placement::KvShape;
 use tramontane_model::sampling::SamplingParams;
@@ -64,15 +65,19 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 
 fn configs() -> impl Strategy<Value = (SchedulerConfig, usize)> {
     let shape = (1..5u32, 3..24u32, 1..4usize, 0..2usize);
-    let limits = (1..12usize, 1..7usize, 1..10usize, 8..48u32);
-    let configs = (shape, limits).prop_map(|(shape, limits)| {
+    let capacity = (1..6u32, 1..6u32);
+    let limits = (1..12usize, 1..9usize, 1..10usize, 8..48u32);
+    let configs = (shape, capacity, limits).prop_map(|(shape, capacity, limits)| {
         let (block_tokens, blocks, stages, spare_steps) = shape;
         let (max_prefill_rows, max_sequences, max_waiting, max_positions) = limits;
         let steps_in_flight = stages + spare_steps;
         let config = SchedulerConfig {
             kv: KvShape { block_tokens, blocks },
             steps_in_flight,
-            max_step_rows: max_prefill_rows + max_sequences.div_ceil(steps_in_flight),
+            capacity: StepCapacity {
+                rows: max_prefill_rows as u32 + capacity.0,
+                sequences: capacity.1,
+            },
             max_prefill_rows,
             max_sequences,
             max_waiting,
