@@ -3,6 +3,7 @@
 pub mod config;
 pub mod control;
 pub mod gateway;
+pub mod http;
 pub mod raft;
 pub mod rpc;
 pub mod text;

@@ -49,6 +49,16 @@ impl Admission {
         Ok(split.map(|one| Permit { _room: one }).collect())
     }
 
+    /// Room for one request.
+    pub(super) fn admit_one(&self) -> Result<Permit, GatewayError> {
+        let room = Arc::clone(&self.room).try_acquire_owned();
+        room.map(|room| Permit { _room: room })
+            .map_err(|_| GatewayError::Overloaded {
+                asked: 1,
+                limit: self.limit,
+            })
+    }
+
     /// Requests that are live.
     pub(super) fn live(&self) -> usize {
         self.limit - self.room.available_permits().min(self.limit)
@@ -115,8 +125,8 @@ mod tests {
             GatewayError::Overloaded { asked: 2, limit: 3 }
         );
         assert_eq!(admission.live(), 2);
-        let one = admission.admit(1).unwrap();
-        assert!(admission.admit(1).is_err());
+        let one = admission.admit_one().unwrap();
+        assert!(admission.admit_one().is_err());
         drop(two);
         assert_eq!(admission.live(), 1);
         drop(one);

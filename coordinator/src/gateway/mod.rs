@@ -63,6 +63,8 @@ impl Default for GatewayOptions {
 /// What to generate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewRequest {
+    /// Its name in the whole cluster, from [`random_id`].
+    pub id: RequestId,
     /// Ids of the prompt; never empty.
     pub prompt: Arc<[u32]>,
     /// How tokens are chosen, its seed set.
@@ -124,6 +126,11 @@ impl Gateway {
         self.shared.admission.admit(count)
     }
 
+    /// Room for one request.
+    pub fn admit_one(&self) -> Result<Permit, GatewayError> {
+        self.shared.admission.admit_one()
+    }
+
     /// Submits a request and resolves once a head has taken it in. Dropping the future, or the generation that comes
     /// of it, cancels the request at the head.
     pub async fn submit(
@@ -132,7 +139,7 @@ impl Gateway {
         request: NewRequest,
         deadline: Instant,
     ) -> Result<Generation, GatewayError> {
-        let id = random_id()?;
+        let id = request.id;
         let submitted = Instant::now();
         let prompt_tokens = request.prompt.len();
         let (tokens, tokens_rx) = mpsc::channel(self.shared.options.queued_tokens.max(1));
@@ -180,8 +187,8 @@ impl Gateway {
     }
 }
 
-/// 128 random bits.
-fn random_id() -> Result<RequestId, GatewayError> {
+/// A name for a request: 128 random bits.
+pub fn random_id() -> Result<RequestId, GatewayError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| GatewayError::Random {
         detail: error.to_string(),

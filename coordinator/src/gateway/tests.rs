@@ -41,6 +41,7 @@ fn world_with(acts: impl IntoIterator<Item = Act>, options: GatewayOptions) -> W
 
 fn request(max_tokens: u32) -> NewRequest {
     NewRequest {
+        id: random_id().unwrap(),
         prompt: [1, 5, 6].into(),
         sampling: SamplingParams::GREEDY,
         max_tokens,
@@ -50,7 +51,7 @@ fn request(max_tokens: u32) -> NewRequest {
 
 impl World {
     async fn submit(&self, request: NewRequest) -> Result<Generation, GatewayError> {
-        let permit = self.gateway.admit(1)?.remove(0);
+        let permit = self.gateway.admit_one()?;
         let deadline = Instant::now() + self.gateway.options().request_timeout;
         self.gateway.submit(permit, request, deadline).await
     }

@@ -1,0 +1,228 @@
+//! The HTTP side: OpenAI-compatible routes, health, metrics, cluster status.
+//!
+//! Everything a handler needs is in [`Api`], passed explicitly. No listener is opened here and no placement known:
+//! requests go to the gateway, text in and out through `text`. Every body, field and wait is bounded, and every error
+//! goes through the one table of `error`.
+
+mod answer;
+mod body;
+mod chat;
+mod chat_reply;
+mod cluster;
+mod completions;
+mod error;
+mod fields;
+mod health;
+mod logprobs;
+mod metrics;
+mod models;
+mod observe;
+mod params;
+mod prompt;
+mod reply;
+mod serve;
+mod sse;
+#[cfg(test)]
+mod tests;
+mod unsupported;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::Request;
+use axum::http::Uri;
+use axum::middleware::from_fn;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+use tramontane_model::ids::RequestId;
+use tramontane_model::sampling::SamplingParams;
+
+pub use cluster::{ClusterAdmin, ClusterAdminError};
+pub use serve::{ServeOptions, serve};
+
+use crate::gateway::{self, Gateway, GatewayError, Generation, NewRequest, Permit};
+use crate::text::Tokenizer;
+use error::{ApiError, ErrorKind};
+
+/// Longest wait for the leader's answer to an operator.
+const ADMIN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The model that is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelCard {
+    /// Its name in requests.
+    pub name: String,
+    /// Most tokens of prompt and answer together.
+    pub max_context: u32,
+    /// When it was first served, in seconds since 1970.
+    pub created: u64,
+}
+
+/// Limits of the HTTP side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiLimits {
+    /// Largest body, in bytes.
+    pub max_body_bytes: usize,
+    /// Longest wait for a body.
+    pub body_timeout: Duration,
+    /// Most prompts that are tokenised at once; at least 1.
+    pub max_encoders: usize,
+}
+
+impl Default for ApiLimits {
+    fn default() -> Self {
+        Self {
+            max_body_bytes: 4 << 20,
+            body_timeout: Duration::from_secs(30),
+            max_encoders: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        }
+    }
+}
+
+/// Everything that handlers need.
+pub struct Api {
+    model: ModelCard,
+    tokenizer: Arc<Tokenizer>,
+    gateway: Gateway,
+    cluster: Arc<dyn ClusterAdmin>,
+    metrics: PrometheusHandle,
+    limits: ApiLimits,
+    encoders: Arc<Semaphore>,
+}
+
+impl Api {
+    /// The state of the routes.
+    pub fn new(
+        model: ModelCard,
+        tokenizer: Arc<Tokenizer>,
+        gateway: Gateway,
+        cluster: Arc<dyn ClusterAdmin>,
+        metrics: PrometheusHandle,
+        limits: ApiLimits,
+    ) -> Self {
+        let encoders = limits.max_encoders.clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            model,
+            tokenizer,
+            gateway,
+            cluster,
+            metrics,
+            limits,
+            encoders: Arc::new(Semaphore::new(encoders)),
+        }
+    }
+
+    /// When a request that arrives now must have ended.
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.gateway.options().request_timeout
+    }
+
+    async fn read_body(&self, request: Request) -> Result<Bytes, ApiError> {
+        body::read(request, self.limits.max_body_bytes, self.limits.body_timeout).await
+    }
+
+    /// Runs tokenising work off the runtime's threads.
+    async fn encode<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        work: impl FnOnce(&Tokenizer) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let limit = self.gateway.options().request_timeout;
+        let late = |_| ApiError::from(GatewayError::Deadline { limit });
+        let stopped = || ApiError::new(ErrorKind::Failed, "the prompt could not be tokenised");
+        let encoders = Arc::clone(&self.encoders);
+        let turn = timeout_at(deadline, encoders.acquire_owned())
+            .await
+            .map_err(late)?;
+        let turn = turn.map_err(|_| stopped())?;
+        let tokenizer = Arc::clone(&self.tokenizer);
+        let encoded = tokio::task::spawn_blocking(move || {
+            let encoded = work(&tokenizer);
+            drop(turn);
+            encoded
+        });
+        encoded.await.map_err(|_| stopped())?
+    }
+
+    /// Submits one prompt of the request `id`. The first has the request's own id, so that its log lines join.
+    async fn start(
+        &self,
+        ask: Ask,
+        id: RequestId,
+        index: usize,
+        deadline: Instant,
+    ) -> Result<Generation, ApiError> {
+        let own_id = if index == 0 { id } else { gateway::random_id()? };
+        if own_id != id {
+            tracing::info!(request = %id, prompt = index, as_request = %own_id, "prompt submitted");
+        }
+        let stop_tokens = if ask.ignore_eos {
+            Vec::new()
+        } else {
+            vec![self.tokenizer.eos()]
+        };
+        let request = NewRequest {
+            id: own_id,
+            prompt: ask.prompt.into(),
+            sampling: ask.sampling,
+            max_tokens: ask.max_tokens,
+            stop_tokens,
+        };
+        Ok(self.gateway.submit(ask.permit, request, deadline).await?)
+    }
+}
+
+/// One prompt to be continued.
+struct Ask {
+    permit: Permit,
+    prompt: Vec<u32>,
+    sampling: SamplingParams,
+    max_tokens: u32,
+    ignore_eos: bool,
+}
+
+impl Ask {
+    fn prompt_tokens(&self) -> u32 {
+        // A prompt is shorter than the context, a u32.
+        u32::try_from(self.prompt.len()).unwrap_or(u32::MAX)
+    }
+}
+
+/// Every route.
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .merge(models::routes())
+        .merge(chat::routes())
+        .merge(completions::routes())
+        .merge(health::routes())
+        .merge(metrics::routes())
+        .merge(cluster::routes())
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn(observe::observe))
+        .with_state(Arc::new(api))
+}
+
+/// Describes every metric of the HTTP side and the gateway to the recorder.
+pub fn describe_metrics() {
+    gateway::describe_metrics();
+    observe::describe();
+}
+
+async fn unknown_route(uri: Uri) -> ApiError {
+    let message = format!("there is no route {}", fields::shown(uri.path()));
+    ApiError::new(ErrorKind::UnknownRoute, message)
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    let (method, path) = (request.method(), request.uri().path());
+    let message = format!(
+        "{} does not take {}",
+        fields::shown(path),
+        fields::shown(method.as_str())
+    );
+    ApiError::new(ErrorKind::Method, message)
+}

@@ -1,0 +1,207 @@
+//! The fields that chat and plain completions share, read and bounded.
+//!
+//! Nothing is allocated by a number that a client sends: limits come first.
+
+use serde::Deserialize;
+use tramontane_model::sampling::{MAX_TEMPERATURE, MAX_TOP_LOGPROBS, SamplingParams};
+
+use super::error::{ApiError, ErrorKind};
+use super::fields::{Fields, shown};
+use super::unsupported;
+use crate::text::StopMatcher;
+
+/// How an answer is to be made and shown, whatever the route.
+#[derive(Debug)]
+pub(super) struct Params {
+    /// Most tokens to generate, if the client says.
+    pub(super) max_tokens: Option<MaxTokens>,
+    /// In `0..=2`.
+    pub(super) temperature: f32,
+    /// In `(0, 1]`.
+    pub(super) top_p: f32,
+    /// Key of the sampler's generator, if the client says.
+    pub(super) seed: Option<u64>,
+    /// Looks for the stop strings.
+    pub(super) stop: StopMatcher,
+    /// Whether to go on past the end token.
+    pub(super) ignore_eos: bool,
+    /// Whether log-probabilities name tokens as `token_id:N`.
+    pub(super) token_ids: bool,
+    /// Whether to send the answer as it is made.
+    pub(super) stream: bool,
+    /// Whether a stream ends with the usage.
+    pub(super) include_usage: bool,
+}
+
+/// A limit and the field that it came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MaxTokens {
+    pub(super) field: &'static str,
+    pub(super) tokens: u32,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "must be a string or an array of strings")]
+enum Stop {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// Checks that the request names the model that is served.
+pub(super) fn model(fields: &mut Fields<'_>, served: &str) -> Result<(), ApiError> {
+    match fields.take::<String>("model")? {
+        Some(name) if name == served => Ok(()),
+        Some(name) => {
+            let problem = format!(
+                "{:?} does not exist, this cluster serves {served:?}",
+                shown(&name)
+            );
+            Err(ApiError::field(ErrorKind::UnknownModel, "model", problem))
+        }
+        None => {
+            let problem = format!("is missing, it must be {served:?}");
+            Err(ApiError::invalid("model", problem))
+        }
+    }
+}
+
+impl Params {
+    /// Reads the shared fields; `max_tokens_names` are the names of the limit on this route, the first preferred.
+    pub(super) fn read(
+        fields: &mut Fields<'_>,
+        max_tokens_names: &[&'static str],
+        max_context: u32,
+    ) -> Result<Self, ApiError> {
+        unsupported::refuse(fields)?;
+        let mut max_tokens = None;
+        for &field in max_tokens_names {
+            let found = fields.integer(field, 1, i64::from(max_context))?;
+            let found = found.and_then(|tokens| u32::try_from(tokens).ok());
+            max_tokens = max_tokens.or(found.map(|tokens| MaxTokens { field, tokens }));
+        }
+        let temperature = fields.number(
+            "temperature",
+            |value| (0.0..=f64::from(MAX_TEMPERATURE)).contains(&value),
+            "from 0 to 2",
+        )?;
+        let top_p = fields.number(
+            "top_p",
+            |value| value > 0.0 && value <= 1.0,
+            "above 0 and at most 1",
+        )?;
+        let stream = fields.flag("stream")?;
+        let options = fields.take::<StreamOptions>("stream_options")?;
+        if options.is_some() && !stream {
+            return Err(ApiError::invalid(
+                "stream_options",
+                "is allowed only where stream is true",
+            ));
+        }
+        Ok(Self {
+            max_tokens,
+            temperature: temperature.unwrap_or(1.0) as f32,
+            // A value above 0 stays above 0.
+            top_p: (top_p.unwrap_or(1.0) as f32).max(f32::MIN_POSITIVE),
+            seed: seed(fields)?,
+            stop: stop(fields)?,
+            ignore_eos: fields.flag("ignore_eos")?,
+            token_ids: fields.flag("return_tokens_as_token_ids")?,
+            stream,
+            include_usage: options.and_then(|options| options.include_usage).unwrap_or(false),
+        })
+    }
+
+    /// How tokens are chosen; draws a seed if the client gave none.
+    pub(super) fn sampling(&self, logprobs: Option<u32>) -> Result<SamplingParams, ApiError> {
+        let seed = match self.seed {
+            Some(seed) => seed,
+            None => getrandom::u64()
+                .map_err(|error| ApiError::new(ErrorKind::Failed, format!("no random seed: {error}")))?,
+        };
+        Ok(SamplingParams {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            seed,
+            choice: 0,
+            logprobs,
+        })
+    }
+
+    /// Most tokens to generate after a prompt of so many, `default` where the client says nothing.
+    pub(super) fn budget(
+        &self,
+        prompt_field: &str,
+        prompt_tokens: usize,
+        max_context: u32,
+        default: u32,
+    ) -> Result<u32, ApiError> {
+        let left = u32::try_from(prompt_tokens)
+            .ok()
+            .and_then(|prompt| max_context.checked_sub(prompt))
+            .filter(|&left| left > 0);
+        let Some(left) = left else {
+            let problem = format!(
+                "has {prompt_tokens} tokens, at most {} leave room for an answer in the context of {max_context}",
+                max_context.saturating_sub(1)
+            );
+            return Err(ApiError::field(ErrorKind::ContextLength, prompt_field, problem));
+        };
+        match self.max_tokens {
+            None => Ok(default.min(left)),
+            Some(MaxTokens { tokens, .. }) if tokens <= left => Ok(tokens),
+            Some(MaxTokens { field, tokens }) => {
+                let problem = format!(
+                    "is {tokens}, after a prompt of {prompt_tokens} tokens at most {left} fit the context of \
+                     {max_context}"
+                );
+                Err(ApiError::field(ErrorKind::ContextLength, field, problem))
+            }
+        }
+    }
+}
+
+/// How many alternatives, from a field that counts them.
+pub(super) fn top_logprobs(fields: &mut Fields<'_>, field: &str) -> Result<Option<u32>, ApiError> {
+    let found = fields.integer(field, 0, i64::from(MAX_TOP_LOGPROBS))?;
+    Ok(found.and_then(|count| u32::try_from(count).ok()))
+}
+
+/// Logs the names of fields that were ignored: clients send many that change nothing here.
+pub(super) fn log_ignored(fields: &Fields<'_>) {
+    for name in fields.rest() {
+        tracing::debug!(field = shown(name), "field ignored");
+    }
+}
+
+/// A seed is any 64-bit whole number, signed or not.
+fn seed(fields: &mut Fields<'_>) -> Result<Option<u64>, ApiError> {
+    let Some(value) = fields.raw("seed") else {
+        return Ok(None);
+    };
+    let text = value.get();
+    let unsigned = serde_json::from_str::<u64>(text).ok();
+    let signed = || serde_json::from_str::<i64>(text).ok().map(i64::cast_unsigned);
+    unsigned.or_else(signed).map(Some).ok_or_else(|| {
+        let problem = format!("is {}, it must be a whole number of at most 64 bits", shown(text));
+        ApiError::invalid("seed", problem)
+    })
+}
+
+fn stop(fields: &mut Fields<'_>) -> Result<StopMatcher, ApiError> {
+    let stops = match fields.take::<Stop>("stop")? {
+        None => Vec::new(),
+        Some(Stop::One(stop)) => vec![stop],
+        Some(Stop::Many(stops)) => stops,
+    };
+    // The matcher's errors name the field themselves.
+    StopMatcher::new(&stops).map_err(|error| ApiError {
+        kind: ErrorKind::Invalid,
+        message: error.to_string(),
+        param: Some("stop".to_owned()),
+    })
+}

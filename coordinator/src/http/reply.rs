@@ -1,0 +1,62 @@
+//! What the replies of both routes share.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+/// Tokens of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Usage {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    total_tokens: u64,
+}
+
+impl Usage {
+    pub(super) fn new(prompt: u32, completion: u32) -> Self {
+        let (prompt_tokens, completion_tokens) = (u64::from(prompt), u64::from(completion));
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+        }
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        self.prompt_tokens += other.prompt_tokens;
+        self.completion_tokens += other.completion_tokens;
+        self.total_tokens += other.total_tokens;
+    }
+}
+
+/// What every chunk and reply of a request opens with.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Header {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: String,
+}
+
+impl Header {
+    pub(super) fn new(id: String, object: &'static str, model: &str) -> Self {
+        Self {
+            id,
+            object,
+            created: unix_seconds(),
+            model: model.to_owned(),
+        }
+    }
+}
+
+/// Seconds since 1970, as OpenAI's `created` counts them.
+pub(super) fn unix_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// A field that is absent, `null`, or there: a stream shows `"usage": null` only where usage was asked for.
+pub(super) fn null_if<T>(wanted: bool) -> Option<Option<T>> {
+    wanted.then_some(None)
+}

@@ -1,0 +1,430 @@
+//! Every bad body gets an error that names the field and says what would be right, and reaches no head.
+
+use super::*;
+
+struct Case {
+    body: Value,
+    status: u16,
+    param: Value,
+    code: Value,
+    message: String,
+}
+
+fn case(body: Value, param: &str, message: &str) -> Case {
+    Case {
+        body,
+        status: 400,
+        param: json!(param),
+        code: json!(null),
+        message: message.to_owned(),
+    }
+}
+
+fn unsupported(body: Value, param: &str, problem: &str) -> Case {
+    let message = format!("{param}: {problem}");
+    Case {
+        code: json!("unsupported_parameter"),
+        ..case(body, param, &message)
+    }
+}
+
+fn too_long(body: Value, param: &str, message: &str) -> Case {
+    Case {
+        code: json!("context_length_exceeded"),
+        ..case(body, param, message)
+    }
+}
+
+async fn check(path: &str, base: Value, cases: Vec<Case>) {
+    let world = world();
+    for case in cases {
+        let mut body = base.clone();
+        for (name, value) in case.body.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        let body = with_model(body);
+        let reply = world.post(path, body.clone()).await;
+        let expected = json!({"error": {
+            "message": case.message,
+            "type": "invalid_request_error",
+            "param": case.param,
+            "code": case.code,
+        }});
+        assert_eq!(reply.json(), expected, "{body}");
+        assert_eq!(reply.status.as_u16(), case.status, "{body}");
+    }
+    assert!(world.heads.seen().is_empty());
+    // Nothing else is disturbed.
+    assert_eq!(world.post(path, with_model(base)).await.status, StatusCode::OK);
+}
+
+/// Faults in the fields that both routes share.
+fn shared_cases(limit: &str) -> Vec<Case> {
+    let max = |value: Value, shown: &str| {
+        let message = format!("{limit}: is {shown}, it must be a whole number from 1 to 4096");
+        case(json!({limit: value}), limit, &message)
+    };
+    vec![
+        max(json!(0), "0"),
+        max(json!(-5), "-5"),
+        max(json!(4097), "4097"),
+        max(json!(u64::MAX), "18446744073709551615"),
+        max(json!(1.5), "1.5"),
+        max(json!("7"), "\"7\""),
+        max(json!([1]), "[1]"),
+        case(
+            json!({"temperature": -0.1}),
+            "temperature",
+            "temperature: is -0.1, it must be a number from 0 to 2",
+        ),
+        case(
+            json!({"temperature": 2.5}),
+            "temperature",
+            "temperature: is 2.5, it must be a number from 0 to 2",
+        ),
+        case(
+            json!({"temperature": "hot"}),
+            "temperature",
+            "temperature: is \"hot\", it must be a number from 0 to 2",
+        ),
+        case(
+            json!({"top_p": 0}),
+            "top_p",
+            "top_p: is 0, it must be a number above 0 and at most 1",
+        ),
+        case(
+            json!({"top_p": 1.01}),
+            "top_p",
+            "top_p: is 1.01, it must be a number above 0 and at most 1",
+        ),
+        case(
+            json!({"seed": 0.5}),
+            "seed",
+            "seed: is 0.5, it must be a whole number of at most 64 bits",
+        ),
+        case(
+            json!({"seed": "a"}),
+            "seed",
+            "seed: is \"a\", it must be a whole number of at most 64 bits",
+        ),
+        case(
+            json!({"stop": 5}),
+            "stop",
+            "stop: must be a string or an array of strings",
+        ),
+        case(
+            json!({"stop": ["a", 5]}),
+            "stop",
+            "stop: must be a string or an array of strings",
+        ),
+        case(json!({"stop": ["a", ""]}), "stop", "stop[1]: must not be empty"),
+        case(
+            json!({"stop": vec!["a"; 17]}),
+            "stop",
+            "stop: 17 stop strings, at most 16 are allowed",
+        ),
+        case(
+            json!({"stop": "a".repeat(257)}),
+            "stop",
+            "stop[0]: 257 bytes, at most 256 are allowed",
+        ),
+        case(
+            json!({"stream": "yes"}),
+            "stream",
+            "stream: invalid type: string \"yes\", expected a boolean",
+        ),
+        case(
+            json!({"stream_options": {"include_usage": true}}),
+            "stream_options",
+            "stream_options: is allowed only where stream is true",
+        ),
+        case(
+            json!({"stream": true, "stream_options": {"include_usage": 1}}),
+            "stream_options.include_usage",
+            "stream_options.include_usage: invalid type: integer `1`, expected a boolean",
+        ),
+        case(
+            json!({"ignore_eos": 1}),
+            "ignore_eos",
+            "ignore_eos: invalid type: integer `1`, expected a boolean",
+        ),
+        case(
+            json!({"model": 7}),
+            "model",
+            "model: invalid type: integer `7`, expected a string",
+        ),
+        case(
+            json!({"model": null}),
+            "model",
+            "model: is missing, it must be \"mini-large-3\"",
+        ),
+        Case {
+            status: 404,
+            code: json!("model_not_found"),
+            ..case(
+                json!({"model": "gpt"}),
+                "model",
+                "model: \"gpt\" does not exist, this cluster serves \"mini-large-3\"",
+            )
+        },
+        unsupported(json!({"n": 2}), "n", "is not supported yet other than 1"),
+        unsupported(json!({"n": -1}), "n", "is not supported yet other than 1"),
+        unsupported(
+            json!({"frequency_penalty": 0.5}),
+            "frequency_penalty",
+            "is not supported yet other than 0",
+        ),
+        unsupported(
+            json!({"presence_penalty": -1}),
+            "presence_penalty",
+            "is not supported yet other than 0",
+        ),
+        unsupported(
+            json!({"logit_bias": {"7": 1}}),
+            "logit_bias",
+            "is not supported yet, leave it out",
+        ),
+        unsupported(
+            json!({"response_format": {"type": "json_object"}}),
+            "response_format",
+            "is not supported yet other than {\"type\": \"text\"}",
+        ),
+        unsupported(
+            json!({"echo": true}),
+            "echo",
+            "is not supported yet other than false",
+        ),
+        unsupported(
+            json!({"best_of": 3}),
+            "best_of",
+            "is not supported yet other than 1",
+        ),
+        unsupported(
+            json!({"top_k": 40}),
+            "top_k",
+            "is not supported yet other than 0 or -1",
+        ),
+        unsupported(
+            json!({"parallel_tool_calls": false}),
+            "parallel_tool_calls",
+            "is not supported yet other than true",
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn completions_name_the_field() {
+    let right = "it must be a string, an array of token ids, or an array of either";
+    let mut cases = shared_cases("max_tokens");
+    cases.extend([
+        case(
+            json!({"prompt": null}),
+            "prompt",
+            &format!("prompt: is missing, {right}"),
+        ),
+        case(
+            json!({"prompt": []}),
+            "prompt",
+            &format!("prompt: is empty, {right}"),
+        ),
+        case(
+            json!({"prompt": {"a": 1}}),
+            "prompt",
+            &format!("prompt: is of another type, {right}"),
+        ),
+        case(
+            json!({"prompt": [1, 8192]}),
+            "prompt[1]",
+            "prompt[1]: token id 8192 is outside the vocabulary, ids are below 8192",
+        ),
+        case(
+            json!({"prompt": [-1]}),
+            "prompt[0]",
+            "prompt[0]: token id -1 is below 0",
+        ),
+        too_long(
+            json!({"prompt": vec![7; 4096]}),
+            "prompt",
+            "prompt: has 4096 tokens, at most 4095 leave room for an answer in the context of 4096",
+        ),
+        too_long(
+            json!({"prompt": [[7], vec![7; 5000]]}),
+            "prompt[1]",
+            "prompt[1]: has 5000 tokens, at most 4095 leave room for an answer in the context of 4096",
+        ),
+        too_long(
+            json!({"prompt": vec![7; 4000], "max_tokens": 97}),
+            "max_tokens",
+            "max_tokens: is 97, after a prompt of 4000 tokens at most 96 fit the context of 4096",
+        ),
+        case(
+            json!({"logprobs": 21}),
+            "logprobs",
+            "logprobs: is 21, it must be a whole number from 0 to 20",
+        ),
+        case(
+            json!({"logprobs": true}),
+            "logprobs",
+            "logprobs: is true, it must be a whole number from 0 to 20",
+        ),
+        unsupported(
+            json!({"suffix": "end"}),
+            "suffix",
+            "is not supported yet, leave it out",
+        ),
+    ]);
+    check("/v1/completions", json!({"prompt": "a"}), cases).await;
+}
+
+#[tokio::test]
+async fn chats_name_the_field() {
+    let user = json!({"role": "user", "content": "a"});
+    let mut cases = shared_cases("max_completion_tokens");
+    cases.extend([
+        case(
+            json!({"messages": null}),
+            "messages",
+            "messages: is missing, it must be an array of at least one message",
+        ),
+        case(json!({"messages": []}), "messages", "messages: must have at least one message"),
+        case(
+            json!({"messages": "hello"}),
+            "messages",
+            "messages: invalid type: string \"hello\", expected an array of at most 16384 elements",
+        ),
+        case(json!({"messages": [{"content": "a"}]}), "messages[0]", "messages[0]: missing field `role`"),
+        case(
+            json!({"messages": [user, {"role": "user", "content": 5}]}),
+            "messages[1].content",
+            "messages[1].content: invalid type: integer `5`, expected a string, null or an array of text parts",
+        ),
+        case(
+            json!({"messages": [{"role": "robot", "content": "a"}]}),
+            "messages[0].role",
+            "messages[0].role: \"robot\" is not a role; use \"system\", \"developer\", \"user\", \"assistant\" or \
+             \"tool\"",
+        ),
+        case(
+            json!({"messages": [{"role": "user", "content": null}]}),
+            "messages[0].content",
+            "messages[0].content: must be a string or an array of text parts, not null",
+        ),
+        case(
+            json!({"tools": [{"type": "function", "function": {"name": "no good"}}]}),
+            "tools[0].function.name",
+            "tools[0].function.name: \"no good\" is not a function name: use 1 to 64 of a-z, A-Z, 0-9, '_' and '-'",
+        ),
+        case(json!({"tools": [{"type": "function"}]}), "tools[0]", "tools[0]: missing field `function`"),
+        unsupported(
+            json!({"tool_choice": "required"}),
+            "tool_choice",
+            "\"required\" is not supported yet, use \"auto\" or \"none\"",
+        ),
+        unsupported(
+            json!({"tool_choice": {"type": "function", "function": {"name": "f"}}}),
+            "tool_choice",
+            "{\"type\":\"function\",\"function\":{\"name\":\"f\"}} is not supported yet, use \"auto\" or \"none\"",
+        ),
+        case(
+            json!({"top_logprobs": 3}),
+            "top_logprobs",
+            "top_logprobs: is allowed only where logprobs is true",
+        ),
+        case(
+            json!({"logprobs": true, "top_logprobs": 21}),
+            "top_logprobs",
+            "top_logprobs: is 21, it must be a whole number from 0 to 20",
+        ),
+        case(json!({"logprobs": 5}), "logprobs", "logprobs: invalid type: integer `5`, expected a boolean"),
+    ]);
+    check("/v1/chat/completions", json!({"messages": [user]}), cases).await;
+}
+
+#[tokio::test]
+async fn a_conversation_longer_than_the_context_is_refused() {
+    let world = world();
+    let text = "word ".repeat(5000);
+    let reply = world
+        .chat(json!({"messages": [{"role": "user", "content": text}]}))
+        .await;
+    assert_eq!(reply.status, StatusCode::BAD_REQUEST);
+    let error = &reply.json()["error"];
+    assert_eq!(
+        (&error["param"], &error["code"]),
+        (&json!("messages"), &json!("context_length_exceeded"))
+    );
+    let message = error["message"].as_str().unwrap();
+    assert!(
+        message.ends_with("at most 4095 leave room for an answer in the context of 4096"),
+        "{message}"
+    );
+}
+
+#[tokio::test]
+async fn bodies_that_are_no_object_are_refused() {
+    let world = world();
+    let deep = format!(
+        "{{\"messages\": {}1{}}}",
+        "[".repeat(100_000),
+        "]".repeat(100_000)
+    );
+    let deep_unknown = format!(
+        "{{\"unknown\": {}{}}}",
+        "{\"a\":".repeat(200),
+        "1".to_owned() + &"}".repeat(200)
+    );
+    for (body, param, message) in [
+        (
+            "",
+            json!(null),
+            "the body is not JSON: EOF while parsing a value at line 1 column 0",
+        ),
+        (
+            "hello",
+            json!(null),
+            "the body is not JSON: expected value at line 1 column 1",
+        ),
+        (
+            "{\"model\": ",
+            json!(null),
+            "the body is not JSON: EOF while parsing a value at line 1 column 10",
+        ),
+        (
+            "[1]",
+            json!(null),
+            "the body: invalid type: sequence, expected a JSON object",
+        ),
+        (
+            "{} {}",
+            json!(null),
+            "the body is not JSON: trailing characters at line 1 column 4",
+        ),
+        (
+            &deep,
+            json!("messages"),
+            "messages: is nested too deep, at most 127 levels are read",
+        ),
+        (
+            &deep_unknown,
+            json!("unknown"),
+            "unknown: is nested too deep, at most 127 levels are read",
+        ),
+    ] {
+        for path in ["/v1/completions", "/v1/chat/completions"] {
+            let reply = world.send(Method::POST, path, body.to_owned()).await;
+            assert_eq!(reply.status, StatusCode::BAD_REQUEST);
+            let expected = json!({"error": {
+                "message": message,
+                "type": "invalid_request_error",
+                "param": param,
+                "code": null,
+            }});
+            assert_eq!(reply.json(), expected);
+        }
+    }
+    let latin = world
+        .send(Method::POST, "/v1/completions", &b"{\"prompt\": \"\xe9\"}"[..])
+        .await;
+    assert_eq!(latin.status, StatusCode::BAD_REQUEST);
+    assert!(world.heads.seen().is_empty());
+}
