@@ -28,6 +28,20 @@ pub enum NotServing {
     /// Nothing is known of the cluster yet.
     #[error("no replica serves: this coordinator has not heard from the cluster yet")]
     Unknown,
+    /// Workers have joined, and nothing is placed on them yet.
+    #[error("no replica serves: {workers} workers have joined and none is placed yet")]
+    Unplaced {
+        /// How many have joined.
+        workers: usize,
+    },
+    /// A replica lost a part and is to be placed anew.
+    #[error("no replica serves: {fence} is to be placed anew because {reason}")]
+    Broken {
+        /// The replica.
+        fence: Fence,
+        /// What it lost.
+        reason: String,
+    },
     /// The planner finds no placement.
     #[error("no replica serves: {reason}")]
     Unplaceable {
@@ -50,7 +64,7 @@ impl NotServing {
     /// Whether waiting alone may bring a replica.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Unknown | Self::Loading { .. } => true,
+            Self::Unknown | Self::Unplaced { .. } | Self::Broken { .. } | Self::Loading { .. } => true,
             Self::Unplaceable { .. } => false,
         }
     }
