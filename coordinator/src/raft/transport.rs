@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tramontane_model::ids::CoordinatorId;
@@ -141,14 +142,41 @@ enum End {
     Broken(String),
 }
 
+/// A message on its way into a stream; tells what became of it, wherever it ends.
+struct Letter<S: StateMachine> {
+    message: Outbound,
+    _reserved: Reserved,
+    sent: bool,
+    handle: RaftHandle<S>,
+}
+
+impl<S: StateMachine> Letter<S> {
+    /// The bytes, now that the stream takes them.
+    fn send(mut self) -> Vec<u8> {
+        self.sent = true;
+        std::mem::take(&mut self.message.bytes)
+    }
+}
+
+impl<S: StateMachine> Drop for Letter<S> {
+    fn drop(&mut self) {
+        if !self.sent {
+            metrics::dropped(self.message.to, "not_sent");
+        }
+        if self.message.is_snapshot {
+            self.handle.report_snapshot(self.message.to, self.sent);
+        }
+    }
+}
+
 impl<S: StateMachine> LinkTask<S> {
     async fn run(mut self) {
         let mut pause = FIRST_PAUSE;
         let mut reachable = true;
         // A stream is opened for the first message, so that an idle peer costs nothing.
-        while let Some(first) = self.queued.recv().await {
+        while let Some(first) = self.receive().await {
             let opened = Instant::now();
-            let End::Broken(why) = self.stream(first.message).await else {
+            let End::Broken(why) = self.stream(first).await else {
                 return;
             };
             self.handle.report_unreachable(self.to);
@@ -166,63 +194,61 @@ impl<S: StateMachine> LinkTask<S> {
         }
     }
 
+    async fn receive(&mut self) -> Option<Letter<S>> {
+        let Queued { message, _reserved } = self.queued.recv().await?;
+        let handle = self.handle.clone();
+        Some(Letter {
+            message,
+            _reserved,
+            sent: false,
+            handle,
+        })
+    }
+
     /// Opens a stream and sends what is queued until it breaks.
-    async fn stream(&mut self, first: Outbound) -> End {
+    async fn stream(&mut self, first: Letter<S>) -> End {
         let (feed, fed) = channel(MAX_FED);
+        let (cluster, from, to) = (self.cluster.clone(), self.from.0, self.to.0);
+        // Letters are opened as the connection takes them; those left when it breaks were not sent.
+        let envelopes = ReceiverStream::new(fed).map(move |letter: Letter<S>| RaftEnvelope {
+            cluster: cluster.clone(),
+            from,
+            to,
+            message: letter.send().into(),
+        });
         let mut client = self.client.clone();
-        let mut call = std::pin::pin!(client.deliver(ReceiverStream::new(fed)));
+        let mut call = std::pin::pin!(client.deliver(envelopes));
         let mut next = Some(first);
         loop {
-            let message = match next.take() {
-                Some(message) => message,
+            let letter = match next.take() {
+                Some(letter) => letter,
                 None => tokio::select! {
                     ended = &mut call => return End::Broken(describe(ended)),
-                    queued = self.queued.recv() => match queued {
-                        Some(queued) => queued.message,
+                    letter = self.receive() => match letter {
+                        Some(letter) => letter,
                         None => return End::Closed,
                     },
                 },
             };
-            let is_snapshot = message.is_snapshot;
-            let send = timeout(FEED_DEADLINE, feed.send(self.envelope(message)));
-            let broken = tokio::select! {
-                ended = &mut call => Some(describe(ended)),
-                sent = send => match sent {
-                    Ok(Ok(())) => None,
-                    Ok(Err(_)) => Some("the stream closed".to_owned()),
-                    Err(_) => Some(format!("the peer took nothing for {FEED_DEADLINE:?}")),
+            tokio::select! {
+                ended = &mut call => return End::Broken(describe(ended)),
+                sent = timeout(FEED_DEADLINE, feed.send(letter)) => match sent {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => return End::Broken("the stream closed".to_owned()),
+                    Err(_) => return End::Broken(format!("the peer took nothing for {FEED_DEADLINE:?}")),
                 },
-            };
-            if is_snapshot {
-                self.handle.report_snapshot(self.to, broken.is_none());
             }
-            if let Some(why) = broken {
-                metrics::dropped(self.to, "stream_broken");
-                return End::Broken(why);
-            }
-        }
-    }
-
-    fn envelope(&self, message: Outbound) -> RaftEnvelope {
-        RaftEnvelope {
-            cluster: self.cluster.clone(),
-            from: self.from.0,
-            to: self.to.0,
-            message: message.bytes.into(),
         }
     }
 
     /// Drops what is sent meanwhile: it would be stale. Returns false when nobody sends any more.
     async fn discard_until(&mut self, until: Instant) -> bool {
         loop {
-            let queued = tokio::select! {
+            tokio::select! {
                 () = sleep_until(until) => return true,
-                queued = self.queued.recv() => queued,
-            };
-            let Some(queued) = queued else { return false };
-            metrics::dropped(self.to, "unreachable");
-            if queued.message.is_snapshot {
-                self.handle.report_snapshot(self.to, false);
+                letter = self.receive() => if letter.is_none() {
+                    return false;
+                },
             }
         }
     }
@@ -232,5 +258,109 @@ fn describe<T>(ended: Result<T, tonic::Status>) -> String {
     match ended {
         Ok(_) => "the peer ended it".to_owned(),
         Err(status) => format!("{}: {}", status.code().description(), status.message()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::mpsc::sync_channel;
+
+    use tokio::net::TcpListener;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::raft::handle::{Applied, Input};
+    use crate::raft::identity::Members;
+    use crate::raft::node::{Node, NodeOptions};
+    use crate::raft::sim::Ledger;
+    use crate::raft::storage::LogStore;
+    use crate::raft::storage::faulty::Disk;
+
+    type Told = std::sync::mpsc::Receiver<Input<Ledger>>;
+
+    /// Links of coordinator 1 to two peers at `address`, and what they tell the node.
+    fn open(address: &str) -> Result<(PeerLinks, Told), NetError> {
+        let members = Members::new([1, 2, 3].map(CoordinatorId)).unwrap();
+        let identity = Identity::new("demo", CoordinatorId(1), members).unwrap();
+        let store = LogStore::open_backend(Disk::default().open(), "disk", &identity, false).unwrap();
+        let node = Node::new(store, &identity, NodeOptions::new(&identity), Ledger::default()).unwrap();
+        let (inbox, told) = sync_channel(100);
+        let applied = Applied {
+            last: node.applied(),
+            view: Vec::new(),
+        };
+        let handle = RaftHandle {
+            inbox,
+            budget: ByteBudget::new(100),
+            stop: Arc::new(AtomicBool::new(false)),
+            status: watch::channel(node.status()).1,
+            state: watch::channel(Arc::new(applied)).1,
+        };
+        let addresses = [2, 3].map(|id| (CoordinatorId(id), address.to_owned())).into();
+        Ok((
+            PeerLinks::open(&identity, &addresses, &net::Identity::Loopback, &handle)?,
+            told,
+        ))
+    }
+
+    fn message(to: u64, is_snapshot: bool, bytes: usize) -> Outbound {
+        Outbound {
+            to: CoordinatorId(to),
+            is_snapshot,
+            bytes: vec![0; bytes],
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_peer_that_is_down_is_reported_and_so_is_each_checkpoint_for_it() {
+        let port = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = port.local_addr().unwrap().to_string();
+        drop(port);
+        let (mut links, told) = open(&address).unwrap();
+        // The second finds the link between two attempts, or trying again.
+        for _ in 0..2 {
+            links.send(message(2, true, 10)).unwrap();
+            loop {
+                match told
+                    .recv_timeout(Duration::from_secs(10))
+                    .expect("the node is told")
+                {
+                    Input::SnapshotSent { to, sent } => {
+                        assert_eq!((to, sent), (CoordinatorId(2), false));
+                        break;
+                    }
+                    other => assert!(matches!(other, Input::Unreachable(CoordinatorId(2)))),
+                }
+            }
+        }
+        links.send(message(2, false, 10)).unwrap();
+        drop(links);
+        // The link ends with its queue, so that nothing is left to tell.
+        while let Ok(input) = told.recv_timeout(Duration::from_secs(10)) {
+            assert!(matches!(input, Input::Unreachable(CoordinatorId(2))));
+        }
+    }
+
+    #[tokio::test]
+    async fn queues_are_bounded_in_number_and_bytes_and_only_peers_have_one() {
+        let (mut links, _told) = open("127.0.0.1:1").unwrap();
+        assert_eq!(links.send(message(9, false, 1)), Err(Dropped));
+        assert_eq!(links.send(message(1, false, 1)), Err(Dropped));
+        assert_eq!(links.send(message(2, true, MAX_MESSAGE_BYTES + 1)), Err(Dropped));
+        // This runtime has one thread, so the links' tasks take nothing while it is here.
+        assert_eq!(links.send(message(2, true, MAX_MESSAGE_BYTES)), Ok(()));
+        assert_eq!(links.send(message(2, true, MAX_MESSAGE_BYTES)), Err(Dropped));
+        let taken = (0..2 * MAX_QUEUED)
+            .filter(|_| links.send(message(3, false, 1)).is_ok())
+            .count();
+        assert_eq!(taken, MAX_QUEUED);
+    }
+
+    #[tokio::test]
+    async fn a_peer_beyond_loopback_needs_certificates() {
+        let refused = open("10.0.0.2:7000").err().expect("connected in the clear");
+        assert!(refused.to_string().contains("mutual TLS"), "{refused}");
     }
 }
