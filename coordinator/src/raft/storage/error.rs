@@ -87,7 +87,7 @@ pub enum StoreError {
         /// Members in the configuration.
         expected: Members,
     },
-    /// A transaction failed: the disk is full or broken. Nothing of it is kept, and nothing more may be written.
+    /// A transaction failed: the disk is full or broken. Nothing of it may be promised, and nothing more is written.
     #[error("{place}: cannot write the log: {source}; free or replace the disk and start again")]
     Write {
         /// The log's file.

@@ -2,8 +2,9 @@
 //!
 //! A checkpoint is the state machine's bytes with the index that produced them and the members at that index, in
 //! one record: after a start the entries that follow it are applied again, so a state and its index can never
-//! disagree. Every change is one transaction that is on disk when the call returns, or did not happen. Nothing
-//! here knows what the state or an entry's data mean.
+//! disagree. Every change is one transaction, on disk when the call returns. After a call that failed it is there
+//! whole or not at all, and the log takes no more writes until it is opened again. Nothing here knows what the state
+//! or an entry's data mean.
 //!
 //! **Invariant RF-2 (half of it):** what [`raft::Storage`] shows is on disk already.
 
@@ -241,7 +242,7 @@ impl LogStore {
     }
 }
 
-/// Runs `body` in one transaction that is on disk when this returns `Ok`, and did not happen otherwise.
+/// Runs `body` in one transaction that is on disk when this returns `Ok`; otherwise it is there whole or not at all.
 fn transact<T>(
     database: &Database,
     place: &str,
