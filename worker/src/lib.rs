@@ -1,6 +1,8 @@
 //! Runs the layers of a replica's stages on the GPUs of one host.
 
 pub mod config;
+pub mod executor;
 pub mod ops;
 pub mod reference;
 pub mod scheduler;
+pub mod weights;

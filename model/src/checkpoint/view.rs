@@ -65,6 +65,11 @@ impl<'a> TensorView<'a> {
         self.offset
     }
 
+    /// How many rows (of the first dimension) this view has.
+    pub fn row_count(&self) -> u64 {
+        self.rows
+    }
+
     /// Some rows (of the first dimension), counted from the first row of this view.
     pub fn rows(&self, rows: Range<u32>) -> Result<Self, NoSuchRows> {
         let (start, end) = (u64::from(rows.start), u64::from(rows.end));

@@ -1,0 +1,164 @@
+//! The end of the last stage: final norm and head on the rows to be sampled, and the sampler.
+//!
+//! Logits stay on the device. Sampling parameters are kept from the chunk that opens a sequence until it is closed.
+
+use tramontane_model::footprint::LOGIT_ROWS;
+use tramontane_model::ids::SequenceId;
+use tramontane_model::sampling::{SampledToken, SamplingParams};
+use tramontane_model::step::{RowRole, StepBatch, StepResult};
+
+use super::DeviceError;
+use super::plan::SampledRow;
+use super::run::{MAX_OPEN_SEQUENCES, OwnedStage, StageRun};
+use crate::ops::{
+    Backend, DeviceBuffer, Linear, OpError, ReadRange, RmsNorm, Rows, Sample, SampleParams, SampleResult,
+};
+
+impl<B: DeviceBuffer> OwnedStage<B> {
+    /// Drops the parameters of sequences that have closed and keeps those of sequences that open. Refuses a step, without
+    /// opening any, that would sample a sequence that was never opened.
+    pub(super) fn open_and_close(&mut self, batch: &StepBatch) -> Result<(), DeviceError> {
+        for sequence in &batch.closed {
+            self.sampling.remove(sequence);
+        }
+        let step = batch.step;
+        let opened = || {
+            batch
+                .chunks
+                .iter()
+                .filter_map(|chunk| Some((chunk.sequence, chunk.open?)))
+        };
+        for (sequence, params) in opened() {
+            params.validate().map_err(|problem| DeviceError::Sampling {
+                step,
+                sequence,
+                problem,
+            })?;
+        }
+        for chunk in batch.chunks.iter().filter(|chunk| chunk.sample) {
+            let sequence = chunk.sequence;
+            if !self.sampling.contains_key(&sequence) && !opened().any(|(id, _)| id == sequence) {
+                return Err(DeviceError::NotOpened { step, sequence });
+            }
+        }
+        let found = self.sampling.len() + opened().count();
+        if found > MAX_OPEN_SEQUENCES {
+            return Err(DeviceError::Capacity {
+                step,
+                what: "open sequences",
+                found,
+                limit: MAX_OPEN_SEQUENCES,
+            });
+        }
+        self.sampling.extend(opened());
+        Ok(())
+    }
+}
+
+impl<D: Backend> StageRun<'_, D> {
+    /// Samples every chunk that asks for it; waits until the step has run in any case.
+    pub(super) fn sample(&mut self) -> Result<StepResult, DeviceError> {
+        let mut tokens: Vec<Option<(SequenceId, SampledToken)>> = vec![None; self.batch.chunks.len()];
+        for samples in self.plan.samples.chunks(LOGIT_ROWS as usize) {
+            let params = samples
+                .iter()
+                .map(|sample| self.params(sample))
+                .collect::<Result<Vec<_>, _>>()?;
+            let results = self.sample_rows(samples, &params)?;
+            for (sample, result) in samples.iter().zip(results) {
+                let sequence = self.batch.chunks[sample.chunk].sequence;
+                tokens[sample.chunk] = Some((
+                    sequence,
+                    SampledToken {
+                        token: result.token,
+                        logprob: result.logprob,
+                        top: result.top,
+                    },
+                ));
+            }
+        }
+        if self.plan.samples.is_empty() && !self.plan.order.is_empty() {
+            self.device.read(&[], self.deadline)?;
+        }
+        Ok(StepResult {
+            fence: self.batch.fence,
+            step: self.batch.step,
+            tokens: tokens.into_iter().flatten().collect(),
+        })
+    }
+
+    fn params(&self, sample: &SampledRow) -> Result<SampleParams, DeviceError> {
+        let chunk = &self.batch.chunks[sample.chunk];
+        let Some(params) = self.stage.sampling.get(&chunk.sequence) else {
+            return Err(DeviceError::NotOpened {
+                step: self.batch.step,
+                sequence: chunk.sequence,
+            });
+        };
+        let SamplingParams {
+            temperature,
+            top_p,
+            seed,
+            choice,
+            logprobs,
+        } = *params;
+        Ok(SampleParams {
+            seed_low: seed as u32,
+            seed_high: (seed >> 32) as u32,
+            choice,
+            position: chunk.first_position + chunk.tokens.len() as u32,
+            temperature,
+            top_p,
+            top: logprobs.unwrap_or(0),
+            reserved: 0,
+        })
+    }
+
+    /// Samples at most [`LOGIT_ROWS`] rows, generated ones first.
+    fn sample_rows(
+        &mut self,
+        samples: &[SampledRow],
+        params: &[SampleParams],
+    ) -> Result<Vec<SampleResult>, DeviceError> {
+        let (Some(buffers), Some(head)) = (&self.stage.head, self.device.weights.head()) else {
+            return Err(OpError::shape("head", "it is not loaded").into());
+        };
+        let picks: Vec<u32> = samples.iter().map(|sample| sample.row).collect();
+        let generated = samples.iter().filter(|sample| sample.role == RowRole::Generated);
+        let generated = generated.count() as u32;
+        let count = samples.len() as u32;
+        let rows = Rows::new(generated, count - generated);
+        let (backend, spec) = (&mut *self.device.backend, &self.device.model.spec);
+        backend.write(&buffers.picks, 0, bytemuck::cast_slice(&picks))?;
+        backend.write(&buffers.params, 0, bytemuck::cast_slice(params))?;
+        backend.rms_norm(&RmsNorm {
+            input: &self.stage.buffers.hidden,
+            pick: Some(&buffers.picks),
+            weight: &head.norm,
+            output: &buffers.normed,
+            eps: spec.norm_eps,
+            rows,
+        })?;
+        backend.linear(&Linear {
+            input: &buffers.normed,
+            weight: &head.output,
+            output: &buffers.logits,
+            add: false,
+            rows,
+        })?;
+        backend.sample(&Sample {
+            logits: &buffers.logits,
+            params: &buffers.params,
+            output: &buffers.sampled,
+            vocab: spec.vocab_size,
+            rows: count,
+        })?;
+        let range = ReadRange {
+            buffer: buffers.sampled.clone(),
+            offset: 0,
+            bytes: SampleResult::bytes(count),
+        };
+        let read = self.device.read(&[range], self.deadline)?;
+        Ok(SampleResult::parse(&read.concat(), params)?)
+    }
+}

@@ -1,0 +1,377 @@
+//! The executor: what a device holds for a placement, and a step from its input to its output.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tramontane_model::footprint::StepCapacity;
+use tramontane_model::ids::{Fence, SequenceId};
+use tramontane_model::rope::RotaryTable;
+use tramontane_model::sampling::SamplingParams;
+use tramontane_model::step::{MAX_STEP_SEQUENCES, StepBatch};
+use tramontane_proto::{ExpertResults, ExpertWork};
+
+use super::buffers::{self, HeadBuffers, HolderBuffers, OwnerBuffers};
+use super::plan::{self, StepPlan};
+use super::{DeviceError, ExpertExchange, StageInput, StageOutput};
+use crate::ops::{Backend, DeviceInfo, ExpertScratch, LatentCache, OpError, ReadRange};
+use crate::weights::{
+    DeviceSlices, ExpertSlice, LoadWatch, ModelFiles, StageSlice, WeightError, WeightStore,
+};
+
+/// Most sequences whose sampling parameters a last stage keeps.
+pub(super) const MAX_OPEN_SEQUENCES: usize = 64 * MAX_STEP_SEQUENCES;
+
+/// What an executor is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct ExecutorOptions {
+    /// The largest step that its buffers will hold.
+    pub capacity: StepCapacity,
+    /// How long the device may take over what it is waited for, and other devices over their experts.
+    pub timeout: Duration,
+}
+
+/// The stage that the device owns.
+#[derive(Debug)]
+pub(super) struct OwnedStage<B> {
+    pub(super) slice: StageSlice,
+    pub(super) caches: Vec<LatentCache<B>>,
+    pub(super) buffers: OwnerBuffers<B>,
+    /// There on the last stage.
+    pub(super) head: Option<HeadBuffers<B>>,
+    /// Sampling parameters of the open sequences; empty but on the last stage.
+    pub(super) sampling: BTreeMap<SequenceId, SamplingParams>,
+}
+
+/// What the device needs to compute routed experts, its own stage's or others'.
+#[derive(Debug)]
+pub(super) struct HeldExperts<B> {
+    pub(super) slices: Vec<ExpertSlice>,
+    pub(super) scratch: ExpertScratch<B>,
+    /// There if the device holds experts of stages of others.
+    pub(super) for_others: Option<HolderBuffers<B>>,
+}
+
+/// What a device holds for one placement, beside weights.
+#[derive(Debug)]
+pub(super) struct Placed<B> {
+    pub(super) fence: Fence,
+    pub(super) stage: Option<OwnedStage<B>>,
+    pub(super) experts: Option<HeldExperts<B>>,
+}
+
+/// Everything that a step uses, but for the placement's state.
+pub(super) struct Device<'a, D: Backend> {
+    pub(super) backend: &'a mut D,
+    pub(super) model: &'a ModelFiles,
+    pub(super) weights: &'a WeightStore<D::Buffer>,
+    pub(super) capacity: StepCapacity,
+    pub(super) timeout: Duration,
+}
+
+impl<D: Backend> Device<'_, D> {
+    /// Runs what was recorded and reads buffers back: no later than `deadline`, nor than the device's own limit.
+    pub(super) fn read(
+        &mut self,
+        ranges: &[ReadRange<D::Buffer>],
+        deadline: Instant,
+    ) -> Result<Vec<Vec<u8>>, DeviceError> {
+        let limit = Instant::now() + self.timeout;
+        Ok(self.backend.read(ranges, deadline.min(limit))?)
+    }
+}
+
+/// A device's weights, cache and buffers, and the steps that run on them.
+#[derive(Debug)]
+pub struct Executor<D: Backend> {
+    backend: D,
+    model: Arc<ModelFiles>,
+    options: ExecutorOptions,
+    rotary: RotaryTable,
+    weights: WeightStore<D::Buffer>,
+    placed: Option<Placed<D::Buffer>>,
+}
+
+impl<D: Backend> Executor<D> {
+    /// An executor that holds nothing yet.
+    pub fn new(backend: D, model: Arc<ModelFiles>, options: ExecutorOptions) -> Self {
+        let rotary = RotaryTable::new(&model.spec.rope);
+        Self {
+            backend,
+            model,
+            options,
+            rotary,
+            weights: WeightStore::default(),
+            placed: None,
+        }
+    }
+
+    /// What the backend runs on.
+    pub fn info(&self) -> &DeviceInfo {
+        self.backend.info()
+    }
+
+    /// Bytes allocated on the device.
+    pub fn held_bytes(&self) -> u64 {
+        self.backend.held_bytes()
+    }
+
+    /// Holds these slices, in place of what is held. Weights in both stay on the device; cache and buffers are new.
+    ///
+    /// After an error the device holds no placement; what was loaded stays for the next attempt.
+    pub fn load(
+        &mut self,
+        fence: Fence,
+        slices: &DeviceSlices,
+        watch: &LoadWatch<'_>,
+    ) -> Result<(), DeviceError> {
+        self.placed = None;
+        self.weights.retain(&slices.weights());
+        let capacity = self.options.capacity;
+        let planned = slices.planned_bytes(&self.model.spec, &self.model.bytes, capacity);
+        let memory = self.backend.info().memory_bytes;
+        if planned > memory {
+            return Err(WeightError::TooLarge { planned, memory }.into());
+        }
+        let placed = self.place(fence, slices)?;
+        self.weights
+            .load(&mut self.backend, &self.model, slices, watch)
+            .map_err(|error| match error {
+                WeightError::Cancelled => DeviceError::LoadCancelled { fence },
+                error @ (WeightError::Tensor(_)
+                | WeightError::NotFinite(_)
+                | WeightError::Rows(_)
+                | WeightError::Formats { .. }
+                | WeightError::TooLarge { .. }
+                | WeightError::Device { .. }) => error.into(),
+            })?;
+        self.backend.submit()?;
+        self.placed = Some(placed);
+        Ok(())
+    }
+
+    /// Allocates cache and buffers.
+    fn place(&mut self, fence: Fence, slices: &DeviceSlices) -> Result<Placed<D::Buffer>, OpError> {
+        let (backend, spec) = (&mut self.backend, &self.model.spec);
+        let capacity = self.options.capacity;
+        let stage = match &slices.stage {
+            None => None,
+            Some(slice) => Some(OwnedStage {
+                slice: slice.clone(),
+                caches: buffers::caches(backend, spec, slice)?,
+                buffers: OwnerBuffers::new(backend, spec, capacity, slice)?,
+                head: match slice.last {
+                    true => Some(HeadBuffers::new(backend, spec)?),
+                    false => None,
+                },
+                sampling: BTreeMap::new(),
+            }),
+        };
+        let experts = match slices.experts.is_empty() {
+            true => None,
+            false => Some(HeldExperts {
+                slices: slices.experts.clone(),
+                scratch: buffers::expert_scratch(backend, spec, capacity)?,
+                for_others: match slices.serves_others() {
+                    true => Some(HolderBuffers::new(backend, spec, capacity)?),
+                    false => None,
+                },
+            }),
+        };
+        Ok(Placed {
+            fence,
+            stage,
+            experts,
+        })
+    }
+
+    /// Frees everything.
+    pub fn release(&mut self) {
+        self.placed = None;
+        self.weights.retain(&[]);
+    }
+
+    /// Runs a step through the stage that the device owns.
+    ///
+    /// `experts` reaches the groups that other devices compute; requests that come through it meanwhile are served. An
+    /// error leaves the device ready for the next step, unless [`DeviceError::ends_device`] says otherwise.
+    pub fn run(
+        &mut self,
+        batch: &StepBatch,
+        input: StageInput,
+        experts: &mut dyn ExpertExchange,
+        deadline: Instant,
+    ) -> Result<StageOutput, DeviceError> {
+        let mut device = Device {
+            backend: &mut self.backend,
+            model: &self.model,
+            weights: &self.weights,
+            capacity: self.options.capacity,
+            timeout: self.options.timeout,
+        };
+        let (stage, held) = match &mut self.placed {
+            Some(Placed {
+                fence,
+                stage: Some(stage),
+                experts,
+            }) if *fence == batch.fence => (stage, experts.as_ref()),
+            placed => return Err(fenced(batch.fence, placed.as_ref())),
+        };
+        let spec = &self.model.spec;
+        plan::check(batch, spec, stage.slice.kv, self.options.capacity)?;
+        if stage.slice.last {
+            stage.open_and_close(batch)?;
+        }
+        let plan = StepPlan::new(batch, spec, stage.slice.kv, &self.rotary);
+        device.upload(stage, &plan, batch, input)?;
+        let mut run = StageRun {
+            device,
+            stage,
+            held,
+            plan: &plan,
+            batch,
+            experts,
+            deadline,
+        };
+        for layer in run.stage.slice.layers.iter() {
+            run.layer(layer)?;
+        }
+        run.output()
+    }
+
+    /// Computes experts that the device holds, for the owner of a stage elsewhere.
+    pub fn run_experts(
+        &mut self,
+        work: &ExpertWork,
+        deadline: Instant,
+    ) -> Result<ExpertResults, DeviceError> {
+        let mut device = Device {
+            backend: &mut self.backend,
+            model: &self.model,
+            weights: &self.weights,
+            capacity: self.options.capacity,
+            timeout: self.options.timeout,
+        };
+        match &self.placed {
+            Some(placed) if placed.fence == work.fence => {
+                device.serve(placed.experts.as_ref(), work, deadline)
+            }
+            placed => Err(fenced(work.fence, placed.as_ref())),
+        }
+    }
+}
+
+fn fenced<B>(asked: Fence, placed: Option<&Placed<B>>) -> DeviceError {
+    let serving = match placed {
+        None => "holds nothing".to_owned(),
+        Some(placed) if placed.fence == asked => "owns no stage of it".to_owned(),
+        Some(placed) => format!("serves {}", placed.fence),
+    };
+    DeviceError::Fenced { asked, serving }
+}
+
+impl<D: Backend> Device<'_, D> {
+    /// Uploads what a step needs and brings the residual stream to where its first layer reads it.
+    fn upload(
+        &mut self,
+        stage: &OwnedStage<D::Buffer>,
+        plan: &StepPlan,
+        batch: &StepBatch,
+        input: StageInput,
+    ) -> Result<(), DeviceError> {
+        let buffers = &stage.buffers;
+        if plan.order.is_empty() {
+            return Ok(());
+        }
+        self.backend
+            .write(&buffers.meta, 0, bytemuck::cast_slice(&plan.meta))?;
+        self.backend
+            .write(&buffers.rotary, 0, bytemuck::cast_slice(&plan.rotary))?;
+        self.backend
+            .write(&buffers.tables, 0, bytemuck::cast_slice(&plan.tables))?;
+        let input_error = |problem: String| DeviceError::Input {
+            step: batch.step,
+            problem,
+        };
+        match (input, self.weights.embedding()) {
+            (StageInput::Embed, Some(table)) => {
+                self.backend
+                    .write(&buffers.tokens, 0, bytemuck::cast_slice(&plan.tokens))?;
+                self.backend.embed(&crate::ops::Embed {
+                    tokens: &buffers.tokens,
+                    table,
+                    output: &buffers.hidden,
+                    rows: plan.rows,
+                })?;
+            }
+            (StageInput::Embed, None) => {
+                let problem = "came without hidden states, but the stage is not the first";
+                return Err(input_error(problem.to_owned()));
+            }
+            (StageInput::Hidden(_), Some(_)) => {
+                let problem = "came with hidden states, but the stage is the first";
+                return Err(input_error(problem.to_owned()));
+            }
+            (StageInput::Hidden(values), None) => {
+                let row_bytes = self.model.spec.dim as usize * 4;
+                let needed = plan.order.len() * row_bytes;
+                if values.len() != needed {
+                    let problem = format!(
+                        "came with {} bytes of hidden states, {needed} are needed",
+                        values.len()
+                    );
+                    return Err(input_error(problem));
+                }
+                let values = if plan.is_in_order() {
+                    values
+                } else {
+                    let row = |&row: &u32| &values[row as usize * row_bytes..][..row_bytes];
+                    let rows: Vec<&[u8]> = plan.order.iter().map(row).collect();
+                    Bytes::from(rows.concat())
+                };
+                self.backend.write(&buffers.hidden, 0, &values)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A step on its way through the layers.
+pub(super) struct StageRun<'a, D: Backend> {
+    pub(super) device: Device<'a, D>,
+    pub(super) stage: &'a OwnedStage<D::Buffer>,
+    pub(super) held: Option<&'a HeldExperts<D::Buffer>>,
+    pub(super) plan: &'a StepPlan,
+    pub(super) batch: &'a StepBatch,
+    pub(super) experts: &'a mut dyn ExpertExchange,
+    pub(super) deadline: Instant,
+}
+
+impl<D: Backend> StageRun<'_, D> {
+    /// Reads what the stage has made of the step.
+    fn output(mut self) -> Result<StageOutput, DeviceError> {
+        if self.stage.slice.last {
+            return self.sample().map(StageOutput::Sampled);
+        }
+        if self.plan.order.is_empty() {
+            return Ok(StageOutput::Hidden(Bytes::new()));
+        }
+        let row_bytes = self.device.model.spec.dim as usize * 4;
+        let range = ReadRange {
+            buffer: self.stage.buffers.hidden.clone(),
+            offset: 0,
+            bytes: (self.plan.order.len() * row_bytes) as u64,
+        };
+        let read = self.device.read(&[range], self.deadline)?;
+        let rows = read.into_iter().next().unwrap_or_default();
+        if self.plan.is_in_order() {
+            return Ok(StageOutput::Hidden(rows.into()));
+        }
+        let mut in_step_order = vec![0; rows.len()];
+        for (row, &to) in rows.chunks_exact(row_bytes).zip(&self.plan.order) {
+            in_step_order[to as usize * row_bytes..][..row_bytes].copy_from_slice(row);
+        }
+        Ok(StageOutput::Hidden(in_step_order.into()))
+    }
+}

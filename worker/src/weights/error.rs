@@ -1,0 +1,55 @@
+//! Why weights could not be brought to a device.
+
+use tramontane_model::checkpoint::{Fault, NoSuchRows, NotFinite};
+
+use crate::ops::OpError;
+
+/// Error of loading weights.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum WeightError {
+    /// A tensor is missing, or not as the model needs it.
+    #[error(transparent)]
+    Tensor(#[from] Fault),
+    /// A weight is not a number.
+    #[error(transparent)]
+    NotFinite(#[from] NotFinite),
+    /// A tensor has fewer rows than its shape says.
+    #[error(transparent)]
+    Rows(#[from] NoSuchRows),
+    /// Matrices that an op reads together are stored differently.
+    #[error(
+        "tensors {first} and {second} must be stored in the same format, found {first_format:?} and {second_format:?}"
+    )]
+    Formats {
+        /// One tensor.
+        first: String,
+        /// The other.
+        second: String,
+        /// Format of the first.
+        first_format: crate::ops::WeightFormat,
+        /// Format of the second.
+        second_format: crate::ops::WeightFormat,
+    },
+    /// The device took no memory for a tensor, or did not take its bytes.
+    #[error("{tensor}: {source}")]
+    Device {
+        /// The tensor.
+        tensor: String,
+        /// What the device said.
+        source: OpError,
+    },
+    /// The slices with cache and buffers do not fit the device's memory.
+    #[error(
+        "the assigned slices take {planned} bytes with cache and buffers, the device has {memory}: {} are missing",
+        planned - memory
+    )]
+    TooLarge {
+        /// What they take.
+        planned: u64,
+        /// What there is.
+        memory: u64,
+    },
+    /// Loading was told to stop.
+    #[error("loading was cancelled")]
+    Cancelled,
+}

@@ -1,0 +1,179 @@
+//! The weights that a device holds, by slice.
+//!
+//! A slice is loaded and dropped as a whole; one that stays in the next assignment stays on the device.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tramontane_model::placement::ExpertRange;
+
+use super::load::Loader;
+use super::{DeviceSlices, LoadWatch, ModelFiles, WeightError, WeightSlice};
+use crate::ops::{Backend, DeviceBuffer, ExpertBank, Matrix, Vector};
+
+/// A feed-forward: `w2(silu(w1 x) * w3 x)`.
+#[derive(Clone, Debug)]
+pub struct FeedForward<B> {
+    /// Gate, `[hidden, dim]`.
+    pub w1: Matrix<B>,
+    /// Down, `[dim, hidden]`.
+    pub w2: Matrix<B>,
+    /// Up, `[hidden, dim]`.
+    pub w3: Matrix<B>,
+}
+
+/// What follows attention in a layer, but for the routed experts.
+#[derive(Clone, Debug)]
+pub enum LayerFeedForward<B> {
+    /// A dense layer.
+    Dense(FeedForward<B>),
+    /// A layer with routed experts.
+    Moe {
+        /// Router, `[n_experts, dim]`.
+        gate: Matrix<B>,
+        /// The shared experts, where the model has them.
+        shared: Option<FeedForward<B>>,
+    },
+}
+
+/// What the owner of a layer holds of it. Shapes are those of [`tramontane_model::tensors::LayerTensor`].
+#[derive(Clone, Debug)]
+pub struct OwnerLayer<B> {
+    /// Norm before attention.
+    pub attention_norm: Vector<B>,
+    /// Compresses the query.
+    pub wq_a: Matrix<B>,
+    /// Norm of the compressed query.
+    pub q_a_norm: Vector<B>,
+    /// Expands the query.
+    pub wq_b: Matrix<B>,
+    /// Latent and rotated key.
+    pub wkv_a: Matrix<B>,
+    /// Norm of the latent.
+    pub kv_a_norm: Vector<B>,
+    /// Expands the latent; its parts start at heads.
+    pub wkv_b: Matrix<B>,
+    /// Output of attention.
+    pub wo: Matrix<B>,
+    /// Norm before the feed-forward.
+    pub ffn_norm: Vector<B>,
+    /// Feed-forward.
+    pub feed_forward: LayerFeedForward<B>,
+}
+
+/// What the owner of the last stage holds beside its layers.
+#[derive(Clone, Debug)]
+pub struct Head<B> {
+    /// Norm after the last layer, `[dim]`.
+    pub norm: Vector<B>,
+    /// Output matrix, `[vocab, dim]`.
+    pub output: Matrix<B>,
+}
+
+/// All weights on a device.
+#[derive(Debug)]
+pub struct WeightStore<B> {
+    embedding: Option<Matrix<B>>,
+    layers: BTreeMap<u32, OwnerLayer<B>>,
+    experts: BTreeMap<(u32, ExpertRange), ExpertBank<B>>,
+    head: Option<Head<B>>,
+}
+
+impl<B> Default for WeightStore<B> {
+    fn default() -> Self {
+        Self {
+            embedding: None,
+            layers: BTreeMap::new(),
+            experts: BTreeMap::new(),
+            head: None,
+        }
+    }
+}
+
+impl<B: DeviceBuffer> WeightStore<B> {
+    /// The embedding, `[vocab, dim]`, if it is held.
+    pub fn embedding(&self) -> Option<&Matrix<B>> {
+        self.embedding.as_ref()
+    }
+
+    /// What the owner of a layer holds of it, if it is held.
+    pub fn layer(&self, layer: u32) -> Option<&OwnerLayer<B>> {
+        self.layers.get(&layer)
+    }
+
+    /// Routed experts of a layer, if they are held as a slice.
+    pub fn experts(&self, layer: u32, experts: ExpertRange) -> Option<&ExpertBank<B>> {
+        self.experts.get(&(layer, experts))
+    }
+
+    /// Final norm and head, if they are held.
+    pub fn head(&self) -> Option<&Head<B>> {
+        self.head.as_ref()
+    }
+
+    /// Drops every slice that is not among `kept`.
+    pub fn retain(&mut self, kept: &[WeightSlice]) {
+        let kept: BTreeSet<&WeightSlice> = kept.iter().collect();
+        if !kept.contains(&WeightSlice::Embedding) {
+            self.embedding = None;
+        }
+        self.layers
+            .retain(|&layer, _| kept.contains(&WeightSlice::Layer(layer)));
+        self.experts
+            .retain(|&(layer, experts), _| kept.contains(&WeightSlice::Experts { layer, experts }));
+        if !kept.contains(&WeightSlice::Head) {
+            self.head = None;
+        }
+    }
+
+    /// Drops what `slices` do not name and loads what is missing. After an error, what was loaded stays: the next
+    /// call goes on from there.
+    pub fn load<D: Backend<Buffer = B>>(
+        &mut self,
+        backend: &mut D,
+        model: &ModelFiles,
+        slices: &DeviceSlices,
+        watch: &LoadWatch<'_>,
+    ) -> Result<(), WeightError> {
+        let wanted = slices.weights();
+        self.retain(&wanted);
+        watch.progress.reset(slices.weight_bytes(&model.bytes));
+        let mut loaded_bytes = 0;
+        let mut loader = Loader::new(backend, model, watch);
+        for slice in wanted {
+            if !self.holds(slice) {
+                self.add(&mut loader, slice)?;
+            }
+            loaded_bytes += slice.bytes(&model.bytes);
+            watch.progress.set(loaded_bytes);
+        }
+        Ok(())
+    }
+
+    fn holds(&self, slice: WeightSlice) -> bool {
+        match slice {
+            WeightSlice::Embedding => self.embedding.is_some(),
+            WeightSlice::Layer(layer) => self.layers.contains_key(&layer),
+            WeightSlice::Experts { layer, experts } => self.experts.contains_key(&(layer, experts)),
+            WeightSlice::Head => self.head.is_some(),
+        }
+    }
+
+    fn add<D: Backend<Buffer = B>>(
+        &mut self,
+        loader: &mut Loader<'_, D>,
+        slice: WeightSlice,
+    ) -> Result<(), WeightError> {
+        match slice {
+            WeightSlice::Embedding => self.embedding = Some(loader.embedding()?),
+            WeightSlice::Layer(layer) => {
+                self.layers.insert(layer, loader.layer(layer)?);
+            }
+            WeightSlice::Experts { layer, experts } => {
+                self.experts
+                    .insert((layer, experts), loader.experts(layer, experts)?);
+            }
+            WeightSlice::Head => self.head = Some(loader.head()?),
+        }
+        Ok(())
+    }
+}
