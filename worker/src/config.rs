@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tramontane_model::config::{ConfigError, Faults, read_config, read_join_token};
+use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::WorkerId;
 use tramontane_model::members::MAX_DEVICES;
-use tramontane_model::step::MAX_STEP_ROWS;
+use tramontane_model::step::{MAX_STEP_ROWS, MAX_STEP_SEQUENCES};
 use tramontane_proto::net::{TlsFiles, check_address, check_listen};
 
 /// Most coordinators named.
@@ -70,6 +71,17 @@ impl Default for StepConfig {
             max_prefill_rows: 128,
             max_sequences: 256,
             max_waiting: 1024,
+        }
+    }
+}
+
+impl StepConfig {
+    /// The largest step that a device's buffers hold.
+    pub fn capacity(&self) -> StepCapacity {
+        let most = u32::try_from(MAX_STEP_SEQUENCES).unwrap_or(u32::MAX);
+        StepCapacity {
+            rows: self.max_rows,
+            sequences: self.max_sequences.min(most),
         }
     }
 }

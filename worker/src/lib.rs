@@ -4,5 +4,6 @@ pub mod config;
 pub mod executor;
 pub mod ops;
 pub mod reference;
+pub mod rpc;
 pub mod scheduler;
 pub mod weights;
