@@ -142,13 +142,11 @@ impl Leader {
 }
 
 fn refusal(leader: CoordinatorId, status: &Status) -> AskError {
-    match status.code() {
-        tonic::Code::Aborted => AskError::Refused(status.message().to_owned()),
-        code => {
-            tracing::debug!(%leader, %code, "asking the leader failed: {}", status.message());
-            AskError::Unavailable("the leader cannot be reached")
-        }
+    if status.code() == tonic::Code::Aborted {
+        return AskError::Refused(status.message().to_owned());
     }
+    tracing::debug!(%leader, code = %status.code(), "asking the leader failed: {}", status.message());
+    AskError::Unavailable("the leader cannot be reached")
 }
 
 /// The service.
