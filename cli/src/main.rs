@@ -1,1 +1,80 @@
-fn main() {}
+//! `tramontane`: the command line of a cluster.
+
+mod client;
+mod status;
+mod view;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use tramontane_proto::net::{Identity, TlsFiles};
+
+/// Serve Mistral Large 3 across an organisation's own machines.
+#[derive(Parser)]
+#[command(name = "tramontane", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show members, leader, placement and devices of a cluster.
+    Status(status::StatusArgs),
+    /// Plan the model anew over all workers that have joined.
+    Replan(ClientArgs),
+}
+
+/// Where a cluster is, and who asks.
+#[derive(Args, Clone)]
+struct ClientArgs {
+    /// HTTP address of any coordinator.
+    #[arg(long, default_value = "http://127.0.0.1:8080")]
+    url: String,
+    #[command(flatten)]
+    tls: TlsArgs,
+}
+
+/// Certificates for a cluster beyond this machine; all three or none.
+#[derive(Args, Clone)]
+struct TlsArgs {
+    /// Certificate authority of the cluster (PEM).
+    #[arg(long, requires_all = ["certificate", "key"])]
+    ca: Option<PathBuf>,
+    /// Certificate of whoever asks (PEM).
+    #[arg(long, requires_all = ["ca", "key"])]
+    certificate: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[arg(long, requires_all = ["ca", "certificate"])]
+    key: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    fn identity(&self) -> Result<Identity> {
+        let files = match (&self.ca, &self.certificate, &self.key) {
+            (Some(ca), Some(certificate), Some(key)) => Some(TlsFiles {
+                ca: ca.clone(),
+                certificate: certificate.clone(),
+                key: key.clone(),
+            }),
+            (_, _, _) => None,
+        };
+        Ok(Identity::from_config(files.as_ref())?)
+    }
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Status(args) => status::run(&args),
+        Command::Replan(args) => status::replan(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tramontane: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,1 @@
-
+//! Whole-cluster tests and the records they compare with (`fixtures/`).

@@ -1,0 +1,174 @@
+//! `tramontane status`: who is there, who leads, what lies where.
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::ClientArgs;
+use crate::client::{Client, runtime};
+use crate::view::{Replica, Status};
+
+#[derive(Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// Print the status as JSON, as the cluster gives it.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &StatusArgs) -> Result<()> {
+    let client = Client::new(&args.client.url, args.client.tls.identity()?)?;
+    let text = runtime()?.block_on(client.get("/cluster/status"))?;
+    if args.json {
+        println!("{text}");
+        return Ok(());
+    }
+    print_status(&serde_json::from_str(&text).context("the status is not what this program expects")?);
+    Ok(())
+}
+
+pub(crate) fn replan(args: &ClientArgs) -> Result<()> {
+    let client = Client::new(&args.url, args.tls.identity()?)?;
+    let answer = runtime()?.block_on(client.post("/cluster/replan", "{}".to_owned()))?;
+    println!("{answer}");
+    Ok(())
+}
+
+fn print_status(status: &Status) {
+    let leader = status
+        .leader
+        .map_or_else(|| "no leader".to_owned(), |id| format!("leader coordinator-{id}"));
+    println!("model {}, {leader}, term {}", status.model, status.term);
+    println!();
+    let mut rows = vec![
+        [
+            "NODE",
+            "ROLE",
+            "PID",
+            "ADDRESS",
+            "STATE",
+            "DEVICE",
+            "HELD / MEMORY",
+        ]
+        .map(String::from),
+    ];
+    for node in &status.nodes {
+        let state = if node.standby {
+            format!("{}, standby", node.state)
+        } else {
+            node.state.clone()
+        };
+        let pid = node.pid.to_string();
+        let mut first = [
+            node.id.clone(),
+            node.role.clone(),
+            pid,
+            node.address.clone(),
+            state,
+            String::new(),
+            String::new(),
+        ];
+        if node.devices.is_empty() {
+            rows.push(first);
+            continue;
+        }
+        for device in &node.devices {
+            first[5] = format!("{}: {} ({})", device.index, device.adapter, device.state);
+            first[6] = format!("{} / {}", bytes(device.held_bytes), bytes(device.memory_bytes));
+            rows.push(std::mem::take(&mut first));
+        }
+    }
+    print_table(&rows);
+    println!();
+    for replica in &status.replicas {
+        print_placement(replica);
+    }
+    if let Some(missing) = &status.missing {
+        println!("not serving: {missing}");
+    }
+}
+
+/// Prints where a replica's layers and experts lie.
+pub(crate) fn print_placement(replica: &Replica) {
+    let Replica {
+        id,
+        generation,
+        phase,
+        kv,
+        ..
+    } = replica;
+    let tokens = u64::from(kv.blocks) * u64::from(kv.block_tokens);
+    println!("replica {id}, generation {generation}: {phase}, KV cache of {tokens} tokens");
+    if let Some(reason) = &replica.reason {
+        println!("  {reason}");
+    }
+    if let Some(load) = &replica.load {
+        println!(
+            "  {} sequences running, {} waiting, {} of {} KV blocks used",
+            load.running, load.waiting, load.kv_blocks_used, load.kv_blocks_total
+        );
+    }
+    let mut rows = vec![["STAGE", "LAYERS", "OWNER", "EXPERTS"].map(String::from)];
+    for (index, stage) in replica.stages.iter().enumerate() {
+        let group = |group: &crate::view::Group| {
+            format!(
+                "{}..{} on {}",
+                group.experts.0,
+                group.experts.1,
+                group.holders.join(", ")
+            )
+        };
+        let groups: Vec<_> = stage.groups.iter().map(group).collect();
+        let layers = format!("{}..{}", stage.layers.0, stage.layers.1);
+        rows.push([index.to_string(), layers, stage.owner.clone(), groups.join("; ")]);
+    }
+    print_table(&rows);
+}
+
+fn print_table<const N: usize>(rows: &[[String; N]]) {
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    for row in rows {
+        let line: Vec<_> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        println!("  {}", line.join("  ").trim_end());
+    }
+}
+
+/// Bytes for people, in powers of 1024.
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{count} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_readable() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(80 << 30), "80.0 GiB");
+        assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
+    }
+}

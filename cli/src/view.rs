@@ -1,0 +1,81 @@
+//! A cluster's status as the command line reads it: the JSON of `GET /cluster/status`.
+
+use serde::Deserialize;
+
+/// The whole cluster.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) model: String,
+    pub(crate) leader: Option<u64>,
+    pub(crate) term: u64,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) replicas: Vec<Replica>,
+    pub(crate) missing: Option<String>,
+}
+
+/// A coordinator or a worker.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Node {
+    pub(crate) id: String,
+    pub(crate) role: String,
+    pub(crate) pid: u32,
+    pub(crate) address: String,
+    pub(crate) state: String,
+    #[serde(default)]
+    pub(crate) standby: bool,
+    #[serde(default)]
+    pub(crate) devices: Vec<Device>,
+}
+
+/// A worker's device.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Device {
+    pub(crate) index: u32,
+    pub(crate) adapter: String,
+    pub(crate) memory_bytes: u64,
+    pub(crate) held_bytes: u64,
+    pub(crate) state: String,
+}
+
+/// A serving copy of the model.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Replica {
+    pub(crate) id: u64,
+    pub(crate) generation: u64,
+    pub(crate) phase: String,
+    pub(crate) reason: Option<String>,
+    pub(crate) stages: Vec<Stage>,
+    pub(crate) kv: Kv,
+    pub(crate) load: Option<Load>,
+}
+
+/// A pipeline stage.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Stage {
+    pub(crate) layers: (u32, u32),
+    pub(crate) owner: String,
+    pub(crate) groups: Vec<Group>,
+}
+
+/// An expert group.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Group {
+    pub(crate) experts: (u32, u32),
+    pub(crate) holders: Vec<String>,
+}
+
+/// The KV cache.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Kv {
+    pub(crate) block_tokens: u32,
+    pub(crate) blocks: u32,
+}
+
+/// What a replica's scheduler is doing.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Load {
+    pub(crate) running: u32,
+    pub(crate) waiting: u32,
+    pub(crate) kv_blocks_used: u32,
+    pub(crate) kv_blocks_total: u32,
+}
