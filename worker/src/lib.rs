@@ -3,6 +3,7 @@
 pub mod config;
 pub mod executor;
 pub mod ops;
+pub mod process;
 pub mod reference;
 pub mod rpc;
 pub mod scheduler;

@@ -1,0 +1,257 @@
+//! A worker, running: its devices, its services and its membership, from a configuration until it is stopped.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tramontane_model::checkpoint::CheckpointError;
+use tramontane_model::ids::DeviceIndex;
+use tramontane_model::members::{DeviceInfo, SchedulerLoad, WorkerInfo, WorkerReport};
+use tramontane_proto::net::{
+    Identity, Listener, MAX_CONTROL_MESSAGE_BYTES, MAX_TENSOR_MESSAGE_BYTES, NetError, Traffic, server,
+};
+use tramontane_proto::v1::expert_server::ExpertServer as ExpertService;
+use tramontane_proto::v1::serving_server::ServingServer as ServingService;
+use tramontane_proto::v1::stage_server::StageServer as StageService;
+
+use crate::config::{DeviceConfig, WorkerConfig};
+use crate::executor::{DeviceError, DeviceHandle, DeviceOptions};
+use crate::rpc::assignments::{Assignments, Heads};
+use crate::rpc::expert::{ExpertServer, Holdings};
+use crate::rpc::serving::ServingServer;
+use crate::rpc::session::{Session, SessionError};
+use crate::rpc::stage::{LinkEnds, STEP_DEADLINE, StageServer};
+use crate::weights::ModelFiles;
+
+/// Directives that wait to be followed.
+const MAX_DIRECTIVES: usize = 16;
+/// How often devices are looked at for changes to report.
+const REPORT_INTERVAL: Duration = Duration::from_millis(50);
+/// Longest wait for a device's thread to end.
+const DEVICE_STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a worker could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The checkpoint cannot be used.
+    #[error(transparent)]
+    Model(#[from] CheckpointError),
+    /// A device cannot be opened.
+    #[error("device {index}: {source}")]
+    Device {
+        /// Which of the configured devices.
+        index: usize,
+        /// Why.
+        source: Box<DeviceError>,
+    },
+    /// An address or certificate cannot be used.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The services stopped.
+    #[error("the gRPC services stopped: {0}")]
+    Services(#[from] tonic::transport::Error),
+    /// The cluster will not have this worker.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// No randomness, or a task that panicked.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// Opens one configured device: called where blocking is allowed.
+pub trait OpenDevice: Fn(&DeviceConfig, DeviceOptions) -> Result<DeviceHandle, DeviceError> {}
+impl<F: Fn(&DeviceConfig, DeviceOptions) -> Result<DeviceHandle, DeviceError>> OpenDevice for F {}
+
+/// Runs a worker until `stop`. `open` opens its devices; `bound` is told the address that is listened on.
+pub async fn run(
+    config: WorkerConfig,
+    stop: CancellationToken,
+    open: impl OpenDevice + Send + Sync + 'static,
+    bound: impl FnOnce(SocketAddr),
+) -> Result<(), WorkerError> {
+    let identity = Identity::from_config(config.tls.as_ref())?;
+    let listener = Listener::bind(config.listen, &identity).await?;
+    let address = listener.address();
+    let model = open_model(config.model_dir.clone()).await?;
+    let devices = open_devices(&config, &model, Arc::new(open)).await?;
+    bound(address);
+    let info = worker_info(&config, address, &model, &devices)?;
+    // A child ends with this function however it ends.
+    let stop = stop.child_token();
+    let ended = stop.clone().drop_guard();
+    let (ends, holdings, heads) = (LinkEnds::default(), Holdings::default(), Heads::default());
+    let services = server(Traffic::Tensors)
+        .add_service(
+            ServingService::new(ServingServer::new(heads.clone()))
+                .max_decoding_message_size(MAX_CONTROL_MESSAGE_BYTES),
+        )
+        .add_service(limited_stage(StageServer::new(ends.clone(), stop.clone())))
+        .add_service(limited_expert(ExpertServer::new(holdings.clone(), stop.clone())))
+        .serve_with_incoming_shutdown(listener.into_stream(), stop.clone().cancelled_owned());
+    let (load, load_changes) = watch::channel(None);
+    let (report, reports) = watch::channel(report(&devices, None));
+    let (sender, directives) = mpsc::channel(MAX_DIRECTIVES);
+    let assignments = Assignments {
+        worker: config.name.clone(),
+        spec: Arc::new(model.spec.clone()),
+        devices: devices.clone(),
+        steps: config.steps,
+        identity: identity.clone(),
+        ends,
+        holdings,
+        heads,
+        load,
+    };
+    let session = Session {
+        info,
+        join_token: config.join_token,
+        coordinators: config.coordinators,
+        identity,
+        report: reports,
+        directives: sender,
+    };
+    let following = tokio::spawn(assignments.run(directives, stop.clone()));
+    let outcome = tokio::select! {
+        outcome = services => outcome.map_err(WorkerError::from),
+        outcome = session.run(stop.clone()) => outcome.map_err(WorkerError::from),
+        () = keep_reports(&devices, load_changes, report) => Ok(()),
+    };
+    drop(ended);
+    if let Err(error) = following.await {
+        tracing::error!(%error, "following assignments ended badly");
+    }
+    for device in &devices {
+        if let Err(error) = device.stop(DEVICE_STOP_DEADLINE).await {
+            tracing::warn!(device = %device.index(), %error, "device left running");
+        }
+    }
+    outcome
+}
+
+fn limited_stage(service: StageServer) -> StageService<StageServer> {
+    StageService::new(service).max_decoding_message_size(MAX_TENSOR_MESSAGE_BYTES)
+}
+
+fn limited_expert(service: ExpertServer) -> ExpertService<ExpertServer> {
+    ExpertService::new(service)
+        .max_decoding_message_size(MAX_TENSOR_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_TENSOR_MESSAGE_BYTES)
+}
+
+async fn open_model(dir: PathBuf) -> Result<Arc<ModelFiles>, WorkerError> {
+    let opened = tokio::task::spawn_blocking(move || ModelFiles::open(&dir)).await;
+    let model = opened.map_err(|error| WorkerError::Internal(error.to_string()))??;
+    Ok(Arc::new(model))
+}
+
+/// Opens the configured devices, one after the other: drivers do not like it otherwise.
+async fn open_devices(
+    config: &WorkerConfig,
+    model: &Arc<ModelFiles>,
+    open: Arc<impl OpenDevice + Send + Sync + 'static>,
+) -> Result<Vec<DeviceHandle>, WorkerError> {
+    let capacity = config.steps.capacity();
+    let best = [DeviceConfig::default()];
+    let configured = if config.devices.is_empty() {
+        &best[..]
+    } else {
+        &config.devices[..]
+    };
+    let mut devices = Vec::with_capacity(configured.len());
+    for (index, device) in configured.iter().enumerate() {
+        let options = DeviceOptions {
+            index: DeviceIndex(u32::try_from(index).unwrap_or(u32::MAX)),
+            model: Arc::clone(model),
+            capacity,
+            timeout: STEP_DEADLINE,
+        };
+        let (open, device) = (Arc::clone(&open), device.clone());
+        let opening = tokio::task::spawn_blocking(move || open(&device, options));
+        let opened = opening
+            .await
+            .map_err(|error| WorkerError::Internal(error.to_string()))?;
+        let handle = opened.map_err(|error| WorkerError::Device {
+            index,
+            source: Box::new(error),
+        })?;
+        let found = handle.info();
+        tracing::info!(
+            device = index,
+            adapter = found.name,
+            driver = found.driver,
+            memory_bytes = found.memory_bytes,
+            "device open"
+        );
+        devices.push(handle);
+    }
+    Ok(devices)
+}
+
+fn worker_info(
+    config: &WorkerConfig,
+    address: SocketAddr,
+    model: &ModelFiles,
+    devices: &[DeviceHandle],
+) -> Result<WorkerInfo, WorkerError> {
+    let device = |handle: &DeviceHandle| {
+        let found = handle.info();
+        DeviceInfo {
+            index: handle.index(),
+            adapter: found.name.clone(),
+            driver: found.driver.clone(),
+            kind: found.kind.clone(),
+            memory_bytes: found.memory_bytes,
+            max_binding_bytes: handle.max_binding_bytes(),
+        }
+    };
+    Ok(WorkerInfo {
+        worker: config.name.clone(),
+        incarnation: incarnation(),
+        address: config.advertise.clone().unwrap_or_else(|| address.to_string()),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        model_fingerprint: model.checkpoint.fingerprint().0,
+        devices: devices.iter().map(device).collect(),
+    })
+}
+
+/// Random for each start of the process: the keys of the standard library's hash maps are.
+fn incarnation() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish()
+}
+
+fn report(devices: &[DeviceHandle], load: Option<SchedulerLoad>) -> WorkerReport {
+    WorkerReport {
+        devices: devices.iter().map(DeviceHandle::report).collect(),
+        load,
+    }
+}
+
+/// Keeps the report current; a change shows within a tick.
+async fn keep_reports(
+    devices: &[DeviceHandle],
+    load: watch::Receiver<Option<SchedulerLoad>>,
+    reports: watch::Sender<WorkerReport>,
+) {
+    let mut ticks = tokio::time::interval(REPORT_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let current = report(devices, *load.borrow());
+        for device in &current.devices {
+            metrics::gauge!("tramontane_device_held_bytes", "device" => device.index.to_string())
+                .set(device.held_bytes as f64);
+        }
+        reports.send_if_modified(|published| {
+            let changed = *published != current;
+            *published = current;
+            changed
+        });
+    }
+}

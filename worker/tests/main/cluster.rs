@@ -1,0 +1,337 @@
+//! A leader that follows a script, and workers that run the CPU twins.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use tramontane_model::ids::{
+    CoordinatorId, DeviceIndex, DeviceRef, Fence, Generation, ReplicaId, RequestId, WorkerId,
+};
+use tramontane_model::members::{DeviceState, WorkerReport};
+use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
+use tramontane_model::sampling::{SampledToken, SamplingParams};
+use tramontane_proto::net::{Identity, Listener, Traffic, channel, server};
+use tramontane_proto::v1::membership_server::{Membership, MembershipServer};
+use tramontane_proto::v1::serving_client::ServingClient;
+use tramontane_proto::{
+    Directive, Ended, GenerateSubmission, GenerateUpdate, Progress, WorkerUpdate, v1 as pb,
+};
+use tramontane_worker::config::{DeviceConfig, StepConfig, WorkerConfig};
+use tramontane_worker::executor::{DeviceHandle, DeviceOptions};
+use tramontane_worker::process;
+use tramontane_worker::reference::CpuBackend;
+
+const TOKEN: &[u8] = b"a token for tests";
+const DEADLINE: Duration = Duration::from_secs(120);
+
+pub(crate) fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+type Sessions = Arc<Mutex<Vec<mpsc::Sender<Result<pb::CoordinatorMessage, Status>>>>>;
+type Reports = BTreeMap<WorkerId, (String, WorkerReport)>;
+
+/// Welcomes every worker with the right token and keeps what they report.
+#[derive(Clone)]
+struct Leader {
+    reports: watch::Sender<Reports>,
+    sessions: Sessions,
+}
+
+#[tonic::async_trait]
+impl Membership for Leader {
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<pb::CoordinatorMessage, Status>> + Send>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<pb::WorkerMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let mut stream = request.into_inner();
+        let first = stream
+            .message()
+            .await?
+            .ok_or_else(|| Status::invalid_argument("nothing came"))?;
+        let WorkerUpdate::Join(joining) = first.try_into()? else {
+            return Err(Status::invalid_argument("no join"));
+        };
+        if joining.token != TOKEN {
+            return Err(Status::unauthenticated("the join token is wrong"));
+        }
+        let (sender, receiver) = mpsc::channel(16);
+        let welcome = Directive::Welcome {
+            coordinator: CoordinatorId(1),
+            term: 1,
+            heartbeat_ms: 50,
+            lease_ms: 2000,
+        };
+        sender
+            .send(Ok(welcome.into()))
+            .await
+            .map_err(|_| Status::aborted("gone"))?;
+        self.sessions.lock().await.push(sender);
+        let reports = self.reports.clone();
+        tokio::spawn(async move {
+            let info = joining.info;
+            while let Ok(Some(message)) = stream.message().await {
+                let Ok(WorkerUpdate::Report(report)) = WorkerUpdate::try_from(message) else {
+                    return;
+                };
+                reports.send_modify(|all| {
+                    all.insert(info.worker.clone(), (info.address.clone(), report));
+                });
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver).boxed()))
+    }
+}
+
+/// A leader and its workers; they end with it.
+pub(crate) struct Cluster {
+    leader: Leader,
+    reports: watch::Receiver<Reports>,
+    stop: CancellationToken,
+    next_request: u128,
+    fence: Option<(Fence, WorkerId)>,
+}
+
+/// Layers of a stage, its owner, and its expert groups' ends with their holders.
+pub(crate) type StagePlan<'a> = (u32, u32, &'a str, &'a [(u32, &'a str)]);
+
+/// `"w1/0"`, as in the status.
+fn device(name: &str) -> DeviceRef {
+    let (worker, index) = name.split_once('/').expect("worker/device");
+    let device = DeviceIndex(index.parse().expect("an index"));
+    DeviceRef {
+        worker: WorkerId::new(worker).expect("a valid name"),
+        device,
+    }
+}
+
+pub(crate) fn replica(generation: u64, stages: &[StagePlan<'_>]) -> Replica {
+    let stage = |(start, end, owner, groups): &StagePlan<'_>| {
+        let mut first = 0;
+        let groups = groups.iter().map(|(last, holder)| {
+            let experts = ExpertRange::new(std::mem::replace(&mut first, *last), *last).expect("not empty");
+            ExpertGroup {
+                experts,
+                holders: vec![device(holder)],
+            }
+        });
+        let groups = groups.collect();
+        Stage {
+            layers: LayerRange::new(*start, *end).expect("not empty"),
+            owner: device(owner),
+            groups,
+        }
+    };
+    Replica {
+        id: ReplicaId(1),
+        generation: Generation(generation),
+        stages: stages.iter().map(stage).collect(),
+        kv: KvShape {
+            block_tokens: 16,
+            blocks: 256,
+        },
+    }
+}
+
+impl Cluster {
+    /// Workers with so many devices each.
+    pub(crate) async fn start(workers: &[(&str, usize)], max_prefill_rows: u32) -> Self {
+        let (sender, reports) = watch::channel(Reports::new());
+        let leader = Leader {
+            reports: sender,
+            sessions: Arc::default(),
+        };
+        let stop = CancellationToken::new();
+        let any = "127.0.0.1:0".parse().expect("an address");
+        let listener = Listener::bind(any, &Identity::Loopback).await.expect("binds");
+        let coordinator = listener.address();
+        let service = server(Traffic::Control).add_service(MembershipServer::new(leader.clone()));
+        tokio::spawn(
+            service.serve_with_incoming_shutdown(listener.into_stream(), stop.clone().cancelled_owned()),
+        );
+        for (name, devices) in workers {
+            let config = worker_config(name, *devices, coordinator, max_prefill_rows);
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                process::run(config, stop, open_reference, |_| {})
+                    .await
+                    .expect("the worker runs");
+            });
+        }
+        let mut cluster = Self {
+            leader,
+            reports,
+            stop,
+            next_request: 1,
+            fence: None,
+        };
+        let count = workers.len();
+        cluster.wait(move |reports| reports.len() == count).await;
+        cluster
+    }
+
+    async fn wait(&mut self, condition: impl FnMut(&Reports) -> bool) {
+        let met = tokio::time::timeout(DEADLINE, self.reports.wait_for(condition)).await;
+        assert!(
+            met.is_ok_and(|met| met.is_ok()),
+            "waited in vain: {:?}",
+            self.leader.reports.borrow()
+        );
+    }
+
+    /// Assigns a replica to everybody and waits until all its devices are ready.
+    pub(crate) async fn assign(&mut self, replica: &Replica) {
+        let addresses = self.reports.borrow().clone();
+        let peers = addresses
+            .into_iter()
+            .map(|(worker, (address, _))| (worker, address));
+        let directive = Directive::Assign {
+            replica: replica.clone(),
+            peers: peers.collect(),
+        };
+        for session in self.leader.sessions.lock().await.iter() {
+            session
+                .send(Ok(directive.clone().into()))
+                .await
+                .expect("the worker listens");
+        }
+        let fence = replica.fence();
+        let devices: Vec<DeviceRef> = replica.devices().into_iter().cloned().collect();
+        self.wait(move |reports| {
+            devices.iter().all(|device| {
+                let report = reports.get(&device.worker).map(|(_, report)| report);
+                let state = report.and_then(|report| report.devices.get(device.device.0 as usize));
+                if let Some(DeviceState::Failed { reason, .. }) = state.map(|device| &device.state) {
+                    panic!("{device} failed: {reason}");
+                }
+                state.is_some_and(|device| device.state == DeviceState::Ready { fence })
+            })
+        })
+        .await;
+        self.fence = Some((fence, replica.head().expect("a head").worker.clone()));
+    }
+
+    /// Generates, trying again while the pipeline opens.
+    pub(crate) async fn generate(
+        &mut self,
+        prompt: &[u32],
+        emitted: &[u32],
+        sampling: SamplingParams,
+        max_tokens: u32,
+    ) -> (Vec<SampledToken>, Ended) {
+        self.next_request += 1;
+        let (fence, head) = self.fence.clone().expect("a replica is assigned");
+        let address = self
+            .reports
+            .borrow()
+            .get(&head)
+            .expect("the head reports")
+            .0
+            .clone();
+        let channel = channel(&address, &Identity::Loopback, Traffic::Tensors).expect("an address");
+        let request = GenerateSubmission {
+            fence,
+            request: RequestId(self.next_request),
+            attempt: 1,
+            prompt: prompt.to_vec(),
+            emitted: emitted.to_vec(),
+            sampling,
+            max_tokens,
+            stop_tokens: vec![2],
+            ignore_eos: false,
+            timeout_ms: 100_000,
+        };
+        let answer = async {
+            loop {
+                let mut client = ServingClient::new(channel.clone());
+                match collect(&mut client, request.clone().into()).await {
+                    Err(status) if status.code() == tonic::Code::Unavailable => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    other => return other.expect("the request is served"),
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, answer)
+            .await
+            .expect("an answer in time")
+    }
+
+    /// The blocks that the head's scheduler holds, as it reports them.
+    pub(crate) async fn until_idle(&mut self) {
+        self.wait(|reports| {
+            let mut loads = reports.values().filter_map(|(_, report)| report.load);
+            loads.all(|load| load.running == 0 && load.waiting == 0 && load.kv_blocks_used == 0)
+        })
+        .await;
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn collect(
+    client: &mut ServingClient<tonic::transport::Channel>,
+    request: pb::GenerateRequest,
+) -> Result<(Vec<SampledToken>, Ended), Status> {
+    let already = request.emitted.len();
+    let mut stream = client.generate(request).await?.into_inner();
+    let mut tokens = Vec::new();
+    while let Some(event) = stream.message().await? {
+        match GenerateUpdate::try_from(event)?.progress {
+            Progress::Token { index, token } => {
+                assert_eq!(index as usize, already + tokens.len(), "ST-1");
+                tokens.push(token);
+            }
+            Progress::Ended(ended) => return Ok((tokens, ended)),
+        }
+    }
+    Err(Status::internal("the stream ended without an end"))
+}
+
+fn worker_config(name: &str, devices: usize, coordinator: SocketAddr, max_prefill_rows: u32) -> WorkerConfig {
+    WorkerConfig {
+        name: WorkerId::new(name).expect("a valid name"),
+        coordinators: vec![coordinator.to_string()],
+        join_token: TOKEN.to_vec(),
+        listen: "127.0.0.1:0".parse().expect("an address"),
+        advertise: None,
+        metrics_listen: None,
+        tls: None,
+        model_dir: repository().join("cli/assets/mini-large-3"),
+        devices: vec![
+            DeviceConfig {
+                adapter: None,
+                memory_bytes: Some(1 << 30)
+            };
+            devices
+        ],
+        steps: StepConfig {
+            max_rows: 128,
+            max_prefill_rows,
+            max_sequences: 32,
+            max_waiting: 64,
+        },
+    }
+}
+
+fn open_reference(
+    device: &DeviceConfig,
+    options: DeviceOptions,
+) -> Result<DeviceHandle, tramontane_worker::executor::DeviceError> {
+    let memory = device.memory_bytes.unwrap_or(1 << 30);
+    DeviceHandle::spawn(options, move || Ok(CpuBackend::new(memory, 128 << 20)))
+}
