@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tramontane_model::checkpoint::CheckpointError;
-use tramontane_model::ids::DeviceIndex;
+use tramontane_model::ids::{DeviceIndex, WorkerId};
 use tramontane_model::members::{DeviceInfo, SchedulerLoad, WorkerInfo, WorkerReport};
 use tramontane_proto::net::{
     Identity, Listener, MAX_CONTROL_MESSAGE_BYTES, MAX_TENSOR_MESSAGE_BYTES, NetError, Traffic, server,
@@ -116,7 +116,7 @@ pub async fn run(
     let outcome = tokio::select! {
         outcome = services => outcome.map_err(WorkerError::from),
         outcome = session.run(stop.clone()) => outcome.map_err(WorkerError::from),
-        () = keep_reports(&devices, load_changes, report) => Ok(()),
+        () = keep_reports(&config.name, &devices, load_changes, report) => Ok(()),
     };
     drop(ended);
     if let Err(error) = following.await {
@@ -232,6 +232,7 @@ fn report(devices: &[DeviceHandle], load: Option<SchedulerLoad>) -> WorkerReport
 
 /// Keeps the report current; a change shows within a tick.
 async fn keep_reports(
+    worker: &WorkerId,
     devices: &[DeviceHandle],
     load: watch::Receiver<Option<SchedulerLoad>>,
     reports: watch::Sender<WorkerReport>,
@@ -242,8 +243,11 @@ async fn keep_reports(
         ticks.tick().await;
         let current = report(devices, *load.borrow());
         for device in &current.devices {
-            metrics::gauge!("tramontane_device_held_bytes", "device" => device.index.to_string())
-                .set(device.held_bytes as f64);
+            let labels = [
+                ("worker", worker.to_string()),
+                ("device", device.index.to_string()),
+            ];
+            metrics::gauge!("tramontane_device_held_bytes", &labels).set(device.held_bytes as f64);
         }
         reports.send_if_modified(|published| {
             let changed = *published != current;

@@ -1,21 +1,113 @@
 //! `GET /metrics`: everything the process counts, in Prometheus' text format.
+//!
+//! What the replicas' schedulers are doing is asked of the leader at that moment, so that every coordinator shows it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::{Router, routing};
+use metrics::{describe_gauge, gauge};
+use serde::Deserialize;
+use tokio::time::timeout;
 
 use super::Api;
 
 /// Version 0.0.4 of the text exposition format.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// Longest wait for the leader; later the last known numbers are shown.
+const LEADER_DEADLINE: Duration = Duration::from_secs(1);
+
+const RUNNING: &str = "tramontane_sequences_running";
+const WAITING: &str = "tramontane_sequences_waiting";
+const BLOCKS_USED: &str = "tramontane_kv_blocks_used";
+const BLOCKS_TOTAL: &str = "tramontane_kv_blocks_total";
+const WORKERS: &str = "tramontane_workers";
+const HELD: &str = "tramontane_device_held_bytes";
+const GENERATION: &str = "tramontane_replica_generation";
 
 pub(super) fn routes() -> Router<Arc<Api>> {
     Router::new().route("/metrics", routing::get(show))
 }
 
+/// Describes the cluster's metrics to the recorder.
+pub(super) fn describe() {
+    describe_gauge!(RUNNING, "Sequences that hold cache blocks, by replica");
+    describe_gauge!(WAITING, "Sequences that wait for admission, by replica");
+    describe_gauge!(BLOCKS_USED, "Blocks of the key-value cache in use, by replica");
+    describe_gauge!(BLOCKS_TOTAL, "Blocks of the key-value cache, by replica");
+    describe_gauge!(WORKERS, "Workers that are members");
+    describe_gauge!(HELD, "Bytes allocated on a device");
+    describe_gauge!(GENERATION, "Last generation of a replica");
+}
+
 async fn show(State(api): State<Arc<Api>>) -> impl IntoResponse {
+    if let Ok(Ok(status)) = timeout(LEADER_DEADLINE, api.cluster.status()).await {
+        match serde_json::from_slice::<Cluster>(&status) {
+            Ok(cluster) => cluster.record(),
+            Err(error) => tracing::debug!(%error, "the leader's status is of another version"),
+        }
+    }
     ([(CONTENT_TYPE, TEXT_FORMAT)], api.metrics.render())
+}
+
+/// What of the cluster's status is counted.
+#[derive(Deserialize)]
+struct Cluster {
+    nodes: Vec<Node>,
+    replicas: Vec<Replica>,
+}
+
+#[derive(Deserialize)]
+struct Node {
+    id: String,
+    role: String,
+    #[serde(default)]
+    devices: Vec<Device>,
+}
+
+#[derive(Deserialize)]
+struct Device {
+    index: u32,
+    held_bytes: u64,
+}
+
+#[derive(Deserialize)]
+struct Replica {
+    id: u64,
+    generation: u64,
+    load: Option<Load>,
+}
+
+#[derive(Deserialize, Default)]
+struct Load {
+    running: u32,
+    waiting: u32,
+    kv_blocks_used: u32,
+    kv_blocks_total: u32,
+}
+
+impl Cluster {
+    fn record(self) {
+        let workers = self.nodes.iter().filter(|node| node.role == "worker");
+        gauge!(WORKERS).set(workers.count() as f64);
+        for node in &self.nodes {
+            for device in &node.devices {
+                let labels = [("worker", node.id.clone()), ("device", device.index.to_string())];
+                gauge!(HELD, &labels).set(device.held_bytes as f64);
+            }
+        }
+        for replica in self.replicas {
+            let labels = [("replica", replica.id.to_string())];
+            // A replica that does not serve runs nothing.
+            let load = replica.load.unwrap_or_default();
+            gauge!(GENERATION, &labels).set(replica.generation as f64);
+            gauge!(RUNNING, &labels).set(f64::from(load.running));
+            gauge!(WAITING, &labels).set(f64::from(load.waiting));
+            gauge!(BLOCKS_USED, &labels).set(f64::from(load.kv_blocks_used));
+            gauge!(BLOCKS_TOTAL, &labels).set(f64::from(load.kv_blocks_total));
+        }
+    }
 }

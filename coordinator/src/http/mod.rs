@@ -210,6 +210,7 @@ pub fn router(api: Api) -> Router {
 pub fn describe_metrics() {
     gateway::describe_metrics();
     observe::describe();
+    metrics::describe();
 }
 
 async fn unknown_route(uri: Uri) -> ApiError {

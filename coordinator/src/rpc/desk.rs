@@ -15,6 +15,7 @@ use tramontane_model::ids::{CoordinatorId, Fence, WorkerId};
 use tramontane_model::members::{WorkerInfo, WorkerReport};
 use tramontane_proto::{Directive, v1 as pb};
 
+pub use crate::control::controller::{AskRefusal as AskError, SessionId};
 use crate::control::state::CoordinatorEntry;
 
 /// Session events that wait for the task.
@@ -25,27 +26,6 @@ const MAX_ASKS: usize = 256;
 const QUEUE_DEADLINE: Duration = Duration::from_secs(5);
 /// Directives that wait for one worker; what a worker needs is said in far fewer.
 const MAX_DIRECTIVES: usize = 64;
-
-/// Tells the sessions of one process apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionId(pub u64);
-
-/// Why the task did not do what it was asked.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AskError {
-    /// Only the leader does this.
-    #[error("this coordinator does not lead{}", match .leader { Some(id) => format!("; coordinator {id} does"), None => ", and no leader is known; try again".to_owned() })]
-    NotLeader {
-        /// Who leads, as far as is known here.
-        leader: Option<CoordinatorId>,
-    },
-    /// It does not agree with the state of the cluster.
-    #[error("{0}")]
-    Refused(String),
-    /// Too much waits already, or this coordinator is shutting down.
-    #[error("{0}")]
-    Unavailable(&'static str),
-}
 
 /// What happens on sessions.
 #[derive(Debug)]

@@ -356,10 +356,11 @@ impl Head {
             kv_blocks_used: u32::try_from(stats.kv_blocks_used).unwrap_or(u32::MAX),
             kv_blocks_total: u32::try_from(stats.kv_blocks_total).unwrap_or(u32::MAX),
         };
-        metrics::gauge!("tramontane_sequences_running").set(load.running);
-        metrics::gauge!("tramontane_requests_waiting").set(load.waiting);
-        metrics::gauge!("tramontane_kv_blocks_used").set(load.kv_blocks_used);
-        metrics::gauge!("tramontane_kv_blocks_total").set(load.kv_blocks_total);
+        let replica = self.config.fence.replica.to_string();
+        metrics::gauge!("tramontane_sequences_running", "replica" => replica.clone()).set(load.running);
+        metrics::gauge!("tramontane_sequences_waiting", "replica" => replica.clone()).set(load.waiting);
+        metrics::gauge!("tramontane_kv_blocks_used", "replica" => replica.clone()).set(load.kv_blocks_used);
+        metrics::gauge!("tramontane_kv_blocks_total", "replica" => replica.clone()).set(load.kv_blocks_total);
         metrics::counter!("tramontane_preemptions_total").absolute(stats.preemptions);
         self.load.send_if_modified(|published| {
             let changed = *published != Some(load);

@@ -1,6 +1,7 @@
 //! What a controller is told once.
 
 use tramontane_model::ids::CoordinatorId;
+use tramontane_model::step::StepBounds;
 
 use crate::config::LeaseConfig;
 use crate::control::planner::Wishes;
@@ -17,6 +18,8 @@ pub struct ControllerOptions {
     pub model: ModelEntry,
     /// What the planner is asked for.
     pub wishes: Wishes,
+    /// Bounds of every replica's steps.
+    pub steps: StepBounds,
     /// How long to wait for more workers before wishes are relaxed or the model is found not to fit, in milliseconds.
     pub settle_ms: u64,
     /// Heartbeat and lease.

@@ -84,7 +84,7 @@ async fn the_cluster_is_asked_of_the_leader() {
     let world = world();
     let status = world.get("/cluster/status").await;
     assert_eq!(status.headers["content-type"], "application/json");
-    assert_eq!(status.json(), json!({"nodes": []}));
+    assert_eq!(status.json(), cluster_status());
     let replanned = world.send(Method::POST, "/cluster/replan", "").await;
     assert_eq!(replanned.json(), json!({"replica": 1, "generation": 8}));
 
@@ -225,4 +225,18 @@ async fn requests_and_tokens_are_counted() {
         shown.headers["content-type"],
         "text/plain; version=0.0.4; charset=utf-8"
     );
+    let text = handle.render();
+    for line in [
+        "tramontane_workers 1",
+        "tramontane_device_held_bytes{worker=\"w1\",device=\"0\"} 4096",
+        "tramontane_replica_generation{replica=\"1\"} 7",
+        "tramontane_sequences_running{replica=\"1\"} 2",
+        "tramontane_kv_blocks_used{replica=\"1\"} 3",
+        "tramontane_kv_blocks_total{replica=\"1\"} 64",
+    ] {
+        assert!(
+            text.lines().any(|found| found == line),
+            "{line} is not in\n{text}"
+        );
+    }
 }

@@ -1,0 +1,291 @@
+//! A coordinator, running: raft, the controller, the gRPC services, the gateway and HTTP, from a configuration until
+//! it is stopped.
+//!
+//! Parts are made and joined here and nothing is decided: placement is the controller's, requests are the gateway's.
+
+mod admin;
+mod announce;
+mod lead;
+mod model;
+mod routes;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tramontane_model::checkpoint::CheckpointError;
+use tramontane_model::ids::CoordinatorId;
+use tramontane_model::spec::SpecError;
+use tramontane_proto::net::{Identity, Listener, NetError, Traffic, server};
+
+use crate::config::CoordinatorConfig;
+use crate::control::controller::{Controller, ControllerOptions};
+use crate::control::state::{ClusterState, CoordinatorEntry};
+use crate::gateway::{Gateway, GatewayOptions, GrpcHeads, Routes};
+use crate::http::{self, Api, ApiLimits, ModelCard, ServeOptions};
+use crate::raft::transport::PeerLinks;
+use crate::raft::{
+    self, Driver, IdentityError, LogStore, Members, Node, NodeError, NodeOptions, RaftHandle, RaftThread,
+    StoreError, TICK, end_process,
+};
+use crate::rpc::admin::{AdminService, Leader};
+use crate::rpc::desk::desk;
+use crate::rpc::membership::{Door, MembershipService};
+use crate::rpc::raft::RaftService;
+use crate::rpc::redirect::Directory;
+use crate::text::TokenizerError;
+use lead::Lead;
+use model::ServedModel;
+
+/// Longest wait for raft to hand over the lead and close its log.
+const RAFT_STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// How long requests in flight may go on once the process is to stop.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+
+/// Why a coordinator could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    /// The checkpoint cannot be used.
+    #[error(transparent)]
+    Model(#[from] CheckpointError),
+    /// Its params.json cannot be used.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// Its tokenizer cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The members make no cluster.
+    #[error(transparent)]
+    Members(#[from] IdentityError),
+    /// The log cannot be opened.
+    #[error(transparent)]
+    Log(#[from] StoreError),
+    /// The log cannot be used.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// An address or certificate cannot be used.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The gRPC services stopped.
+    #[error("the gRPC services stopped: {0}")]
+    Services(#[from] tonic::transport::Error),
+    /// No randomness, no thread, or a task that panicked.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// Addresses that are listened on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// HTTP.
+    pub http: SocketAddr,
+    /// gRPC.
+    pub rpc: SocketAddr,
+}
+
+/// Runs a coordinator until `stop`. `metrics` renders what the process counts; `bound` is told where it listens.
+///
+/// When raft cannot go on the process ends with it: see [`end_process`].
+pub async fn run(
+    config: CoordinatorConfig,
+    metrics: PrometheusHandle,
+    stop: CancellationToken,
+    bound: impl FnOnce(Bound),
+) -> Result<(), CoordinatorError> {
+    let identity = Identity::from_config(config.tls.as_ref())?;
+    let http_listener = Listener::bind(config.http_listen, &identity).await?;
+    let rpc_listener = Listener::bind(config.rpc_listen, &identity).await?;
+    let addresses = Bound {
+        http: http_listener.address(),
+        rpc: rpc_listener.address(),
+    };
+    let served = open_model(&config).await?;
+    // Children end with this function however it ends.
+    let stop = stop.child_token();
+    let ended = stop.clone().drop_guard();
+    let cluster = Members::new(
+        config
+            .initial_members
+            .iter()
+            .map(|member| CoordinatorId(member.id)),
+    )?;
+    let cluster = raft::Identity::new(&config.cluster, config.id, cluster)?;
+    let (raft_thread, raft) = start_raft(&config, &cluster, &identity).await?;
+    let directory = Directory::new(&config.initial_members);
+    let entry = CoordinatorEntry {
+        raft_address: directory.address(config.id).unwrap_or_default().to_owned(),
+        http_address: addresses.http.to_string(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let (desk, inbox) = desk();
+    let leads = raft.clone();
+    let leader = Leader::new(
+        config.id,
+        entry.clone(),
+        identity.clone(),
+        directory.clone(),
+        desk.clone(),
+        move || leads.status().leader,
+    );
+    let (routes, followed) = watch::channel(Arc::new(Routes::unknown()));
+    let options = ControllerOptions {
+        id: config.id,
+        entry: entry.clone(),
+        model: served.entry.clone(),
+        wishes: config.placement.into(),
+        steps: config.steps,
+        settle_ms: config.placement.settle_ms,
+        leases: config.leases,
+    };
+    let lead = Lead::new(
+        Controller::new(options),
+        raft.clone(),
+        directory.clone(),
+        inbox,
+        routes,
+    )
+    .map_err(|error| CoordinatorError::Internal(error.to_string()))?;
+    let leading = tokio::spawn(lead.run(stop.clone()));
+    let announcing = announce::run(config.id, entry, leader.clone(), raft.clone(), stop.clone());
+    let announcing = tokio::spawn(announcing);
+    let door = Door {
+        join_token: config.join_token.clone(),
+        fingerprint: served.entry.fingerprint,
+        directory,
+    };
+    let services = server(Traffic::Control)
+        .add_service(MembershipService::server(door, desk))
+        .add_service(RaftService::server(cluster, raft.clone()))
+        .add_service(AdminService::server(leader.clone()))
+        .serve_with_incoming_shutdown(rpc_listener.into_stream(), stop.clone().cancelled_owned());
+    let api = api(&config, served, identity, leader, followed, metrics);
+    let options = ServeOptions {
+        shutdown_grace: SHUTDOWN_GRACE,
+        ..ServeOptions::default()
+    };
+    let mut serving = tokio::spawn(http::serve(
+        http_listener,
+        http::router(api),
+        options,
+        stop.clone(),
+    ));
+    bound(addresses);
+    tracing::info!(id = %config.id, http = %addresses.http, rpc = %addresses.rpc, "coordinator up");
+    let outcome = tokio::select! {
+        outcome = services => outcome.map_err(CoordinatorError::from),
+        outcome = &mut serving => outcome.map_err(|error| CoordinatorError::Internal(error.to_string())),
+        () = raft.ended() => Ok(()),
+    };
+    drop(ended);
+    finish("http", serving).await;
+    finish("the controller", leading).await;
+    finish("announcing", announcing).await;
+    if tokio::time::timeout(RAFT_STOP_DEADLINE, raft_thread.stop())
+        .await
+        .is_err()
+    {
+        tracing::warn!("raft did not end within {RAFT_STOP_DEADLINE:?}");
+    }
+    outcome
+}
+
+/// Waits for a task that was told to stop.
+async fn finish(name: &str, mut task: JoinHandle<()>) {
+    if task.is_finished() {
+        return;
+    }
+    match tokio::time::timeout(2 * SHUTDOWN_GRACE, &mut task).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "{name} ended badly"),
+        Err(_) => {
+            tracing::warn!("{name} did not end in time");
+            task.abort();
+        }
+    }
+}
+
+async fn open_model(config: &CoordinatorConfig) -> Result<ServedModel, CoordinatorError> {
+    let (dir, name) = (config.model_dir.clone(), config.model_name.clone());
+    let (steps, block_tokens) = (config.steps, config.placement.kv_block_tokens);
+    blocking(move || ServedModel::open(&dir, name, steps, block_tokens)).await
+}
+
+async fn start_raft(
+    config: &CoordinatorConfig,
+    cluster: &raft::Identity,
+    identity: &Identity,
+) -> Result<(RaftThread, RaftHandle<ClusterState>), CoordinatorError> {
+    let (directory, own) = (config.data_dir.clone(), cluster.clone());
+    let node = blocking(move || {
+        let store = LogStore::open(&directory, &own)?;
+        Ok(Node::new(
+            store,
+            &own,
+            NodeOptions::new(&own),
+            ClusterState::default(),
+        )?)
+    })
+    .await?;
+    let (driver, handle) = Driver::new(node, TICK);
+    let members = config.initial_members.iter();
+    let addresses: BTreeMap<_, _> = members
+        .map(|member| (CoordinatorId(member.id), member.address.clone()))
+        .collect();
+    let links = PeerLinks::open(cluster, &addresses, identity, &handle)?;
+    let thread = driver
+        .start(links, end_process())
+        .map_err(|error| CoordinatorError::Internal(format!("no thread could be started: {error}")))?;
+    Ok((thread, handle))
+}
+
+/// Runs what blocks off the runtime's threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CoordinatorError> + Send + 'static,
+) -> Result<T, CoordinatorError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| CoordinatorError::Internal(error.to_string()))?
+}
+
+fn api(
+    config: &CoordinatorConfig,
+    served: ServedModel,
+    identity: Identity,
+    leader: Leader,
+    routes: watch::Receiver<Arc<Routes>>,
+    metrics: PrometheusHandle,
+) -> Api {
+    let options = GatewayOptions {
+        max_live_requests: config.requests.max_live,
+        request_timeout: config.requests.timeout(),
+        ..GatewayOptions::default()
+    };
+    let gateway = Gateway::new(routes, Arc::new(GrpcHeads::new(identity)), options);
+    let card = ModelCard {
+        name: served.entry.name,
+        max_context: served.max_context,
+        created: served.created,
+    };
+    let limits = ApiLimits {
+        max_body_bytes: config.requests.max_body_bytes,
+        ..ApiLimits::default()
+    };
+    Api::new(
+        card,
+        Arc::new(served.tokenizer),
+        gateway,
+        Arc::new(admin::LeaderAdmin(leader)),
+        metrics,
+        limits,
+    )
+}
+
+/// Describes every metric of a coordinator to the recorder.
+pub fn describe_metrics() {
+    http::describe_metrics();
+}

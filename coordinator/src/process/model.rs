@@ -1,0 +1,117 @@
+//! The model as a coordinator knows it: names, sizes and tokenizer. Weights are not read.
+
+use std::path::Path;
+use std::time::UNIX_EPOCH;
+
+use tramontane_model::checkpoint::Checkpoint;
+use tramontane_model::footprint::{holder_scratch_bytes, owner_scratch_bytes};
+use tramontane_model::spec::ModelSpec;
+use tramontane_model::step::StepBounds;
+use tramontane_model::tensors::ModelBytes;
+
+use super::CoordinatorError;
+use crate::control::footprint::{LayerFootprint, ModelFootprint, ScratchModel};
+use crate::control::state::ModelEntry;
+use crate::text::Tokenizer;
+
+/// Bytes of a value of the cache.
+const KV_VALUE_BYTES: u64 = 4;
+
+/// What of a checkpoint a coordinator needs.
+pub(super) struct ServedModel {
+    /// What the cluster is told of it.
+    pub(super) entry: ModelEntry,
+    /// Its tokenizer.
+    pub(super) tokenizer: Tokenizer,
+    /// Most tokens of prompt and answer together.
+    pub(super) max_context: u32,
+    /// When its params.json was written, in seconds since 1970: equal on all who have the same files.
+    pub(super) created: u64,
+}
+
+impl ServedModel {
+    /// Opens a checkpoint's folder and checks that every tensor of the model is there as it must be.
+    pub(super) fn open(
+        dir: &Path,
+        name: String,
+        steps: StepBounds,
+        kv_block_tokens: u32,
+    ) -> Result<Self, CoordinatorError> {
+        let checkpoint = Checkpoint::open(dir)?;
+        let spec = checkpoint.spec()?;
+        let inventory = checkpoint.validate(&spec)?;
+        let tokenizer = Tokenizer::load(&dir.join("tekken.json"), spec.vocab_size as usize)?;
+        let entry = ModelEntry {
+            name,
+            fingerprint: checkpoint.fingerprint().0,
+            footprint: footprint(&spec, &inventory.bytes, steps, kv_block_tokens),
+        };
+        let written = std::fs::metadata(dir.join("params.json")).and_then(|file| file.modified());
+        let created = written.ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        Ok(Self {
+            entry,
+            tokenizer,
+            max_context: spec.max_context,
+            created: created.map_or(0, |since| since.as_secs()),
+        })
+    }
+}
+
+/// What the model asks of devices, for steps within `steps`.
+fn footprint(
+    spec: &ModelSpec,
+    bytes: &ModelBytes,
+    steps: StepBounds,
+    kv_block_tokens: u32,
+) -> ModelFootprint {
+    let kv_token_bytes = u64::from(spec.kv_values_per_token_layer()) * KV_VALUE_BYTES;
+    let layer = |layer: &tramontane_model::tensors::LayerBytes| LayerFootprint {
+        owner_bytes: layer.owner,
+        expert_bytes: layer.expert,
+        kv_token_bytes,
+    };
+    let capacity = steps.capacity();
+    ModelFootprint {
+        layers: bytes.layers.iter().map(layer).collect(),
+        n_experts: spec.n_experts(),
+        experts_per_token: spec.moe.as_ref().map_or(0, |moe| moe.n_experts_per_token),
+        embedding_bytes: bytes.embedding,
+        head_bytes: bytes.head,
+        scratch: ScratchModel {
+            owner_bytes: owner_scratch_bytes(spec, capacity, kv_block_tokens),
+            holder_bytes: holder_scratch_bytes(spec, capacity),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn the_miniature_is_described_as_its_files_say() {
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/mini-large-3");
+        let served = ServedModel::open(&dir, "mini".to_owned(), StepBounds::default(), 16).unwrap();
+        let footprint = &served.entry.footprint;
+        footprint.check().unwrap();
+        assert_eq!((footprint.n_layers(), footprint.first_moe_layer()), (6, 1));
+        assert_eq!((footprint.n_experts, footprint.experts_per_token), (16, 4));
+        assert_eq!(footprint.layers[3].kv_token_bytes, (64 + 16) * 4);
+        assert_eq!(footprint.embedding_bytes, 8192 * 256 * 2);
+        assert_eq!((served.max_context, served.tokenizer.vocab_size()), (4096, 8192));
+    }
+
+    #[test]
+    fn a_folder_without_a_tokenizer_is_refused_by_its_name() {
+        let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/mini-large-3");
+        let dir = tempfile::tempdir().unwrap();
+        for file in ["params.json", "consolidated.safetensors"] {
+            std::fs::copy(from.join(file), dir.path().join(file)).unwrap();
+        }
+        let opened = ServedModel::open(dir.path(), "mini".to_owned(), StepBounds::default(), 16);
+        let message = opened.err().expect("refused").to_string();
+        assert!(message.contains("tekken.json"), "{message}");
+    }
+}
