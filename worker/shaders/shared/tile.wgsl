@@ -103,21 +103,21 @@ fn dot16_rows(w: Weights, at: vec4<u32>) -> vec4<f32> {
     return vec4<f32>(dot16(w, at.x), dot16(w, at.y), dot16(w, at.z), dot16(w, at.w));
 }
 
-var<workgroup> partial: array<vec4<f32>, LANES_K * LANES_N>;
+var<workgroup> lane_partials: array<vec4<f32>, LANES_K * LANES_N>;
 
 // Adds what the lanes of one n hold; the result is right in the first of them.
 fn add_lanes(lane: u32, value: vec4<f32>) -> vec4<f32> {
     if (LANES_K == 1u) {
         return value;
     }
-    partial[lane] = value;
+    lane_partials[lane] = value;
     for (var step = LANES_K / 2u; step > 0u; step /= 2u) {
         workgroupBarrier();
         if (lane % LANES_K < step) {
-            partial[lane] += partial[lane + step];
+            lane_partials[lane] += lane_partials[lane + step];
         }
     }
-    let sum = partial[lane];
+    let sum = lane_partials[lane];
     workgroupBarrier();
     return sum;
 }
