@@ -1,4 +1,4 @@
-//! A leader that follows a script, and workers that run the CPU twins.
+//! A leader that follows a script, and workers on the best Vulkan adapter there is.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -26,9 +26,7 @@ use tramontane_proto::{
     Directive, Ended, GenerateSubmission, GenerateUpdate, Progress, WorkerUpdate, v1 as pb,
 };
 use tramontane_worker::config::{DeviceConfig, WorkerConfig};
-use tramontane_worker::executor::{DeviceHandle, DeviceOptions};
-use tramontane_worker::process;
-use tramontane_worker::reference::CpuBackend;
+use tramontane_worker::{gpu, process};
 
 const TOKEN: &[u8] = b"a token for tests";
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -166,7 +164,7 @@ impl Cluster {
             let config = worker_config(name, *devices, coordinator);
             let stop = stop.clone();
             tokio::spawn(async move {
-                process::run(config, stop, open_reference, |_| {})
+                process::run(config, stop, gpu::spawn, |_| {})
                     .await
                     .expect("the worker runs");
             });
@@ -333,12 +331,4 @@ fn worker_config(name: &str, devices: usize, coordinator: SocketAddr) -> WorkerC
             devices
         ],
     }
-}
-
-fn open_reference(
-    device: &DeviceConfig,
-    options: DeviceOptions,
-) -> Result<DeviceHandle, tramontane_worker::executor::DeviceError> {
-    let memory = device.memory_bytes.unwrap_or(1 << 30);
-    DeviceHandle::spawn(options, move || Ok(CpuBackend::new(memory, 128 << 20)))
 }

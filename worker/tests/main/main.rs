@@ -1,4 +1,6 @@
-//! Whole workers: real processes' code in one process, real gRPC between them, against recorded answers.
+//! Ops on a Vulkan adapter against their twins; and whole workers: real processes' code in one process, real gRPC
+//! between them, against recorded answers.
 
 mod cluster;
 mod golden;
+mod ops;

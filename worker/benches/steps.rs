@@ -1,0 +1,154 @@
+//! Times of whole steps of the miniature model on the best Vulkan adapter: decode of some batch sizes, prefill.
+//!
+//! `cargo bench --profile release -p tramontane-worker` prints one line per shape: the least and the median time.
+
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tramontane_model::ids::{
+    DeviceIndex, DeviceRef, Fence, Generation, ReplicaId, SequenceId, StepId, WorkerId,
+};
+use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
+use tramontane_model::sampling::SamplingParams;
+use tramontane_model::step::{RowRole, SequenceChunk, StepBatch, StepBounds};
+use tramontane_proto::ExpertWork;
+use tramontane_worker::config::DeviceConfig;
+use tramontane_worker::executor::{
+    ExchangeError, ExchangeEvent, Executor, ExecutorOptions, ExpertExchange, StageInput,
+};
+use tramontane_worker::gpu::{self, GpuBackend};
+use tramontane_worker::ops::Backend;
+use tramontane_worker::weights::{DeviceSlices, LoadProgress, LoadWatch, ModelFiles};
+
+const BLOCK_TOKENS: u32 = 16;
+const BLOCKS_PER_SEQUENCE: u32 = 16;
+const SEQUENCES: u32 = 16;
+const REPEATS: usize = 15;
+
+/// All experts are the device's own.
+struct Alone;
+
+impl ExpertExchange for Alone {
+    fn send(&mut self, group: u32, _: &DeviceRef, _: ExpertWork) -> Result<(), ExchangeError> {
+        let problem = "there is no other device".to_owned();
+        Err(ExchangeError::Group { group, problem })
+    }
+
+    fn next(&mut self, _: Instant) -> Result<ExchangeEvent, ExchangeError> {
+        Err(ExchangeError::Deadline)
+    }
+}
+
+fn replica(layers: u32, experts: u32) -> Result<(Replica, DeviceRef), Box<dyn Error>> {
+    let device = DeviceRef {
+        worker: WorkerId::new("bench")?,
+        device: DeviceIndex(0),
+    };
+    let groups = vec![ExpertGroup {
+        experts: ExpertRange::new(0, experts).ok_or("no experts")?,
+        holders: vec![device.clone()],
+    }];
+    let replica = Replica {
+        id: ReplicaId(1),
+        generation: Generation(1),
+        stages: vec![Stage {
+            layers: LayerRange::new(0, layers).ok_or("no layers")?,
+            owner: device.clone(),
+            groups,
+        }],
+        kv: KvShape {
+            block_tokens: BLOCK_TOKENS,
+            blocks: SEQUENCES * BLOCKS_PER_SEQUENCE,
+        },
+        steps: StepBounds {
+            max_sequences: 64,
+            ..StepBounds::default()
+        },
+    };
+    Ok((replica, device))
+}
+
+/// `rows` rows for each of the first sequences, from `position` on.
+fn batch(fence: Fence, sequences: u32, rows: u32, position: u32, role: RowRole) -> StepBatch {
+    let chunk = |sequence: u32| SequenceChunk {
+        sequence: SequenceId(sequence.into()),
+        open: Some(SamplingParams::GREEDY),
+        first_position: position,
+        tokens: (0..rows).map(|row| 100 + 37 * sequence + row).collect(),
+        role,
+        sample: true,
+        block_table: (0..BLOCKS_PER_SEQUENCE)
+            .map(|block| sequence * BLOCKS_PER_SEQUENCE + block)
+            .collect(),
+    };
+    StepBatch {
+        fence,
+        step: StepId(1),
+        chunks: (0..sequences).map(chunk).collect(),
+        closed: Vec::new(),
+    }
+}
+
+fn measure(executor: &mut Executor<GpuBackend>, name: &str, batch: &StepBatch) -> Result<(), Box<dyn Error>> {
+    let mut times = Vec::with_capacity(REPEATS);
+    for _ in 0..REPEATS {
+        let started = Instant::now();
+        executor.run(
+            batch,
+            StageInput::Embed,
+            &mut Alone,
+            started + Duration::from_secs(60),
+        )?;
+        times.push(started.elapsed());
+    }
+    times.sort();
+    println!(
+        "{name}: least {:.1?}, median {:.1?}",
+        times[0],
+        times[REPEATS / 2]
+    );
+    Ok(())
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let started = Instant::now();
+    let backend = gpu::open(&DeviceConfig::default())?;
+    println!("{}: opened in {:.1?}", backend.info().kind, started.elapsed());
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/mini-large-3");
+    let model = Arc::new(ModelFiles::open(&dir)?);
+    let spec = model.spec.clone();
+    let experts = spec.moe_at(spec.n_layers - 1).map_or(1, |moe| moe.n_experts);
+    let (replica, device) = replica(spec.n_layers, experts)?;
+    let options = ExecutorOptions {
+        timeout: Duration::from_secs(60),
+    };
+    let mut executor = Executor::new(backend, model, options);
+    let slices = DeviceSlices::of(&replica, &device, &spec).ok_or("no slices")?;
+    let (progress, started) = (LoadProgress::default(), Instant::now());
+    let watch = LoadWatch {
+        progress: &progress,
+        cancelled: &|| false,
+    };
+    let fence = replica.fence();
+    executor.load(fence, &slices, &watch)?;
+    println!(
+        "loaded {} bytes in {:.1?}",
+        progress.loaded_bytes(),
+        started.elapsed()
+    );
+    for rows in [1, 2, 4, 8, 16] {
+        let step = batch(fence, rows, 1, 100, RowRole::Generated);
+        measure(
+            &mut executor,
+            &format!("decode, {rows} rows at position 100"),
+            &step,
+        )?;
+    }
+    for rows in [16, 128, 250] {
+        let step = batch(fence, 1, rows, 0, RowRole::Given);
+        measure(&mut executor, &format!("prefill, {rows} rows"), &step)?;
+    }
+    Ok(())
+}

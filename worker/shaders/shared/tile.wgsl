@@ -1,0 +1,123 @@
+// The work of a workgroup of a matrix kernel: up to ROWS rows of activations times LANES_N rows of a weight.
+//
+// Lanes: LANES_N neighbours in n, LANES_K of them share one n and take every LANES_K-th chunk of 16 columns. A row's
+// sum is: 16 columns as four interleaved chains of fma, added in pairs; chunks in order; lanes as a binary tree. It
+// depends on the number of columns alone: rows beside it, and how many there are, change nothing (DET-1).
+//
+// Plain rows: workgroup x = tile of ROWS rows. Grouped rows (routed experts): the plan holds where each local expert's
+// pairs start, then the pairs by expert. Tiles are cut at multiples of ROWS and where an expert starts: workgroup x
+// below `multiples` starts at that multiple, the others at the start of one expert of the part.
+// Needs of the including shader: x, plan, ids. Twin: src/reference/linear.rs
+override ROWS: u32 = 4;
+override LANES_K: u32 = 1;
+override LANES_N: u32 = 32;
+override GROUPED: bool = false;
+
+struct Params {
+    rows: u32,
+    // Columns / 16.
+    chunks: u32,
+    // Input: 4-word units from row to row, from group to group (heads; workgroup z), and to the first group.
+    in_stride: u32,
+    in_group: u32,
+    in_first: u32,
+    // Weight rows, and outputs, from group to group.
+    weight_group: u32,
+    out_group: u32,
+    out_stride: u32,
+    out_first: u32,
+    // Outputs per group in this dispatch, and the row of the whole matrix that the first of them is.
+    count: u32,
+    first: u32,
+    // 16-byte units to the first weight row, words to the scale table; of both matrices where there are two.
+    weight: u32,
+    scale: u32,
+    weight2: u32,
+    scale2: u32,
+    // 1: add to the output.
+    add: u32,
+    // Grouped: 16-byte units from expert to expert; the bank's first expert; the part's experts; the bank's size.
+    record: u32,
+    bank_first: u32,
+    part_first: u32,
+    part_end: u32,
+    experts: u32,
+    multiples: u32,
+    // Input row of a pair: pair / pairs_per_row.
+    pairs_per_row: u32,
+}
+var<immediate> p: Params;
+
+struct Tile {
+    count: u32,
+    expert: u32,
+    // Input rows and output rows. Those beyond `count` repeat the last.
+    inputs: vec4<u32>,
+    outputs: vec4<u32>,
+}
+
+fn plain_tile(index: u32) -> Tile {
+    let first = index * ROWS;
+    let rows = min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.rows - 1u));
+    return Tile(min(p.rows - first, ROWS), 0u, rows, rows);
+}
+
+fn grouped_tile(index: u32) -> Tile {
+    var first = index * ROWS;
+    var local = p.part_first - p.bank_first;
+    let pairs = p.experts + 1u;
+    if (index < p.multiples) {
+        let is_there = first < plan[p.experts];
+        local = select(p.experts, ids[plan[pairs + select(0u, first, is_there)]] - p.bank_first, is_there);
+    } else {
+        local += index - p.multiples;
+        first = plan[local];
+        // Covered by the tile at this multiple.
+        local = select(local, p.experts, first % ROWS == 0u);
+    }
+    let expert = local + p.bank_first;
+    if (local >= p.experts || expert < p.part_first || expert >= p.part_end) {
+        return Tile(0u, 0u, vec4<u32>(0u), vec4<u32>(0u));
+    }
+    let end = min((first / ROWS + 1u) * ROWS, plan[local + 1u]);
+    if (first >= end) {
+        return Tile(0u, 0u, vec4<u32>(0u), vec4<u32>(0u));
+    }
+    let slots = min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(end - 1u)) + vec4<u32>(pairs);
+    let rows = vec4<u32>(plan[slots.x], plan[slots.y], plan[slots.z], plan[slots.w]);
+    return Tile(end - first, expert - p.part_first, rows / vec4<u32>(p.pairs_per_row), rows);
+}
+
+fn dot16(w: Weights, at: u32) -> f32 {
+    var sum = w.a * x[at];
+    sum = fma(w.b, x[at + 1u], sum);
+    sum = fma(w.c, x[at + 2u], sum);
+    sum = fma(w.d, x[at + 3u], sum);
+    return (sum.x + sum.y) + (sum.z + sum.w);
+}
+
+fn dot16_rows(w: Weights, at: vec4<u32>) -> vec4<f32> {
+    if (ROWS == 1u) {
+        return vec4<f32>(dot16(w, at.x), 0.0, 0.0, 0.0);
+    }
+    return vec4<f32>(dot16(w, at.x), dot16(w, at.y), dot16(w, at.z), dot16(w, at.w));
+}
+
+var<workgroup> lane_partials: array<vec4<f32>, LANES_K * LANES_N>;
+
+// Adds what the lanes of one n hold; the result is right in the first of them.
+fn add_lanes(lane: u32, value: vec4<f32>) -> vec4<f32> {
+    if (LANES_K == 1u) {
+        return value;
+    }
+    lane_partials[lane] = value;
+    for (var step = LANES_K / 2u; step > 0u; step /= 2u) {
+        workgroupBarrier();
+        if (lane % LANES_K < step) {
+            lane_partials[lane] += lane_partials[lane + step];
+        }
+    }
+    let sum = lane_partials[lane];
+    workgroupBarrier();
+    return sum;
+}

@@ -1,0 +1,321 @@
+//! [`Backend`] over the parts: allocation, writes, submits, reads, and the recording of dispatches.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::bindings::Bindings;
+use super::commands::{self, Command, Copy, Dispatch, IMMEDIATE_WORDS};
+use super::device::OpenDevice;
+use super::faults::Faults;
+use super::memory::{Account, GpuBuffer, check_copy};
+use super::pipelines::{Kernel, Pipelines, Tuning};
+use super::readback::{ReadFault, Readback};
+use super::staging::Staging;
+use super::{ops, staging};
+use crate::ops::{
+    Attention, Backend, Combine, DeviceInfo, Embed, Experts, GateUp, LatentWrite, Linear, OpError, Queries,
+    ReadRange, RmsNorm, Route, Sample, Values,
+};
+
+/// Most workgroups in one dimension: what every Vulkan device has.
+pub(super) const MAX_WORKGROUPS: u32 = 65_535;
+/// Longest wait for staging memory that the device is still copying from.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most commands before they are submitted of themselves: the device works while the host records.
+const MAX_RECORDED: usize = 512;
+
+/// A device on which ops run.
+#[derive(Debug)]
+pub struct GpuBackend {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    info: DeviceInfo,
+    faults: Faults,
+    max_binding_bytes: u64,
+    pipelines: Pipelines,
+    tuning: Tuning,
+    account: Account,
+    bindings: Bindings,
+    recorded: Vec<Command>,
+    staging: Staging,
+    /// Submissions that copy from staging memory, oldest first.
+    copying: VecDeque<wgpu::SubmissionIndex>,
+    readback: Readback,
+}
+
+impl GpuBackend {
+    /// Compiles the pipelines of an open device.
+    pub(super) fn new(open: OpenDevice) -> Result<Self, OpError> {
+        let tuning = Tuning::new(open.info.is_cpu);
+        let pipelines = Pipelines::compile(&open.device, &tuning);
+        open.faults.check(&open.info.name)?;
+        Ok(Self {
+            device: open.device,
+            queue: open.queue,
+            info: open.info,
+            faults: open.faults,
+            max_binding_bytes: open.max_binding_bytes,
+            pipelines,
+            tuning,
+            account: Account::default(),
+            bindings: Bindings::default(),
+            recorded: Vec::new(),
+            staging: Staging::new(),
+            copying: VecDeque::new(),
+            readback: Readback::default(),
+        })
+    }
+
+    /// Ends the device as if the driver had lost it: what a test of recovery calls.
+    pub fn lose(&mut self) {
+        self.device.destroy();
+        self.faults.lose("ended on purpose".to_owned());
+    }
+
+    pub(super) fn tuning(&self) -> &Tuning {
+        &self.tuning
+    }
+
+    /// Records a dispatch that binds the buffers whole, in the order of the kernel's bindings.
+    pub(super) fn dispatch<P: bytemuck::Pod>(
+        &mut self,
+        kernel: Kernel,
+        buffers: &[&GpuBuffer],
+        params: &P,
+        workgroups: [u32; 3],
+    ) -> Result<(), OpError> {
+        if workgroups.contains(&0) {
+            return Ok(());
+        }
+        if let Some(count) = workgroups.iter().find(|&&count| count > MAX_WORKGROUPS) {
+            let detail =
+                format!("{kernel:?} would take {count} workgroups, at most {MAX_WORKGROUPS} are possible");
+            return Err(OpError::shape("dispatch", detail));
+        }
+        self.faults.check_lost(&self.info.name)?;
+        let layout = &self.pipelines.get(kernel).bindings;
+        let bindings = self.bindings.get(&self.device, layout, kernel, buffers);
+        let mut immediates = [0; IMMEDIATE_WORDS];
+        let words: &[u32] = bytemuck::cast_slice(bytemuck::bytes_of(params));
+        for (target, word) in immediates.iter_mut().zip(words) {
+            *target = *word;
+        }
+        self.recorded.push(Command::Dispatch(Dispatch {
+            kernel,
+            bindings,
+            immediates,
+            workgroups,
+        }));
+        if self.recorded.len() >= MAX_RECORDED {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Submits what was recorded.
+    fn flush(&mut self) -> Result<(), OpError> {
+        self.faults.check_lost(&self.info.name)?;
+        self.bindings.forget(&self.account.take_dropped());
+        if !self.recorded.is_empty() {
+            let commands = commands::encode(&self.device, &self.pipelines, &self.recorded);
+            let staged = self.staging.unmap();
+            let index = self.queue.submit([commands]);
+            self.recorded.clear();
+            if !staged.is_empty() {
+                self.staging.recycle(staged);
+                self.copying.push_back(index);
+            }
+        }
+        self.faults.check(&self.info.name)
+    }
+
+    /// Waits for the oldest copies from staging memory.
+    fn wait_for_staging(&mut self) -> Result<(), OpError> {
+        self.flush()?;
+        let waited = self.device.poll(wgpu::PollType::Wait {
+            submission_index: self.copying.pop_front(),
+            timeout: Some(WRITE_TIMEOUT),
+        });
+        match waited {
+            Ok(_) => self.faults.check(&self.info.name),
+            Err(error) => Err(self.fault(
+                match error {
+                    wgpu::PollError::Timeout => ReadFault::Timeout,
+                    other @ wgpu::PollError::WrongSubmissionIndex(..) => ReadFault::Failed(other.to_string()),
+                },
+                WRITE_TIMEOUT,
+            )),
+        }
+    }
+
+    /// What a failed wait or read means: a lost device explains the rest.
+    fn fault(&self, fault: ReadFault, waited: Duration) -> OpError {
+        let device = self.info.name.clone();
+        if let Err(error) = self.faults.check(&device) {
+            return error;
+        }
+        match fault {
+            ReadFault::Timeout => OpError::Timeout { device, waited },
+            ReadFault::Failed(reason) => OpError::Refused { device, reason },
+        }
+    }
+
+    fn out_of_memory(&self, label: &str, bytes: u64) -> OpError {
+        OpError::OutOfMemory {
+            label: label.to_owned(),
+            bytes,
+            held: self.account.held_bytes(),
+        }
+    }
+}
+
+impl Backend for GpuBackend {
+    type Buffer = GpuBuffer;
+
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn max_binding_bytes(&self) -> u64 {
+        self.max_binding_bytes
+    }
+
+    fn held_bytes(&self) -> u64 {
+        self.account.held_bytes()
+    }
+
+    fn alloc(&mut self, label: &str, bytes: u64) -> Result<GpuBuffer, OpError> {
+        self.faults.check(&self.info.name)?;
+        let rounded = bytes.max(16).checked_next_multiple_of(16);
+        let rounded = rounded.ok_or_else(|| self.out_of_memory(label, bytes))?;
+        if rounded > self.max_binding_bytes {
+            return Err(OpError::BindingLimit {
+                label: label.to_owned(),
+                bytes,
+                limit: self.max_binding_bytes,
+            });
+        }
+        let total = self.account.held_bytes().checked_add(rounded);
+        if total.is_none_or(|total| total > self.info.memory_bytes) {
+            return Err(self.out_of_memory(label, bytes));
+        }
+        let dropped = self.account.take_dropped();
+        if !dropped.is_empty() {
+            self.bindings.forget(&dropped);
+            // Frees what the device is done with.
+            let _ = self.device.poll(wgpu::PollType::Poll);
+        }
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: rounded,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        self.faults.check_lost(&self.info.name)?;
+        match self.faults.take_refusal() {
+            None => Ok(self.account.add(buffer)),
+            Some(refusal) if refusal.out_of_memory => Err(self.out_of_memory(label, bytes)),
+            Some(refusal) => Err(OpError::Refused {
+                device: self.info.name.clone(),
+                reason: refusal.reason,
+            }),
+        }
+    }
+
+    fn write(&mut self, buffer: &GpuBuffer, offset: u64, bytes: &[u8]) -> Result<(), OpError> {
+        check_copy(buffer, offset, bytes.len() as u64)?;
+        self.faults.check_lost(&self.info.name)?;
+        let (mut rest, mut to_offset) = (bytes, offset);
+        while !rest.is_empty() {
+            let staged = self.staging.put(&self.device, rest);
+            let staged = staged.map_err(|reason| self.fault(ReadFault::Failed(reason), WRITE_TIMEOUT))?;
+            let Some(staged) = staged else {
+                self.wait_for_staging()?;
+                continue;
+            };
+            let length = usize::try_from(staged.bytes).unwrap_or(usize::MAX);
+            self.recorded.push(Command::Copy(Copy {
+                from: staged.buffer,
+                from_offset: staged.offset,
+                to: buffer.raw().clone(),
+                to_offset,
+                bytes: staged.bytes,
+            }));
+            rest = &rest[length..];
+            to_offset += staged.bytes;
+            // A chunk that is full may as well be on its way.
+            if !rest.is_empty() || staged.offset + staged.bytes == staging::CHUNK_BYTES {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self) -> Result<(), OpError> {
+        self.flush()
+    }
+
+    fn read(&mut self, ranges: &[ReadRange<GpuBuffer>], deadline: Instant) -> Result<Vec<Vec<u8>>, OpError> {
+        for range in ranges {
+            check_copy(&range.buffer, range.offset, range.bytes)?;
+        }
+        self.faults.check_lost(&self.info.name)?;
+        let started = Instant::now();
+        let (buffer, copies) = self.readback.record(&self.device, ranges);
+        self.recorded.extend(copies);
+        self.flush()?;
+        let read = self.readback.finish(&self.device, buffer, ranges, deadline);
+        let read = read.map_err(|fault| self.fault(fault, started.elapsed()))?;
+        self.copying.clear();
+        self.faults.check(&self.info.name)?;
+        Ok(read)
+    }
+
+    fn embed(&mut self, op: &Embed<'_, GpuBuffer>) -> Result<(), OpError> {
+        ops::elementwise::embed(self, op)
+    }
+
+    fn rms_norm(&mut self, op: &RmsNorm<'_, GpuBuffer>) -> Result<(), OpError> {
+        ops::norm::rms_norm(self, op)
+    }
+
+    fn linear(&mut self, op: &Linear<'_, GpuBuffer>) -> Result<(), OpError> {
+        ops::matmul::linear(self, op)
+    }
+
+    fn gate_up(&mut self, op: &GateUp<'_, GpuBuffer>) -> Result<(), OpError> {
+        ops::matmul::gate_up(self, op)
+    }
+
+    fn latent_write(&mut self, op: &LatentWrite<'_, GpuBuffer>) -> Result<(), OpError> {
+        ops::norm::latent_write(self, op)
+    }
+
+    fn queries(&mut self, op: &Queries<'_, GpuBuffer>) -> Result<(), OpError> {
+        ops::queries::record(self, op)
+    }
+
+    fn attention(&mut self, op: &Attention<'_, GpuBuffer>) -> Result<(), OpError> {
+        ops::attention::record(self, op)
+    }
+
+    fn values(&mut self, op: &Values<'_, GpuBuffer>) -> Result<(), OpError> {
+        ops::matmul::values(self, op)
+    }
+
+    fn route(&mut self, op: &Route<'_, GpuBuffer>) -> Result<(), OpError> {
+        ops::route::record(self, op)
+    }
+
+    fn experts(&mut self, op: &Experts<'_, GpuBuffer>) -> Result<(), OpError> {
+        ops::experts::record(self, op)
+    }
+
+    fn combine(&mut self, op: &Combine<'_, GpuBuffer>) -> Result<(), OpError> {
+        ops::elementwise::combine(self, op)
+    }
+
+    fn sample(&mut self, op: &Sample<'_, GpuBuffer>) -> Result<(), OpError> {
+        ops::sample::record(self, op)
+    }
+}

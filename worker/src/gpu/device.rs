@@ -1,0 +1,86 @@
+//! Opens a logical device on an adapter: features, limits, what it is called and how much memory it may use.
+
+use wgpu::{
+    Adapter, DeviceDescriptor, DeviceType, ExperimentalFeatures, Features, Limits, MemoryHints, Trace,
+};
+
+use super::faults::Faults;
+use super::{KERNEL_SET, adapter};
+use crate::config::DeviceConfig;
+use crate::ops::{DeviceInfo, OpError};
+
+/// Bytes of immediates that the shaders use at most: what Vulkan guarantees.
+pub(super) const IMMEDIATE_BYTES: u32 = 128;
+
+/// An open device.
+#[derive(Debug)]
+pub(super) struct OpenDevice {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) info: DeviceInfo,
+    pub(super) faults: Faults,
+    /// Largest buffer that can be bound whole.
+    pub(super) max_binding_bytes: u64,
+}
+
+/// Opens the adapter that the configuration names, or the best one.
+pub(super) fn open(config: &DeviceConfig) -> Result<OpenDevice, OpError> {
+    let adapter = adapter::choose(config.adapter.as_deref())?;
+    let memory = config
+        .memory_bytes
+        .unwrap_or_else(|| adapter::memory_bytes(&adapter));
+    let info = describe(&adapter, memory);
+    let refused = |reason: String| OpError::Refused {
+        device: info.name.clone(),
+        reason,
+    };
+    if !adapter.features().contains(Features::IMMEDIATES) {
+        return Err(refused("it has no immediates (push constants)".to_owned()));
+    }
+    let limits = limits(&adapter.limits());
+    let descriptor = DeviceDescriptor {
+        label: Some("tramontane"),
+        required_features: Features::IMMEDIATES,
+        required_limits: limits.clone(),
+        experimental_features: ExperimentalFeatures::disabled(),
+        memory_hints: MemoryHints::Performance,
+        trace: Trace::Off,
+    };
+    let opened = pollster::block_on(adapter.request_device(&descriptor));
+    let (device, queue) = opened.map_err(|error| refused(error.to_string()))?;
+    let faults = Faults::watch(&device);
+    let max_binding_bytes = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+    Ok(OpenDevice {
+        device,
+        queue,
+        info,
+        faults,
+        // Buffers are rounded up to multiples of 16.
+        max_binding_bytes: max_binding_bytes / 16 * 16,
+    })
+}
+
+/// All that the adapter offers of what large buffers and the kernels' workgroups need.
+fn limits(offered: &Limits) -> Limits {
+    let defaults = Limits::default();
+    Limits {
+        max_buffer_size: offered.max_buffer_size,
+        max_storage_buffer_binding_size: offered.max_storage_buffer_binding_size,
+        max_storage_buffers_per_shader_stage: offered.max_storage_buffers_per_shader_stage,
+        max_compute_workgroup_storage_size: offered.max_compute_workgroup_storage_size,
+        max_immediate_size: IMMEDIATE_BYTES,
+        ..defaults
+    }
+}
+
+fn describe(adapter: &Adapter, memory_bytes: u64) -> DeviceInfo {
+    let info = adapter.get_info();
+    let driver = format!("{} {}", info.driver, info.driver_info);
+    DeviceInfo {
+        kind: format!("{}, {driver}, kernels {KERNEL_SET}", info.name),
+        is_cpu: info.device_type == DeviceType::Cpu,
+        name: info.name,
+        driver,
+        memory_bytes,
+    }
+}

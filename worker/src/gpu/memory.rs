@@ -1,0 +1,91 @@
+//! Device buffers and the account of the bytes they hold.
+//!
+//! Bind groups keep buffers alive: an account of the buffers that were dropped tells the cache which to forget.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::ops::{DeviceBuffer, OpError};
+
+/// A buffer on the device.
+#[derive(Clone, Debug)]
+pub struct GpuBuffer {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    id: u64,
+    buffer: wgpu::Buffer,
+    account: Account,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.account.held.fetch_sub(self.buffer.size(), Ordering::Relaxed);
+        self.account.dropped().push(self.id);
+    }
+}
+
+impl DeviceBuffer for GpuBuffer {
+    fn bytes(&self) -> u64 {
+        self.inner.buffer.size()
+    }
+}
+
+impl GpuBuffer {
+    /// Unique among the buffers of its device.
+    pub(super) fn id(&self) -> u64 {
+        self.inner.id
+    }
+
+    pub(super) fn raw(&self) -> &wgpu::Buffer {
+        &self.inner.buffer
+    }
+}
+
+/// Bytes held by live buffers, and which buffers were dropped of late.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Account {
+    held: Arc<AtomicU64>,
+    dropped: Arc<Mutex<Vec<u64>>>,
+    next: u64,
+}
+
+impl Account {
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Books a buffer.
+    pub(super) fn add(&mut self, buffer: wgpu::Buffer) -> GpuBuffer {
+        self.held.fetch_add(buffer.size(), Ordering::Relaxed);
+        self.next += 1;
+        GpuBuffer {
+            inner: Arc::new(Inner {
+                id: self.next,
+                buffer,
+                account: self.clone(),
+            }),
+        }
+    }
+
+    /// Ids of the buffers that were dropped since the last call.
+    pub(super) fn take_dropped(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.dropped())
+    }
+
+    fn dropped(&self) -> std::sync::MutexGuard<'_, Vec<u64>> {
+        self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Refuses a copy that leaves its buffer or is not aligned to words.
+pub(super) fn check_copy(buffer: &GpuBuffer, offset: u64, bytes: u64) -> Result<(), OpError> {
+    let size = buffer.bytes();
+    let is_inside = offset.checked_add(bytes).is_some_and(|end| end <= size);
+    if is_inside && offset.is_multiple_of(4) && bytes.is_multiple_of(4) {
+        return Ok(());
+    }
+    Err(OpError::Range { offset, bytes, size })
+}

@@ -1,0 +1,43 @@
+//! [`crate::ops::Backend`] on wgpu, over Vulkan: the device of real workers, and of tests on Mesa's lavapipe.
+//!
+//! An op becomes dispatches of a few pipelines, all compiled when the device is opened. What is recorded is plain data
+//! until it is submitted: writes are copies from mapped staging memory, in order with the dispatches. Shapes travel in
+//! immediates and offsets with them: buffers are bound whole, so that the adapter's offset alignment does not matter.
+//!
+//! No readback but [`crate::ops::Backend::read`]. No bounds checks in the shaders: every op checks its operands before
+//! it is recorded, and values read on the device (tokens, slots, blocks, experts) are clamped or skipped there.
+
+mod adapter;
+mod backend;
+mod bindings;
+mod commands;
+mod device;
+mod faults;
+mod memory;
+mod ops;
+mod pipelines;
+mod readback;
+mod staging;
+
+pub use backend::GpuBackend;
+pub use memory::GpuBuffer;
+
+use crate::config::DeviceConfig;
+use crate::executor::{DeviceError, DeviceHandle, DeviceOptions};
+use crate::ops::OpError;
+
+/// Version of the shaders, part of the device kind: raised whenever a change may change a bit of a result (DET-1).
+pub const KERNEL_SET: u32 = 1;
+
+/// Opens the adapter that the configuration names, or the best one, and compiles all pipelines.
+///
+/// Fails when no adapter matches, with the names of those there are, and when there is none at all.
+pub fn open(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
+    GpuBackend::new(device::open(config)?)
+}
+
+/// Starts a device thread on the adapter; opens it again after a failure. A [`crate::process::OpenDevice`].
+pub fn spawn(device: &DeviceConfig, options: DeviceOptions) -> Result<DeviceHandle, DeviceError> {
+    let config = device.clone();
+    DeviceHandle::spawn(options, move || open(&config))
+}

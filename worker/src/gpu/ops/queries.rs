@@ -1,0 +1,57 @@
+//! Rotation and absorption of queries: one dispatch per part of `wkv_b`, which holds whole heads.
+
+use super::units;
+use crate::gpu::backend::GpuBackend;
+use crate::gpu::memory::GpuBuffer;
+use crate::gpu::pipelines::{Kernel, TILE_ROWS, Variant};
+use crate::ops::{OpError, Queries};
+
+/// Immediates of `queries.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(in crate::gpu) struct Params {
+    rows: u32,
+    heads: u32,
+    nope: u32,
+    rope: u32,
+    latent: u32,
+    first_head: u32,
+    head_rows: u32,
+    weight: u32,
+    scale: u32,
+}
+
+pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Queries<'_, GpuBuffer>) -> Result<(), OpError> {
+    op.check()?;
+    let (rows, dims) = (op.rows.total(), &op.dims);
+    let several = rows > 1;
+    let tiles = if several { rows.div_ceil(TILE_ROWS) } else { rows };
+    let columns = dims.absorbed() / 4;
+    for part in op.wkv_b.parts() {
+        let (scales, scale) = match op.wkv_b.scales() {
+            Some(scales) => (&scales.buffer, units(scales.offset, 4)),
+            None => (&part.buffer, 0),
+        };
+        let params = Params {
+            rows,
+            heads: dims.heads,
+            nope: dims.nope / 4,
+            rope: dims.rope / 4,
+            latent: dims.latent / 4,
+            first_head: part.rows.start / dims.head_rows(),
+            head_rows: dims.head_rows(),
+            weight: units(part.offset, 4),
+            scale,
+        };
+        let kernel = Kernel::Queries(Variant {
+            format: op.wkv_b.format(),
+            grouped: false,
+            several,
+        });
+        let heads = (part.rows.end - part.rows.start) / dims.head_rows();
+        let groups = [columns.div_ceil(backend.tuning().lanes_head), heads, tiles];
+        let buffers = [op.input, &part.buffer, scales, op.rotary, op.meta, op.output];
+        backend.dispatch(kernel, &buffers, &params, groups)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,339 @@
+//! The kernels and their pipelines, all compiled when a device is opened.
+//!
+//! One source per op; variants by weight format, by whether rows are grouped by expert, and by rows per tile. Tile sizes
+//! depend on whether the device is an emulated GPU: there a workgroup is a few vectors of neighbouring outputs, on a GPU
+//! lanes also share a sum. They are part of the device kind, as all that the shaders do.
+
+use std::collections::HashMap;
+use std::mem::size_of;
+
+use super::ops::{attention, elementwise, experts, matmul, norm, queries, route, sample};
+use crate::ops::WeightFormat;
+
+/// Most buffers that a kernel binds.
+pub(super) const MAX_BINDINGS: usize = 8;
+/// Rows of activations that a tile of several rows holds.
+pub(super) const TILE_ROWS: u32 = 4;
+
+/// A variant of a matrix kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Variant {
+    pub(super) format: WeightFormat,
+    /// Rows are pairs (row, choice), grouped by expert.
+    pub(super) grouped: bool,
+    /// Tiles hold [`TILE_ROWS`] rows; else one.
+    pub(super) several: bool,
+}
+
+/// A shader in one of its variants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kernel {
+    Attention,
+    Combine,
+    Embed,
+    GateUp(Variant),
+    GroupExperts,
+    LatentWrite,
+    Linear(Variant),
+    /// Never grouped.
+    Queries(Variant),
+    RmsNorm,
+    Route,
+    Sample,
+}
+
+/// Sizes that depend on the class of the device.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tuning {
+    /// Lanes that share a sum over columns.
+    pub(super) lanes_k: u32,
+    /// Outputs of a workgroup of a matrix kernel.
+    pub(super) lanes_n: u32,
+    /// Lanes of the kernels that take one element each.
+    pub(super) lanes_each: u32,
+    /// Lanes of a workgroup that reduces a row.
+    pub(super) lanes_row: u32,
+    /// Lanes of the query kernel, and tokens of a tile of attention.
+    pub(super) lanes_head: u32,
+    /// Lanes of the router.
+    pub(super) lanes_route: u32,
+    /// Lanes of the kernels with one workgroup for very many elements.
+    pub(super) lanes_wide: u32,
+}
+
+impl Tuning {
+    /// For an emulated GPU, whose vectors are 8 lanes wide and whose barriers are dear.
+    const CPU: Self = Self {
+        lanes_k: 1,
+        lanes_n: 32,
+        lanes_each: 32,
+        lanes_row: 8,
+        lanes_head: 32,
+        lanes_route: 8,
+        lanes_wide: 16,
+    };
+    const GPU: Self = Self {
+        lanes_k: 32,
+        lanes_n: 4,
+        lanes_each: 64,
+        lanes_row: 256,
+        lanes_head: 64,
+        lanes_route: 32,
+        lanes_wide: 256,
+    };
+
+    pub(super) fn new(is_cpu: bool) -> Self {
+        if is_cpu { Self::CPU } else { Self::GPU }
+    }
+}
+
+/// What all variants of a shader have in common.
+struct Shader {
+    label: &'static str,
+    /// Parts of the source, joined.
+    sources: &'static [&'static str],
+    /// Buffers read, then buffers written, in the order of their bindings.
+    reads: u32,
+    writes: u32,
+    immediate_bytes: usize,
+}
+
+macro_rules! sources {
+    ($($path:literal),+) => { &[$(include_str!(concat!("../../shaders/", $path))),+] };
+}
+
+impl Kernel {
+    fn all() -> Vec<Self> {
+        let mut kernels = vec![
+            Self::Attention,
+            Self::Combine,
+            Self::Embed,
+            Self::GroupExperts,
+            Self::LatentWrite,
+            Self::RmsNorm,
+            Self::Route,
+            Self::Sample,
+        ];
+        for format in [WeightFormat::Bf16, WeightFormat::Fp8Block] {
+            for (grouped, several) in [(false, false), (false, true), (true, false), (true, true)] {
+                let variant = Variant {
+                    format,
+                    grouped,
+                    several,
+                };
+                kernels.extend([Self::GateUp(variant), Self::Linear(variant)]);
+                if !grouped {
+                    kernels.push(Self::Queries(variant));
+                }
+            }
+        }
+        kernels
+    }
+
+    /// Which bind group layout it uses: one per shader.
+    pub(super) fn layout(self) -> usize {
+        match self {
+            Self::Attention => 0,
+            Self::Combine => 1,
+            Self::Embed => 2,
+            Self::GateUp(_) => 3,
+            Self::GroupExperts => 4,
+            Self::LatentWrite => 5,
+            Self::Linear(_) => 6,
+            Self::Queries(_) => 7,
+            Self::RmsNorm => 8,
+            Self::Route => 9,
+            Self::Sample => 10,
+        }
+    }
+
+    fn shader(self) -> Shader {
+        let new = |label, sources, reads, writes, immediate_bytes| Shader {
+            label,
+            sources,
+            reads,
+            writes,
+            immediate_bytes,
+        };
+        match self {
+            Self::Attention => {
+                let size = size_of::<attention::Params>();
+                new("attention", sources!["attention.wgsl"], 4, 1, size)
+            }
+            Self::Combine => {
+                let size = size_of::<elementwise::CombineParams>();
+                new("combine", sources!["combine.wgsl"], 3, 1, size)
+            }
+            Self::Embed => {
+                let size = size_of::<elementwise::EmbedParams>();
+                new("embed", sources!["embed.wgsl"], 2, 1, size)
+            }
+            Self::GateUp(_) => {
+                let sources = sources!["gate_up.wgsl", "shared/tile.wgsl", "shared/weights.wgsl"];
+                new("gate_up", sources, 7, 1, size_of::<matmul::Params>())
+            }
+            Self::GroupExperts => {
+                let size = size_of::<experts::GroupParams>();
+                new("group_experts", sources!["group_experts.wgsl"], 1, 1, size)
+            }
+            Self::LatentWrite => {
+                let sources = sources!["latent_write.wgsl", "shared/norm.wgsl", "shared/rotate.wgsl"];
+                new("latent_write", sources, 4, 1, size_of::<norm::LatentParams>())
+            }
+            Self::Linear(_) => {
+                let sources = sources!["linear.wgsl", "shared/tile.wgsl", "shared/weights.wgsl"];
+                new("linear", sources, 5, 1, size_of::<matmul::Params>())
+            }
+            Self::Queries(_) => {
+                let sources = sources!["queries.wgsl", "shared/rotate.wgsl", "shared/weights.wgsl"];
+                new("queries", sources, 5, 1, size_of::<queries::Params>())
+            }
+            Self::RmsNorm => {
+                let sources = sources!["rms_norm.wgsl", "shared/norm.wgsl"];
+                new("rms_norm", sources, 3, 1, size_of::<norm::Params>())
+            }
+            Self::Route => {
+                let sources = sources!["route.wgsl", "shared/reduce.wgsl"];
+                new("route", sources, 1, 2, size_of::<route::Params>())
+            }
+            Self::Sample => {
+                let sources = sources!["sample.wgsl", "shared/reduce.wgsl", "shared/philox.wgsl"];
+                new("sample", sources, 2, 1, size_of::<sample::Params>())
+            }
+        }
+    }
+
+    /// Values of the shader's overrides.
+    fn constants(self, tuning: &Tuning) -> Vec<(&'static str, f64)> {
+        let lanes = |lanes: u32| vec![("LANES", f64::from(lanes))];
+        let of_variant = |variant: Variant| {
+            let rows = if variant.several { TILE_ROWS } else { 1 };
+            let is_fp8 = variant.format == WeightFormat::Fp8Block;
+            vec![("ROWS", f64::from(rows)), ("FP8", f64::from(u8::from(is_fp8)))]
+        };
+        match self {
+            Self::Attention => lanes(tuning.lanes_head),
+            Self::Combine | Self::Embed => lanes(tuning.lanes_each),
+            Self::GateUp(variant) | Self::Linear(variant) => {
+                let mut constants = of_variant(variant);
+                constants.extend([
+                    ("GROUPED", f64::from(u8::from(variant.grouped))),
+                    ("LANES_K", f64::from(tuning.lanes_k)),
+                    ("LANES_N", f64::from(tuning.lanes_n)),
+                ]);
+                constants
+            }
+            Self::GroupExperts | Self::Sample => lanes(tuning.lanes_wide),
+            Self::LatentWrite | Self::RmsNorm => lanes(tuning.lanes_row),
+            Self::Queries(variant) => {
+                let mut constants = of_variant(variant);
+                constants.extend(lanes(tuning.lanes_head));
+                constants
+            }
+            Self::Route => lanes(tuning.lanes_route),
+        }
+    }
+}
+
+/// A compiled kernel.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    pub(super) pipeline: wgpu::ComputePipeline,
+    pub(super) bindings: wgpu::BindGroupLayout,
+    pub(super) immediate_bytes: usize,
+}
+
+/// All kernels of a device.
+#[derive(Debug)]
+pub(super) struct Pipelines {
+    compiled: HashMap<Kernel, Pipeline>,
+}
+
+/// A module and its layouts, shared by the variants of a shader.
+struct Module {
+    module: wgpu::ShaderModule,
+    bindings: wgpu::BindGroupLayout,
+    layout: wgpu::PipelineLayout,
+}
+
+impl Pipelines {
+    /// Compiles every kernel. What the driver refuses is reported to the device's error handler.
+    pub(super) fn compile(device: &wgpu::Device, tuning: &Tuning) -> Self {
+        let mut modules = HashMap::new();
+        let mut compiled = HashMap::new();
+        for kernel in Kernel::all() {
+            let shader = kernel.shader();
+            let module = modules
+                .entry(kernel.layout())
+                .or_insert_with(|| module(device, &shader));
+            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(shader.label),
+                layout: Some(&module.layout),
+                module: &module.module,
+                entry_point: Some("main"),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    constants: &kernel.constants(tuning),
+                    zero_initialize_workgroup_memory: false,
+                },
+                cache: None,
+            });
+            let pipeline = Pipeline {
+                pipeline,
+                bindings: module.bindings.clone(),
+                immediate_bytes: shader.immediate_bytes,
+            };
+            compiled.insert(kernel, pipeline);
+        }
+        Self { compiled }
+    }
+
+    /// A compiled kernel.
+    pub(super) fn get(&self, kernel: Kernel) -> &Pipeline {
+        // `compile` has made every kernel that `Kernel::all` lists, and that is every one there is.
+        &self.compiled[&kernel]
+    }
+}
+
+fn module(device: &wgpu::Device, shader: &Shader) -> Module {
+    let source = shader.sources.join("\n");
+    let descriptor = wgpu::ShaderModuleDescriptor {
+        label: Some(shader.label),
+        source: wgpu::ShaderSource::Wgsl(source.into()),
+    };
+    #[expect(
+        unsafe_code,
+        reason = "bounds and loop checks cost more than the arithmetic on emulated GPUs"
+    )]
+    // SAFETY: every op checks its operands' sizes before it is recorded, indexes read from device memory are clamped or
+    // skipped in the shaders, and every loop counts up to a bound that the checks have covered.
+    let module =
+        unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
+    let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..shader.reads + shader.writes)
+        .map(|binding| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Storage {
+                    read_only: binding < shader.reads,
+                },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        })
+        .collect();
+    let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some(shader.label),
+        entries: &entries,
+    });
+    let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(shader.label),
+        bind_group_layouts: &[Some(&bindings)],
+        immediate_size: u32::try_from(shader.immediate_bytes).unwrap_or(u32::MAX),
+    });
+    Module {
+        module,
+        bindings,
+        layout,
+    }
+}

@@ -1,0 +1,280 @@
+//! Ops with matrices: linear, gate and up, values, queries, routed experts.
+
+use tramontane_worker::ops::{
+    Backend, ExpertLayout, ExpertScratch, Experts, GateUp, Linear, MlaDims, Queries, RowMeta, Values,
+    WeightFormat,
+};
+
+use super::rig::{Case, Numbers, Rig, Weights, check, roles};
+
+const FORMATS: [WeightFormat; 2] = [WeightFormat::Bf16, WeightFormat::Fp8Block];
+const WHOLE: u32 = u32::MAX;
+
+struct LinearCase {
+    weights: Weights,
+    input: Vec<Vec<f32>>,
+    before: Vec<Vec<f32>>,
+    add: bool,
+}
+
+impl Case for LinearCase {
+    fn rows(&self) -> usize {
+        self.input.len()
+    }
+
+    fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], split: bool) -> Vec<Vec<u32>> {
+        let step = if split {
+            self.weights.rows.div_ceil(3)
+        } else {
+            WHOLE
+        };
+        let weight = rig.matrix(&self.weights, step);
+        let input = rig.picked(&self.input, order);
+        let output = rig.picked(&self.before, order);
+        let op = Linear {
+            input: &input,
+            weight: &weight,
+            output: &output,
+            add: self.add,
+            rows: roles(order.len()),
+        };
+        rig.0.linear(&op).expect("valid");
+        rig.rows(&output, order.len(), self.weights.rows as usize)
+    }
+}
+
+#[test]
+fn linear() {
+    let numbers = &mut Numbers::new(1);
+    for (format, add) in FORMATS.into_iter().zip([true, false]) {
+        for (rows, outputs, columns) in [
+            (1, 300, 144),
+            (2, 33, 16),
+            (5, 130, 272),
+            (33, 129, 128),
+            (8, 7, 1040),
+        ] {
+            let case = LinearCase {
+                weights: Weights::new(numbers, outputs, columns, format),
+                input: numbers.rows(rows, columns as usize),
+                before: numbers.rows(rows, outputs as usize),
+                add,
+            };
+            check(&format!("linear {format:?} {outputs} x {columns}"), &case, 2e-5);
+        }
+    }
+}
+
+struct GateUpCase {
+    w1: Weights,
+    w3: Weights,
+    input: Vec<Vec<f32>>,
+}
+
+impl Case for GateUpCase {
+    fn rows(&self) -> usize {
+        self.input.len()
+    }
+
+    fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], split: bool) -> Vec<Vec<u32>> {
+        let step = if split { self.w1.rows.div_ceil(3) } else { WHOLE };
+        let (w1, w3) = (rig.matrix(&self.w1, step), rig.matrix(&self.w3, step));
+        let input = rig.picked(&self.input, order);
+        let output = rig.zeros(order.len() * self.w1.rows as usize);
+        let op = GateUp {
+            input: &input,
+            w1: &w1,
+            w3: &w3,
+            output: &output,
+            rows: roles(order.len()),
+        };
+        rig.0.gate_up(&op).expect("valid");
+        rig.rows(&output, order.len(), self.w1.rows as usize)
+    }
+}
+
+#[test]
+fn gate_up() {
+    let numbers = &mut Numbers::new(2);
+    for format in FORMATS {
+        for (rows, hidden, columns) in [(1, 128, 256), (3, 200, 144), (17, 40, 48)] {
+            let case = GateUpCase {
+                w1: Weights::new(numbers, hidden, columns, format),
+                w3: Weights::new(numbers, hidden, columns, format),
+                input: numbers.rows(rows, columns as usize),
+            };
+            check(&format!("gate_up {format:?} {hidden} x {columns}"), &case, 1e-4);
+        }
+    }
+}
+
+struct HeadsCase {
+    dims: MlaDims,
+    wkv_b: Weights,
+    expanded: Vec<Vec<f32>>,
+    rotary: Vec<Vec<f32>>,
+    contexts: Vec<Vec<f32>>,
+}
+
+impl Case for HeadsCase {
+    fn rows(&self) -> usize {
+        self.expanded.len()
+    }
+
+    fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], split: bool) -> Vec<Vec<u32>> {
+        let (dims, count) = (self.dims, order.len());
+        let step = if split { 2 * dims.head_rows() } else { WHOLE };
+        let wkv_b = rig.matrix(&self.wkv_b, step);
+        let meta: Vec<RowMeta> = order
+            .iter()
+            .map(|&row| RowMeta {
+                position: 0,
+                slot: 0,
+                table: 0,
+                query_scale: 1.0 + row as f32 / 8.0,
+            })
+            .collect();
+        let meta = rig.words(&meta);
+        let (expanded, rotary) = (rig.picked(&self.expanded, order), rig.picked(&self.rotary, order));
+        let contexts = rig.picked(&self.contexts, order);
+        let absorbed = (dims.heads * dims.absorbed()) as usize;
+        let attended = (dims.heads * dims.v) as usize;
+        let (queries, values) = (rig.zeros(count * absorbed), rig.zeros(count * attended));
+        let rows = roles(count);
+        let op = Queries {
+            input: &expanded,
+            wkv_b: &wkv_b,
+            dims,
+            rotary: &rotary,
+            meta: &meta,
+            output: &queries,
+            rows,
+        };
+        rig.0.queries(&op).expect("valid");
+        let op = Values {
+            input: &contexts,
+            wkv_b: &wkv_b,
+            dims,
+            output: &values,
+            rows,
+        };
+        rig.0.values(&op).expect("valid");
+        let queries = rig.rows(&queries, count, absorbed);
+        let values = rig.rows(&values, count, attended);
+        queries
+            .into_iter()
+            .zip(values)
+            .map(|(a, b)| [a, b].concat())
+            .collect()
+    }
+}
+
+#[test]
+fn queries_and_values() {
+    let numbers = &mut Numbers::new(3);
+    for format in FORMATS {
+        for (rows, heads, nope, rope, v, latent) in [
+            (1, 8, 32, 16, 32, 64),
+            (7, 5, 48, 32, 16, 144),
+            (13, 3, 16, 16, 48, 272),
+        ] {
+            let dims = MlaDims {
+                heads,
+                nope,
+                rope,
+                v,
+                latent,
+            };
+            let case = HeadsCase {
+                dims,
+                wkv_b: Weights::new(numbers, heads * dims.head_rows(), latent, format),
+                expanded: numbers.rows(rows, (heads * (nope + rope)) as usize),
+                rotary: numbers.rows(rows, rope as usize),
+                contexts: numbers.rows(rows, (heads * latent) as usize),
+            };
+            check(&format!("heads {format:?} {dims:?}"), &case, 2e-5);
+        }
+    }
+}
+
+struct ExpertsCase {
+    layout: ExpertLayout,
+    experts: Vec<[Weights; 3]>,
+    input: Vec<Vec<f32>>,
+    ids: Vec<Vec<u32>>,
+}
+
+impl Case for ExpertsCase {
+    fn rows(&self) -> usize {
+        self.input.len()
+    }
+
+    fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], split: bool) -> Vec<Vec<u32>> {
+        let top_k = self.ids[0].len();
+        let (dim, count) = (self.layout.dim as usize, self.experts.len() as u32);
+        let pairs = order.len() * top_k;
+        let ids: Vec<u32> = order.iter().flat_map(|&row| self.ids[row].clone()).collect();
+        let ids = rig.words(&ids);
+        let input = rig.picked(&self.input, order);
+        // What is not computed must stay.
+        let output = rig.words(&vec![7.0_f32; pairs * dim]);
+        let scratch = ExpertScratch {
+            plan: rig.zeros(pairs + count as usize + 1),
+            hidden: rig.zeros(pairs * self.layout.hidden as usize),
+        };
+        // The last expert is nobody's.
+        let (ranges, step) = match split {
+            true => (vec![0..count / 2, count / 2..count - 1], 2),
+            false => (vec![0..count - 1], WHOLE),
+        };
+        for range in ranges {
+            let bank = rig.bank(self.layout, &self.experts, range, step);
+            let op = Experts {
+                input: &input,
+                ids: &ids,
+                top_k: top_k as u32,
+                bank: &bank,
+                scratch: &scratch,
+                output: &output,
+                rows: roles(order.len()),
+            };
+            rig.0.experts(&op).expect("valid");
+        }
+        rig.rows(&output, order.len(), top_k * dim)
+    }
+}
+
+#[test]
+fn experts() {
+    let numbers = &mut Numbers::new(4);
+    for format in FORMATS {
+        for (rows, dim, hidden, count, top_k) in
+            [(1, 256, 128, 16, 4), (21, 144, 48, 6, 2), (33, 32, 160, 9, 3)]
+        {
+            let expert = |numbers: &mut Numbers| {
+                [
+                    Weights::new(numbers, hidden, dim, format),
+                    Weights::new(numbers, hidden, dim, format),
+                    Weights::new(numbers, dim, hidden, format),
+                ]
+            };
+            let experts = (0..count).map(|_| expert(numbers)).collect();
+            // Neighbours from a random first one, so that experts have very different numbers of rows.
+            let ids = |numbers: &mut Numbers| {
+                let first = numbers.bits().trailing_zeros() % (count - top_k + 1);
+                (first..first + top_k).collect()
+            };
+            let case = ExpertsCase {
+                layout: ExpertLayout::new(dim, hidden, format).expect("valid"),
+                experts,
+                input: numbers.rows(rows, dim as usize),
+                ids: (0..rows).map(|_| ids(numbers)).collect(),
+            };
+            check(
+                &format!("experts {format:?} {count} of {hidden} x {dim}"),
+                &case,
+                1e-4,
+            );
+        }
+    }
+}

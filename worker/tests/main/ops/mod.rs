@@ -1,0 +1,8 @@
+//! Every op on the best Vulkan adapter against its twin, and DET-1 bit for bit: rows alone, in another order, and with
+//! split weights.
+
+mod device;
+mod matrices;
+mod rig;
+mod rows;
+mod sampler;

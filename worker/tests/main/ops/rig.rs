@@ -1,0 +1,252 @@
+//! One device for all tests of ops, test data, and the comparison that every op goes through.
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tramontane_worker::config::DeviceConfig;
+use tramontane_worker::gpu::{self, GpuBackend};
+use tramontane_worker::ops::{
+    Backend, BankPart, DeviceBuffer, ExpertBank, ExpertLayout, Matrix, MatrixPart, ReadRange, Rows, Scales,
+    Vector, WeightFormat,
+};
+use tramontane_worker::reference::CpuBackend;
+
+/// Bytes before everything that may start at an offset: a multiple of 16, and of nothing larger.
+const PADDING: u64 = 48;
+
+pub(crate) fn open(memory_bytes: u64) -> GpuBackend {
+    gpu::open(&DeviceConfig {
+        adapter: None,
+        memory_bytes: Some(memory_bytes),
+    })
+    .expect("a Vulkan adapter")
+}
+
+/// The device that the tests of ops share.
+pub(crate) fn device() -> MutexGuard<'static, GpuBackend> {
+    static DEVICE: OnceLock<Mutex<GpuBackend>> = OnceLock::new();
+    let device = DEVICE.get_or_init(|| Mutex::new(open(1 << 30)));
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn deadline() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+/// Numbers that look random and are the same in every run.
+pub(crate) struct Numbers(u64);
+
+impl Numbers {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub(crate) fn bits(&mut self) -> u32 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as u32
+    }
+
+    /// In [-1, 1).
+    pub(crate) fn float(&mut self) -> f32 {
+        self.bits() as f32 / (1u32 << 30) as f32 - 1.0
+    }
+
+    pub(crate) fn floats(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.float()).collect()
+    }
+
+    /// `rows` rows of `width` values.
+    pub(crate) fn rows(&mut self, rows: usize, width: usize) -> Vec<Vec<f32>> {
+        (0..rows).map(|_| self.floats(width)).collect()
+    }
+
+    pub(crate) fn bf16s(&mut self, count: usize) -> Vec<u8> {
+        let codes = (0..count).map(|_| (self.float().to_bits() >> 16) as u16);
+        codes.flat_map(u16::to_le_bytes).collect()
+    }
+}
+
+/// A matrix's bytes, before they are anywhere.
+pub(crate) struct Weights {
+    pub(crate) rows: u32,
+    pub(crate) cols: u32,
+    pub(crate) format: WeightFormat,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) scales: Vec<f32>,
+}
+
+impl Weights {
+    pub(crate) fn new(numbers: &mut Numbers, rows: u32, cols: u32, format: WeightFormat) -> Self {
+        let count = rows as usize * cols as usize;
+        let bytes = match format {
+            WeightFormat::Bf16 => numbers.bf16s(count),
+            // Every code but those of NaN, subnormals among them.
+            WeightFormat::Fp8Block => (0..count)
+                .map(|_| numbers.bits() as u8)
+                .map(|code| if code & 0x7f == 0x7f { code ^ 1 } else { code })
+                .collect(),
+        };
+        let scales = (0..format.scale_count(rows, cols)).map(|_| 0.002 + 0.001 * numbers.float());
+        Self {
+            rows,
+            cols,
+            format,
+            bytes,
+            scales: scales.collect(),
+        }
+    }
+}
+
+/// The first half of the rows generated, the others given.
+pub(crate) fn roles(count: usize) -> Rows {
+    let count = count as u32;
+    Rows::new(count / 2, count - count / 2)
+}
+
+/// Shorthands over a backend.
+pub(crate) struct Rig<'a, B: Backend>(pub(crate) &'a mut B);
+
+impl<B: Backend> Rig<'_, B> {
+    pub(crate) fn bytes(&mut self, bytes: &[u8], padding: u64) -> B::Buffer {
+        let buffer = self.0.alloc("test", padding + bytes.len() as u64).expect("room");
+        self.0.write(&buffer, padding, bytes).expect("fits");
+        buffer
+    }
+
+    pub(crate) fn words<T: bytemuck::Pod>(&mut self, words: &[T]) -> B::Buffer {
+        self.bytes(bytemuck::cast_slice(words), 0)
+    }
+
+    /// The rows that `order` names.
+    pub(crate) fn picked(&mut self, rows: &[Vec<f32>], order: &[usize]) -> B::Buffer {
+        let picked: Vec<f32> = order.iter().flat_map(|&row| rows[row].iter().copied()).collect();
+        self.words(&picked)
+    }
+
+    pub(crate) fn zeros(&mut self, words: usize) -> B::Buffer {
+        self.0.alloc("test", words as u64 * 4).expect("room")
+    }
+
+    pub(crate) fn vector(&mut self, bf16s: &[u8]) -> Vector<B::Buffer> {
+        let buffer = self.bytes(bf16s, PADDING);
+        Vector::new(bf16s.len() as u32 / 2, buffer, PADDING).expect("fits")
+    }
+
+    /// A matrix in parts of at most `step` rows.
+    pub(crate) fn matrix(&mut self, weights: &Weights, step: u32) -> Matrix<B::Buffer> {
+        let row_bytes = weights.format.row_bytes(weights.cols) as usize;
+        let starts = (0..weights.rows).step_by(step as usize);
+        let parts: Vec<MatrixPart<B::Buffer>> = starts
+            .map(|start| {
+                let rows = start..start.saturating_add(step).min(weights.rows);
+                let bytes = &weights.bytes[rows.start as usize * row_bytes..rows.end as usize * row_bytes];
+                MatrixPart {
+                    rows,
+                    buffer: self.bytes(bytes, PADDING),
+                    offset: PADDING,
+                }
+            })
+            .collect();
+        let scales = (!weights.scales.is_empty()).then(|| Scales {
+            buffer: self.bytes(bytemuck::cast_slice(&weights.scales), PADDING),
+            offset: PADDING,
+        });
+        Matrix::new(weights.rows, weights.cols, weights.format, parts, scales).expect("well formed")
+    }
+
+    /// Experts `range` of those whose `[w1, w3, w2]` are given, in parts of at most `step`.
+    pub(crate) fn bank(
+        &mut self,
+        layout: ExpertLayout,
+        experts: &[[Weights; 3]],
+        range: Range<u32>,
+        step: u32,
+    ) -> ExpertBank<B::Buffer> {
+        let starts = range.clone().step_by(step as usize);
+        let parts = starts.map(|start| {
+            let ids = start..start.saturating_add(step).min(range.end);
+            let mut bytes = vec![0; (layout.bytes * u64::from(ids.end - ids.start)) as usize];
+            for (record, id) in bytes.chunks_exact_mut(layout.bytes as usize).zip(ids.clone()) {
+                let offsets = [
+                    (layout.w1, layout.s1),
+                    (layout.w3, layout.s3),
+                    (layout.w2, layout.s2),
+                ];
+                for (weights, (values, scales)) in experts[id as usize].iter().zip(offsets) {
+                    record[values as usize..][..weights.bytes.len()].copy_from_slice(&weights.bytes);
+                    let table: &[u8] = bytemuck::cast_slice(&weights.scales);
+                    record[scales as usize..][..table.len()].copy_from_slice(table);
+                }
+            }
+            BankPart {
+                experts: ids,
+                buffer: self.bytes(&bytes, PADDING),
+                offset: PADDING,
+            }
+        });
+        let parts = parts.collect();
+        ExpertBank::new(layout, range, parts).expect("well formed")
+    }
+
+    pub(crate) fn read(&mut self, buffer: &B::Buffer) -> Vec<u32> {
+        let range = ReadRange {
+            buffer: buffer.clone(),
+            offset: 0,
+            bytes: buffer.bytes(),
+        };
+        let read = self.0.read(&[range], deadline()).expect("runs");
+        bytemuck::pod_collect_to_vec(&read[0])
+    }
+
+    /// The first `rows` rows of a buffer.
+    pub(crate) fn rows(&mut self, buffer: &B::Buffer, rows: usize, width: usize) -> Vec<Vec<u32>> {
+        let words = self.read(buffer);
+        words.chunks(width).take(rows).map(<[u32]>::to_vec).collect()
+    }
+}
+
+/// An op on rows of test data.
+pub(crate) trait Case {
+    /// Rows there are.
+    fn rows(&self) -> usize;
+
+    /// Runs the op on the rows that `order` names; gives the bits of each one's output. `split`: weights in parts.
+    fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], split: bool) -> Vec<Vec<u32>>;
+}
+
+/// Compares an op with its twin, and with itself on other rows (DET-1).
+pub(crate) fn check<C: Case>(name: &str, case: &C, tolerance: f32) {
+    let order: Vec<usize> = (0..case.rows()).collect();
+    let mut reference = CpuBackend::new(1 << 30, 1 << 30);
+    let expected = case.run(&mut Rig(&mut reference), &order, false);
+    let mut device = device();
+    let rig = &mut Rig(&mut *device);
+    let found = case.run(rig, &order, false);
+    for (row, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        assert_eq!(found.len(), expected.len(), "{name}: row {row}");
+        for (column, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+            let (found, expected) = (f32::from_bits(found), f32::from_bits(expected));
+            assert!(
+                (found - expected).abs() <= tolerance * (1.0 + expected.abs()),
+                "{name}: row {row} of {}, column {column}: {found}, the twin has {expected}",
+                case.rows()
+            );
+        }
+    }
+    assert_eq!(case.run(rig, &order, true), found, "{name}: in parts");
+    let reversed: Vec<usize> = order.iter().rev().copied().collect();
+    let mut again = case.run(rig, &reversed, false);
+    again.reverse();
+    assert_eq!(again, found, "{name}: {} rows in another order", case.rows());
+    for row in [0, case.rows() / 2, case.rows() - 1] {
+        assert_eq!(
+            case.run(rig, &[row], false),
+            [found[row].clone()],
+            "{name}: row {row} alone"
+        );
+    }
+}
