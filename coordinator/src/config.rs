@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tramontane_model::config::{ConfigError, Faults, read_config, read_join_token};
 use tramontane_model::ids::CoordinatorId;
+use tramontane_model::step::StepBounds;
 use tramontane_proto::net::{TlsFiles, check_address, check_listen};
 
 /// A lease must outlast this many heartbeats.
@@ -38,6 +39,8 @@ pub struct CoordinatorConfig {
     pub model_name: String,
     /// What the planner is asked for.
     pub placement: PlacementConfig,
+    /// Bounds of every replica's steps.
+    pub steps: StepBounds,
     /// When workers count as lost.
     pub leases: LeaseConfig,
     /// Bounds of the HTTP side.
@@ -148,6 +151,8 @@ struct Raw {
     #[serde(default)]
     placement: PlacementConfig,
     #[serde(default)]
+    steps: StepBounds,
+    #[serde(default)]
     leases: LeaseConfig,
     #[serde(default)]
     requests: RequestConfig,
@@ -199,6 +204,7 @@ impl Raw {
             model_dir,
             model_name,
             placement: self.placement,
+            steps: self.steps,
             leases: self.leases,
             requests: self.requests,
         })
@@ -259,6 +265,8 @@ impl Raw {
             1 << 31,
         );
         within("placement.settle_ms", placement.settle_ms, 0, 3_600_000);
+        self.steps.check("steps", faults);
+        let mut within = |key: &str, value, low, high| faults.within(key, value, low, high);
         let LeaseConfig {
             heartbeat_ms,
             lease_ms,
@@ -320,7 +328,7 @@ mod tests {
             .replace("127.0.0.1:8080", "0.0.0.0:8080")
             .replace("\"token\"", "\"nowhere\"")
             .replace("{ id = 3, address = \"127.0.0.1:7102\" },", "")
-            + "leases.lease_ms = 100\nplacement.kv_block_tokens = 0\n";
+            + "leases.lease_ms = 100\nsteps.max_rows = 1\nplacement.kv_block_tokens = 0\n";
         let message = read(&text).expect_err("refused").to_string();
         for part in [
             "id is 9",
@@ -329,6 +337,7 @@ mod tests {
             "has 2 entries",
             "leases.lease_ms is 100, it must be between 750",
             "kv_block_tokens is 0",
+            "steps.max_rows is 1",
         ] {
             assert!(message.contains(part), "{part:?} is not in {message:?}");
         }

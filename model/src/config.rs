@@ -2,6 +2,7 @@
 //!
 //! What the keys are is the business of whoever the file is for.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -31,7 +32,7 @@ pub enum ConfigError {
         problem: String,
     },
     /// Values that cannot be.
-    #[error("{}: {}", path.display(), faults.0.join("; "))]
+    #[error("{}: {}", path.display(), faults)]
     Invalid {
         /// Which file.
         path: PathBuf,
@@ -67,6 +68,12 @@ impl Faults {
     /// Whether there are none.
     pub fn none(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("; "))
     }
 }
 

@@ -11,6 +11,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{DeviceRef, Fence, Generation, ReplicaId};
+use crate::step::StepBounds;
 
 /// A non-empty range of layers, `start..end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -113,6 +114,8 @@ pub struct Replica {
     pub stages: Vec<Stage>,
     /// Its KV cache.
     pub kv: KvShape,
+    /// Bounds of its steps.
+    pub steps: StepBounds,
 }
 
 /// What about a placement breaks PL-1.
@@ -341,6 +344,7 @@ mod tests {
                 block_tokens: 16,
                 blocks: 64,
             },
+            steps: StepBounds::default(),
         }
     }
 

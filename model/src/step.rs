@@ -2,6 +2,10 @@
 //!
 //! Decided by the scheduler on the head, run unchanged by every stage. No hidden states here: they travel beside it.
 
+use serde::{Deserialize, Serialize};
+
+use crate::config::Faults;
+use crate::footprint::StepCapacity;
 use crate::ids::{Fence, SequenceId, StepId};
 use crate::sampling::{SampledToken, SamplingParams};
 
@@ -9,6 +13,61 @@ use crate::sampling::{SampledToken, SamplingParams};
 pub const MAX_STEP_ROWS: usize = 8192;
 /// Most sequences in one step.
 pub const MAX_STEP_SEQUENCES: usize = 1024;
+
+/// Most sequences that a replica's scheduler may be told to hold.
+pub const MAX_RUNNING_SEQUENCES: u32 = 1 << 16;
+/// Most sequences that a replica's scheduler may be told to let wait.
+pub const MAX_WAITING_SEQUENCES: u32 = 1 << 20;
+
+/// Bounds of a replica's steps: part of its placement, because every device's buffers follow from them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StepBounds {
+    /// Most rows in a step.
+    pub max_rows: u32,
+    /// Most prompt rows in a step: how far one long prompt may hold up running sequences. Below `max_rows`: the other
+    /// rows are for decoding.
+    pub max_prefill_rows: u32,
+    /// Most sequences that hold cache blocks at once.
+    pub max_sequences: u32,
+    /// Most sequences that wait.
+    pub max_waiting: u32,
+}
+
+impl Default for StepBounds {
+    fn default() -> Self {
+        Self {
+            max_rows: 256,
+            max_prefill_rows: 128,
+            max_sequences: 256,
+            max_waiting: 1024,
+        }
+    }
+}
+
+impl StepBounds {
+    /// Checks every bound; `key` is what the bounds are called where they were read.
+    pub fn check(&self, key: &str, faults: &mut Faults) {
+        let mut within = |name: &str, value: u32, low: u32, high: u32| {
+            faults.within(&format!("{key}.{name}"), value.into(), low.into(), high.into());
+        };
+        let most_rows = u32::try_from(MAX_STEP_ROWS).unwrap_or(u32::MAX);
+        within("max_rows", self.max_rows, 2, most_rows);
+        let most_prefill = self.max_rows.saturating_sub(1).max(1);
+        within("max_prefill_rows", self.max_prefill_rows, 1, most_prefill);
+        within("max_sequences", self.max_sequences, 1, MAX_RUNNING_SEQUENCES);
+        within("max_waiting", self.max_waiting, 1, MAX_WAITING_SEQUENCES);
+    }
+
+    /// The largest step that a device's buffers hold.
+    pub fn capacity(&self) -> StepCapacity {
+        let most = u32::try_from(MAX_STEP_SEQUENCES).unwrap_or(u32::MAX);
+        StepCapacity {
+            rows: self.max_rows,
+            sequences: self.max_sequences.min(most),
+        }
+    }
+}
 
 /// Which kernels compute a row (DET-1): prompt rows the prefill kernels, generated rows the decode kernels, also
 /// when they are computed again after a failure or a preemption.

@@ -424,6 +424,8 @@ pub struct Replica {
     pub stages: ::prost::alloc::vec::Vec<PlacedStage>,
     #[prost(message, optional, tag = "3")]
     pub kv: ::core::option::Option<KvShape>,
+    #[prost(message, optional, tag = "4")]
+    pub steps: ::core::option::Option<StepBounds>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PlacedStage {
@@ -441,6 +443,18 @@ pub struct PlacedGroup {
     /// The first computes, the rest are standbys.
     #[prost(message, repeated, tag = "2")]
     pub holders: ::prost::alloc::vec::Vec<DeviceRef>,
+}
+/// What a step of the replica holds at most; every device's buffers follow from it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepBounds {
+    #[prost(uint32, tag = "1")]
+    pub max_rows: u32,
+    #[prost(uint32, tag = "2")]
+    pub max_prefill_rows: u32,
+    #[prost(uint32, tag = "3")]
+    pub max_sequences: u32,
+    #[prost(uint32, tag = "4")]
+    pub max_waiting: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KvShape {

@@ -2,8 +2,10 @@
 //!
 //! Shapes are checked here; whether stages and groups tile the model (PL-1) is for whoever knows the model.
 
+use tramontane_model::config::Faults;
 use tramontane_model::ids::{DeviceIndex, DeviceRef, Fence};
 use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
+use tramontane_model::step::StepBounds;
 
 use crate::fields::{at_most, fence, invalid, required, worker};
 use crate::{WireError, v1 as pb};
@@ -108,6 +110,36 @@ impl From<&Stage> for pb::PlacedStage {
     }
 }
 
+impl TryFrom<pb::StepBounds> for StepBounds {
+    type Error = WireError;
+    fn try_from(wire: pb::StepBounds) -> Result<Self, WireError> {
+        let steps = Self {
+            max_rows: wire.max_rows,
+            max_prefill_rows: wire.max_prefill_rows,
+            max_sequences: wire.max_sequences,
+            max_waiting: wire.max_waiting,
+        };
+        let mut faults = Faults::default();
+        steps.check("steps", &mut faults);
+        if faults.none() {
+            Ok(steps)
+        } else {
+            Err(invalid("replica.steps", faults))
+        }
+    }
+}
+
+impl From<StepBounds> for pb::StepBounds {
+    fn from(steps: StepBounds) -> Self {
+        Self {
+            max_rows: steps.max_rows,
+            max_prefill_rows: steps.max_prefill_rows,
+            max_sequences: steps.max_sequences,
+            max_waiting: steps.max_waiting,
+        }
+    }
+}
+
 impl TryFrom<pb::Replica> for Replica {
     type Error = WireError;
     fn try_from(wire: pb::Replica) -> Result<Self, WireError> {
@@ -126,6 +158,7 @@ impl TryFrom<pb::Replica> for Replica {
                 block_tokens: kv.block_tokens,
                 blocks: kv.blocks,
             },
+            steps: required("replica.steps", wire.steps)?.try_into()?,
         })
     }
 }
@@ -139,6 +172,7 @@ impl From<&Replica> for pb::Replica {
                 block_tokens: replica.kv.block_tokens,
                 blocks: replica.kv.blocks,
             }),
+            steps: Some(replica.steps.into()),
         }
     }
 }

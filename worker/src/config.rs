@@ -5,10 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tramontane_model::config::{ConfigError, Faults, read_config, read_join_token};
-use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::WorkerId;
 use tramontane_model::members::MAX_DEVICES;
-use tramontane_model::step::{MAX_STEP_ROWS, MAX_STEP_SEQUENCES};
 use tramontane_proto::net::{TlsFiles, check_address, check_listen};
 
 /// Most coordinators named.
@@ -35,8 +33,6 @@ pub struct WorkerConfig {
     pub model_dir: PathBuf,
     /// The devices it drives; empty: the best adapter of the machine.
     pub devices: Vec<DeviceConfig>,
-    /// Bounds of a step.
-    pub steps: StepConfig,
 }
 
 /// One device.
@@ -47,43 +43,6 @@ pub struct DeviceConfig {
     pub adapter: Option<String>,
     /// Bytes that may be used; absent: what the adapter is known or estimated to have.
     pub memory_bytes: Option<u64>,
-}
-
-/// Bounds of a step, equal on every worker of a cluster: scratch memory follows from them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct StepConfig {
-    /// Most rows in a step.
-    pub max_rows: u32,
-    /// Most prompt rows in a step: how far one long prompt may hold up running sequences. Below `max_rows`: the other
-    /// rows are for decoding.
-    pub max_prefill_rows: u32,
-    /// Most sequences that hold cache blocks at once.
-    pub max_sequences: u32,
-    /// Most sequences that wait.
-    pub max_waiting: u32,
-}
-
-impl Default for StepConfig {
-    fn default() -> Self {
-        Self {
-            max_rows: 256,
-            max_prefill_rows: 128,
-            max_sequences: 256,
-            max_waiting: 1024,
-        }
-    }
-}
-
-impl StepConfig {
-    /// The largest step that a device's buffers hold.
-    pub fn capacity(&self) -> StepCapacity {
-        let most = u32::try_from(MAX_STEP_SEQUENCES).unwrap_or(u32::MAX);
-        StepCapacity {
-            rows: self.max_rows,
-            sequences: self.max_sequences.min(most),
-        }
-    }
 }
 
 #[derive(Deserialize)]
@@ -98,8 +57,6 @@ struct Raw {
     model: RawModel,
     #[serde(default)]
     devices: Vec<DeviceConfig>,
-    #[serde(default)]
-    steps: StepConfig,
 }
 
 #[derive(Deserialize)]
@@ -144,7 +101,6 @@ impl Raw {
             tls: self.tls.map(|files| files.relative_to(base)),
             model_dir: base.join(self.model.dir),
             devices: self.devices,
-            steps: self.steps,
         })
     }
 
@@ -184,16 +140,6 @@ impl Raw {
 
     fn check_numbers(&self, faults: &mut Faults) {
         let mut within = |key: &str, value, low, high| faults.within(key, value, low, high);
-        let steps = &self.steps;
-        within("steps.max_rows", steps.max_rows.into(), 2, MAX_STEP_ROWS as u64);
-        within(
-            "steps.max_prefill_rows",
-            steps.max_prefill_rows.into(),
-            1,
-            u64::from(steps.max_rows).saturating_sub(1).max(1),
-        );
-        within("steps.max_sequences", steps.max_sequences.into(), 1, 1 << 16);
-        within("steps.max_waiting", steps.max_waiting.into(), 1, 1 << 20);
         within(
             "the number of devices",
             self.devices.len() as u64,
@@ -237,7 +183,6 @@ mod tests {
         let config = read(GOOD).expect("valid");
         assert_eq!(config.name.as_str(), "w1");
         assert_eq!(config.devices.len(), 2);
-        assert_eq!(config.steps, StepConfig::default());
         assert_eq!(config.join_token, b"0123456789abcdef");
     }
 
@@ -248,7 +193,11 @@ mod tests {
             .replace("127.0.0.1:7101", "10.0.0.7:7101")
             .replace("127.0.0.1:0", "0.0.0.0:7000")
             .replace("\"token\"", "\"nowhere\"")
-            + "steps.max_rows = 0\n";
+            .replace(
+                "devices = [{ memory_bytes = 1000000 }, { adapter = \"llvmpipe\" }]",
+                "",
+            )
+            + "[[devices]]\nmemory_bytes = 0\n";
         let message = read(&text).expect_err("refused").to_string();
         for part in [
             "worker name \"W 1\"",
@@ -256,7 +205,7 @@ mod tests {
             "rpc.listen is 0.0.0.0:7000",
             "rpc.advertise is missing",
             "nowhere",
-            "steps.max_rows is 0",
+            "devices[0].memory_bytes is 0",
         ] {
             assert!(message.contains(part), "{part:?} is not in {message:?}");
         }

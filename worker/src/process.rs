@@ -98,7 +98,6 @@ pub async fn run(
         worker: config.name.clone(),
         spec: Arc::new(model.spec.clone()),
         devices: devices.clone(),
-        steps: config.steps,
         identity: identity.clone(),
         ends,
         holdings,
@@ -153,7 +152,6 @@ async fn open_devices(
     model: &Arc<ModelFiles>,
     open: Arc<impl OpenDevice + Send + Sync + 'static>,
 ) -> Result<Vec<DeviceHandle>, WorkerError> {
-    let capacity = config.steps.capacity();
     let best = [DeviceConfig::default()];
     let configured = if config.devices.is_empty() {
         &best[..]
@@ -165,7 +163,6 @@ async fn open_devices(
         let options = DeviceOptions {
             index: DeviceIndex(u32::try_from(index).unwrap_or(u32::MAX)),
             model: Arc::clone(model),
-            capacity,
             timeout: STEP_DEADLINE,
         };
         let (open, device) = (Arc::clone(&open), device.clone());

@@ -7,6 +7,8 @@
 pub mod apply;
 pub mod codec;
 pub mod command;
+pub mod controller;
 pub mod footprint;
 pub mod limits;
+pub mod planner;
 pub mod state;

@@ -11,7 +11,7 @@ use tramontane_model::members::{
 };
 use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
-use tramontane_model::step::{RowRole, SequenceChunk, StepBatch, StepResult};
+use tramontane_model::step::{RowRole, SequenceChunk, StepBatch, StepBounds, StepResult};
 use tramontane_proto::{
     Directive, Ended, ExpertResults, ExpertWork, GenerateSubmission, GenerateUpdate, Joining, LinkMessage,
     Progress, RowsChunk, WireError, WorkerUpdate, v1 as pb,
@@ -48,6 +48,12 @@ fn replica() -> Replica {
         generation: Generation(9),
         stages: vec![stage],
         kv,
+        steps: StepBounds {
+            max_rows: 64,
+            max_prefill_rows: 32,
+            max_sequences: 16,
+            max_waiting: 8,
+        },
     }
 }
 
@@ -282,6 +288,18 @@ fn what_does_not_convert_names_its_field() {
     assert_eq!(
         refused(pb::Replica { kv: None, ..good() }),
         "field replica.kv is missing"
+    );
+    assert_eq!(
+        refused(pb::Replica {
+            steps: Some(pb::StepBounds {
+                max_rows: 8193,
+                max_prefill_rows: 32,
+                max_sequences: 16,
+                max_waiting: 8,
+            }),
+            ..good()
+        }),
+        "field replica.steps is not valid: steps.max_rows is 8193, it must be between 2 and 8192"
     );
     let mut empty = good();
     empty.stages[0].layers = Some(pb::IndexRange { start: 4, end: 4 });

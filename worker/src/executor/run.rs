@@ -26,8 +26,6 @@ pub(super) const MAX_OPEN_SEQUENCES: usize = 64 * MAX_STEP_SEQUENCES;
 /// What an executor is made with.
 #[derive(Clone, Copy, Debug)]
 pub struct ExecutorOptions {
-    /// The largest step that its buffers will hold.
-    pub capacity: StepCapacity,
     /// How long the device may take over what it is waited for, and other devices over their experts.
     pub timeout: Duration,
 }
@@ -57,6 +55,7 @@ pub(super) struct HeldExperts<B> {
 #[derive(Debug)]
 pub(super) struct Placed<B> {
     pub(super) fence: Fence,
+    pub(super) capacity: StepCapacity,
     pub(super) stage: Option<OwnedStage<B>>,
     pub(super) experts: Option<HeldExperts<B>>,
 }
@@ -128,8 +127,7 @@ impl<D: Backend> Executor<D> {
     ) -> Result<(), DeviceError> {
         self.placed = None;
         self.weights.retain(&slices.weights());
-        let capacity = self.options.capacity;
-        let planned = slices.planned_bytes(&self.model.spec, &self.model.bytes, capacity);
+        let planned = slices.planned_bytes(&self.model.spec, &self.model.bytes);
         let memory = self.backend.info().memory_bytes;
         if planned > memory {
             return Err(WeightError::TooLarge { planned, memory }.into());
@@ -154,7 +152,7 @@ impl<D: Backend> Executor<D> {
     /// Allocates cache and buffers.
     fn place(&mut self, fence: Fence, slices: &DeviceSlices) -> Result<Placed<D::Buffer>, OpError> {
         let (backend, spec) = (&mut self.backend, &self.model.spec);
-        let capacity = self.options.capacity;
+        let capacity = slices.capacity;
         let stage = match &slices.stage {
             None => None,
             Some(slice) => Some(OwnedStage {
@@ -181,6 +179,7 @@ impl<D: Backend> Executor<D> {
         };
         Ok(Placed {
             fence,
+            capacity,
             stage,
             experts,
         })
@@ -203,23 +202,24 @@ impl<D: Backend> Executor<D> {
         experts: &mut dyn ExpertExchange,
         deadline: Instant,
     ) -> Result<StageOutput, DeviceError> {
+        let (capacity, stage, held) = match &mut self.placed {
+            Some(Placed {
+                fence,
+                capacity,
+                stage: Some(stage),
+                experts,
+            }) if *fence == batch.fence => (*capacity, stage, experts.as_ref()),
+            placed => return Err(fenced(batch.fence, placed.as_ref())),
+        };
         let mut device = Device {
             backend: &mut self.backend,
             model: &self.model,
             weights: &self.weights,
-            capacity: self.options.capacity,
+            capacity,
             timeout: self.options.timeout,
         };
-        let (stage, held) = match &mut self.placed {
-            Some(Placed {
-                fence,
-                stage: Some(stage),
-                experts,
-            }) if *fence == batch.fence => (stage, experts.as_ref()),
-            placed => return Err(fenced(batch.fence, placed.as_ref())),
-        };
         let spec = &self.model.spec;
-        plan::check(batch, spec, stage.slice.kv, self.options.capacity)?;
+        plan::check(batch, spec, stage.slice.kv, capacity)?;
         if stage.slice.last {
             stage.open_and_close(batch)?;
         }
@@ -246,19 +246,18 @@ impl<D: Backend> Executor<D> {
         work: &ExpertWork,
         deadline: Instant,
     ) -> Result<ExpertResults, DeviceError> {
+        let placed = match &self.placed {
+            Some(placed) if placed.fence == work.fence => placed,
+            placed => return Err(fenced(work.fence, placed.as_ref())),
+        };
         let mut device = Device {
             backend: &mut self.backend,
             model: &self.model,
             weights: &self.weights,
-            capacity: self.options.capacity,
+            capacity: placed.capacity,
             timeout: self.options.timeout,
         };
-        match &self.placed {
-            Some(placed) if placed.fence == work.fence => {
-                device.serve(placed.experts.as_ref(), work, deadline)
-            }
-            placed => Err(fenced(work.fence, placed.as_ref())),
-        }
+        device.serve(placed.experts.as_ref(), work, deadline)
     }
 }
 

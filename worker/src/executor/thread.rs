@@ -12,7 +12,6 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::{DeviceIndex, Fence};
 use tramontane_model::members::{DeviceState, MAX_REASON_BYTES};
 use tramontane_proto::ExpertResults;
@@ -33,8 +32,6 @@ pub struct DeviceOptions {
     pub index: DeviceIndex,
     /// The checkpoint that it loads from.
     pub model: Arc<ModelFiles>,
-    /// The largest step that its buffers will hold.
-    pub capacity: StepCapacity,
     /// How long the device may take over one piece of work, and another device over its experts.
     pub timeout: Duration,
 }
@@ -91,7 +88,6 @@ impl DeviceHandle {
 impl DeviceOptions {
     fn executor(&self) -> ExecutorOptions {
         ExecutorOptions {
-            capacity: self.capacity,
             timeout: self.timeout,
         }
     }

@@ -22,7 +22,6 @@ use super::expert::{Holdings, PeerExperts};
 use super::head::{Head, HeadHandle, OpenPipeline, Pipeline};
 use super::link::{GrpcLink, Link, LinkFuture, LinkLost, LocalLink};
 use super::stage::{LinkEnds, OpenLink, STEP_DEADLINE, StageRunner};
-use crate::config::StepConfig;
 use crate::executor::{Assignment, DeviceError, DeviceHandle, LocalLinks};
 use crate::scheduler::SchedulerConfig;
 use crate::weights::DeviceSlices;
@@ -90,8 +89,6 @@ pub struct Assignments {
     pub spec: Arc<ModelSpec>,
     /// Its devices, by index.
     pub devices: Vec<DeviceHandle>,
-    /// Bounds of a step.
-    pub steps: StepConfig,
     /// Who it is on the wire.
     pub identity: Identity,
     /// Its ends of links.
@@ -239,7 +236,7 @@ impl Assignments {
                 fence,
                 stage: index,
                 dim: spec.dim,
-                max_rows: self.steps.max_rows,
+                max_rows: replica.steps.max_rows,
                 device: device.clone(),
                 upstream: self.ends.open((fence, index)),
                 downstream: Box::new(downstream),
@@ -310,10 +307,10 @@ impl Assignments {
             fence,
             kv: replica.kv,
             steps_in_flight,
-            capacity: self.steps.capacity(),
-            max_prefill_rows: self.steps.max_prefill_rows as usize,
-            max_sequences: self.steps.max_sequences as usize,
-            max_waiting: self.steps.max_waiting as usize,
+            capacity: replica.steps.capacity(),
+            max_prefill_rows: replica.steps.max_prefill_rows as usize,
+            max_sequences: replica.steps.max_sequences as usize,
+            max_waiting: replica.steps.max_waiting as usize,
             max_positions: self.spec.max_context,
             vocab_size: self.spec.vocab_size,
         };

