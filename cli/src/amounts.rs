@@ -32,7 +32,9 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     };
     match number.checked_mul(factor) {
         Some(bytes) if (1..=MAX_BYTES).contains(&bytes) => Ok(bytes),
-        Some(_) | None => Err(format!("{text} is out of bounds: it must be between 1 and 1024TiB")),
+        Some(_) | None => Err(format!(
+            "{text} is out of bounds: it must be between 1 and 1024TiB"
+        )),
     }
 }
 
@@ -82,7 +84,13 @@ mod tests {
             let error = parse_bytes(bad).unwrap_err();
             assert!(error.contains("512MiB") && error.contains(bad), "{error}");
         }
-        for outside in ["0", "0GiB", "2000TiB", "99999999999999999999TiB", "18446744073709551615KiB"] {
+        for outside in [
+            "0",
+            "0GiB",
+            "2000TiB",
+            "99999999999999999999TiB",
+            "18446744073709551615KiB",
+        ] {
             assert!(parse_bytes(outside).is_err(), "{outside}");
         }
     }

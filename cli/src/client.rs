@@ -86,7 +86,9 @@ impl Client {
             Ok(Ok((status, _))) if status.is_success() => Ok(()),
             Ok(Ok((status, text))) => {
                 let reason = serde_json::from_str(&text).map(|Body { reason }| reason);
-                Err(NotReady::Waits(reason.unwrap_or_else(|_| format!("{status}: {text}"))))
+                Err(NotReady::Waits(
+                    reason.unwrap_or_else(|_| format!("{status}: {text}")),
+                ))
             }
             Ok(Err(error)) => Err(NotReady::Silent(format!("{error:#}"))),
             Err(_) => Err(NotReady::Silent(format!(
@@ -107,7 +109,8 @@ impl Client {
             id: String,
         }
         let text = self.get("/v1/models").await?;
-        let models: Models = serde_json::from_str(&text).context("the list of models is not what it should be")?;
+        let models: Models =
+            serde_json::from_str(&text).context("the list of models is not what it should be")?;
         let first = models.data.into_iter().next();
         Ok(first.context("the cluster serves no model")?.id)
     }
@@ -202,7 +205,9 @@ impl Events {
         let frame = frame.context("the stream stands still, or lasts too long")?;
         let frame = frame.context("the stream ended before its end was told")?;
         let frame = frame.context("the stream broke off")?;
-        let Ok(bytes) = frame.into_data() else { return Ok(()) };
+        let Ok(bytes) = frame.into_data() else {
+            return Ok(());
+        };
         let mut events = Vec::new();
         let parsed = self.parser.push(&bytes, &mut events);
         self.ready.extend(events);

@@ -15,8 +15,14 @@ pub(crate) const NAME: &str = "mini-large-3";
 
 /// Names and bytes; the weights last, so that a folder that has them has everything.
 const FILES: [(&str, &[u8]); 3] = [
-    ("params.json", include_bytes!("../assets/mini-large-3/params.json")),
-    ("tekken.json", include_bytes!("../assets/mini-large-3/tekken.json")),
+    (
+        "params.json",
+        include_bytes!("../assets/mini-large-3/params.json"),
+    ),
+    (
+        "tekken.json",
+        include_bytes!("../assets/mini-large-3/tekken.json"),
+    ),
     (
         "consolidated.safetensors",
         include_bytes!("../assets/mini-large-3/consolidated.safetensors"),
@@ -40,7 +46,11 @@ pub(crate) fn unpack(fallback: &Path) -> Result<PathBuf> {
 }
 
 fn cache() -> Option<PathBuf> {
-    let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let set = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
     let base = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
     Some(base.join("tramontane"))
 }
@@ -80,7 +90,8 @@ fn write_into(dir: &Path) -> Result<()> {
 }
 
 fn is_there(path: &Path, bytes: &[u8]) -> bool {
-    let same_size = std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == bytes.len() as u64);
+    let same_size =
+        std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == bytes.len() as u64);
     same_size && std::fs::read(path).is_ok_and(|found| found == bytes)
 }
 
@@ -94,7 +105,9 @@ mod tests {
         write_into(dir.path()).expect("writes");
         let params = dir.path().join("params.json");
         let tekken = dir.path().join("tekken.json");
-        let kept = std::fs::metadata(&tekken).and_then(|found| found.modified()).expect("is there");
+        let kept = std::fs::metadata(&tekken)
+            .and_then(|found| found.modified())
+            .expect("is there");
         let mut broken = FILES[0].1.to_vec();
         broken[0] ^= 1;
         std::fs::write(&params, broken).expect("writes");
@@ -102,6 +115,9 @@ mod tests {
         assert!(is_there(&params, FILES[0].1));
         let found = std::fs::metadata(&tekken).and_then(|found| found.modified());
         assert_eq!(found.expect("is there"), kept);
-        assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), FILES.len());
+        assert_eq!(
+            std::fs::read_dir(dir.path()).expect("a directory").count(),
+            FILES.len()
+        );
     }
 }

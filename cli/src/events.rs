@@ -44,7 +44,8 @@ impl Chunk {
     /// Reads a chunk; one that tells an error is one.
     pub(crate) fn read(data: &str) -> anyhow::Result<Self> {
         use anyhow::Context;
-        let chunk: Self = serde_json::from_str(data).context("a chunk of the stream is not what it should be")?;
+        let chunk: Self =
+            serde_json::from_str(data).context("a chunk of the stream is not what it should be")?;
         match chunk.error {
             Some(failure) => anyhow::bail!("{}", failure.message),
             None => Ok(chunk),
@@ -54,7 +55,9 @@ impl Chunk {
     /// The text that it adds.
     pub(crate) fn text(&self) -> &str {
         let delta = self.choices.first().and_then(|choice| choice.delta.as_ref());
-        delta.and_then(|delta| delta.content.as_deref()).unwrap_or_default()
+        delta
+            .and_then(|delta| delta.content.as_deref())
+            .unwrap_or_default()
     }
 
     /// How many tokens it adds, where log-probabilities were asked for.
@@ -73,7 +76,8 @@ mod tests {
         let chat = r#"{"id":"x","choices":[{"index":0,"delta":{"content":"Pa"},"logprobs":null,"finish_reason":null}],"usage":null}"#;
         let chunk = Chunk::read(chat).expect("a chunk");
         assert_eq!((chunk.text(), chunk.tokens()), ("Pa", 0));
-        let plain = r#"{"choices":[{"index":0,"text":"","logprobs":{"tokens":["token_id:5","token_id:6"]}}]}"#;
+        let plain =
+            r#"{"choices":[{"index":0,"text":"","logprobs":{"tokens":["token_id:5","token_id:6"]}}]}"#;
         assert_eq!(Chunk::read(plain).expect("a chunk").tokens(), 2);
         let usage = r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":7,"total_tokens":10}}"#;
         let usage = Chunk::read(usage).expect("a chunk").usage;

@@ -205,7 +205,10 @@ fn worker(
             dir: utf8(&plan.model_dir)?,
             name: None,
         },
-        devices: devices.iter().map(|&memory_bytes| Device { memory_bytes }).collect(),
+        devices: devices
+            .iter()
+            .map(|&memory_bytes| Device { memory_bytes })
+            .collect(),
     };
     Ok(WorkerFiles {
         config: write_config(dir, &name, &file)?,
@@ -275,9 +278,12 @@ mod tests {
     #[tokio::test]
     async fn nodes_read_what_is_written() {
         let dir = tempfile::tempdir().expect("a directory");
-        let layout = Layout::write(dir.path(), &plan(dir.path())).await.expect("writes");
+        let layout = Layout::write(dir.path(), &plan(dir.path()))
+            .await
+            .expect("writes");
         for (index, files) in layout.coordinators.iter().enumerate() {
-            let config = tramontane_coordinator::config::CoordinatorConfig::read(&files.config).expect("valid");
+            let config =
+                tramontane_coordinator::config::CoordinatorConfig::read(&files.config).expect("valid");
             assert_eq!(config.id.0, index as u64 + 1);
             assert_eq!(config.http_listen, files.http);
             assert_eq!(config.initial_members.len(), 3);
@@ -299,9 +305,13 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().expect("a directory");
         let token = dir.path().join(TOKEN_FILE);
-        Layout::write(dir.path(), &plan(dir.path())).await.expect("writes");
+        Layout::write(dir.path(), &plan(dir.path()))
+            .await
+            .expect("writes");
         let first = std::fs::read(&token).expect("a token");
-        Layout::write(dir.path(), &plan(dir.path())).await.expect("writes");
+        Layout::write(dir.path(), &plan(dir.path()))
+            .await
+            .expect("writes");
         assert_eq!(std::fs::read(&token).expect("a token"), first);
         assert_eq!(first.len(), 2 * TOKEN_BYTES);
         let mode = std::fs::metadata(&token).expect("a token").permissions().mode();
@@ -311,6 +321,9 @@ mod tests {
     #[test]
     fn a_folder_without_a_checkpoint_is_named() {
         let error = model_dir(Path::new("/nowhere")).expect_err("refused").to_string();
-        assert!(error.contains("/nowhere") && error.contains("params.json"), "{error}");
+        assert!(
+            error.contains("/nowhere") && error.contains("params.json"),
+            "{error}"
+        );
     }
 }

@@ -30,8 +30,9 @@ enum LogFormat {
 /// Starts logging; once per process. `default` is what is logged where the environment says nothing.
 fn start_with(format: LogFormat, default: &str) -> Result<()> {
     let directives = std::env::var(VARIABLE).unwrap_or_else(|_| default.to_owned());
-    let filter = EnvFilter::try_new(&directives)
-        .with_context(|| format!("{VARIABLE} is {directives:?}, it must be like info or tramontane_worker=debug,info"))?;
+    let filter = EnvFilter::try_new(&directives).with_context(|| {
+        format!("{VARIABLE} is {directives:?}, it must be like info or tramontane_worker=debug,info")
+    })?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

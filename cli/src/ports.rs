@@ -39,7 +39,9 @@ impl Ports {
             }
         }
         let last = FIRST + COUNT - 1;
-        Err(anyhow!("no free port was found between {FIRST} and {last} on 127.0.0.1"))
+        Err(anyhow!(
+            "no free port was found between {FIRST} and {last} on 127.0.0.1"
+        ))
     }
 }
 

@@ -142,3 +142,42 @@ async fn ended(stdin: Option<oneshot::Receiver<()>>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// A folder with an example of `deploy/` and the token that it names.
+    fn example(name: &str) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+        let config = dir.path().join(name);
+        std::fs::copy(examples.join(name), &config).expect("an example");
+        std::fs::write(dir.path().join("join-token"), "0123456789abcdef").expect("writes");
+        (dir, config)
+    }
+
+    #[test]
+    fn the_examples_are_valid() {
+        let (dir, path) = example("coordinator.toml");
+        let config = CoordinatorConfig::read(&path).expect("valid");
+        assert_eq!(config.initial_members.len(), 3);
+        assert_eq!(
+            config.tls.expect("certificates").ca,
+            dir.path().join("tls/ca.pem")
+        );
+        let (_dir, path) = example("worker.toml");
+        let config = WorkerConfig::read(&path).expect("valid");
+        assert_eq!(config.name.as_str(), "worker-1");
+        assert_eq!(config.devices.len(), 1);
+    }
+
+    #[test]
+    fn work_that_ends_ends_the_run() {
+        run(false, |_| async { Ok(()) }).expect("it ended well");
+        let error = run(false, |_| async { bail!("broken") }).expect_err("it failed");
+        assert_eq!(error.to_string(), "broken");
+    }
+}

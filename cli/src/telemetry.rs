@@ -74,7 +74,9 @@ pub(crate) async fn serve(
                 () = stop.cancelled() => return,
                 accepted = accepted => accepted,
             };
-            let Some((connection, permit)) = accepted else { return };
+            let Some((connection, permit)) = accepted else {
+                return;
+            };
             let (metrics, stop) = (metrics.clone(), stop.clone());
             tokio::spawn(async move {
                 tokio::select! {
@@ -110,9 +112,7 @@ fn answer(method: &Method, path: &str, metrics: &PrometheusHandle) -> Response<F
     }
     let mut response = Response::new(Full::from(metrics.render()));
     let format = hyper::header::HeaderValue::from_static(TEXT_FORMAT);
-    response
-        .headers_mut()
-        .insert(hyper::header::CONTENT_TYPE, format);
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, format);
     response
 }
 

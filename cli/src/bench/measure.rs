@@ -46,7 +46,10 @@ impl Level {
     }
 
     pub(super) fn first_error(&self) -> Option<&str> {
-        self.samples.iter().find_map(|sample| sample.as_ref().err()).map(String::as_str)
+        self.samples
+            .iter()
+            .find_map(|sample| sample.as_ref().err())
+            .map(String::as_str)
     }
 
     pub(super) fn tokens(&self) -> u64 {
@@ -60,7 +63,9 @@ impl Level {
     /// Milliseconds to the first token that `share` of the answers do not exceed; nothing if all failed.
     pub(super) fn first_token_ms(&self, share: f64) -> Option<f64> {
         let samples = self.samples.iter().flatten();
-        let mut times: Vec<f64> = samples.map(|sample| sample.first_token.as_secs_f64() * 1000.0).collect();
+        let mut times: Vec<f64> = samples
+            .map(|sample| sample.first_token.as_secs_f64() * 1000.0)
+            .collect();
         times.sort_by(f64::total_cmp);
         percentile(&times, share)
     }
@@ -127,7 +132,9 @@ fn prompt(number: u32, tokens: u32) -> Vec<u64> {
     // A multiplicative generator (Knuth's MMIX constants) started at the number.
     let mut state = u64::from(number) + 1;
     let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         FIRST_ID + (state >> 33) % IDS
     };
     (0..tokens).map(|_| next()).collect()
@@ -142,7 +149,11 @@ mod tests {
         assert_eq!(prompt(3, 8), prompt(3, 8));
         let starts: std::collections::BTreeSet<_> = (0..1000).map(|number| prompt(number, 4)).collect();
         assert_eq!(starts.len(), 1000);
-        assert!(prompt(1, 1000).iter().all(|id| (FIRST_ID..FIRST_ID + IDS).contains(id)));
+        assert!(
+            prompt(1, 1000)
+                .iter()
+                .all(|id| (FIRST_ID..FIRST_ID + IDS).contains(id))
+        );
     }
 
     #[test]

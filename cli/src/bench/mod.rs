@@ -75,7 +75,9 @@ async fn bench(args: &BenchArgs, client: Client) -> Result<()> {
     }
     let mut failed = 0;
     for &concurrency in &args.concurrency {
-        let requests = args.requests.unwrap_or((REQUESTS_PER_CLIENT * concurrency).max(LEAST_REQUESTS));
+        let requests = args
+            .requests
+            .unwrap_or((REQUESTS_PER_CLIENT * concurrency).max(LEAST_REQUESTS));
         let level = load.run(concurrency, requests, &mut next_prompt);
         let level = tokio::time::timeout(LEVEL_DEADLINE, level)
             .await
@@ -83,7 +85,10 @@ async fn bench(args: &BenchArgs, client: Client) -> Result<()> {
         failed += level.errors();
         report::print(&load, concurrency, &level, args.json)?;
         if let Some(error) = level.first_error() {
-            eprintln!("concurrency {concurrency}: {} of {requests} requests failed, as: {error}", level.errors());
+            eprintln!(
+                "concurrency {concurrency}: {} of {requests} requests failed, as: {error}",
+                level.errors()
+            );
         }
     }
     if failed > 0 {

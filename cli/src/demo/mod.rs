@@ -49,7 +49,10 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     if outcome.is_err()
         && let Some(temporary) = temporary
     {
-        eprintln!("logs and configuration files are kept in {}", temporary.keep().display());
+        eprintln!(
+            "logs and configuration files are kept in {}",
+            temporary.keep().display()
+        );
     }
     outcome
 }
@@ -59,7 +62,12 @@ fn plan(args: &DemoArgs) -> Result<Plan> {
     Ok(Plan {
         coordinators: args.coordinators,
         workers: args.devices()?,
-        model_dir: args.model.as_deref().map(model_dir).transpose()?.unwrap_or_default(),
+        model_dir: args
+            .model
+            .as_deref()
+            .map(model_dir)
+            .transpose()?
+            .unwrap_or_default(),
         model_name: None,
         http: args.http,
         placement: Placement {
@@ -153,7 +161,10 @@ fn print_how_to_talk(layout: &Layout, model: &str) {
         println!("  tramontane status --url {url}");
     }
     for coordinator in layout.coordinators.iter().skip(1) {
-        println!("  {} serves the same on http://{}", coordinator.name, coordinator.http);
+        println!(
+            "  {} serves the same on http://{}",
+            coordinator.name, coordinator.http
+        );
     }
     println!("  files: {}", layout.dir.display());
 }

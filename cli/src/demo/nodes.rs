@@ -61,7 +61,10 @@ impl Nodes {
         let program = std::env::current_exe().context("this program's own file cannot be found")?;
         let coordinators = layout.coordinators.iter();
         let coordinators = coordinators.map(|node| ("coordinator", &node.name, &node.config));
-        let workers = layout.workers.iter().map(|node| ("worker", &node.name, &node.config));
+        let workers = layout
+            .workers
+            .iter()
+            .map(|node| ("worker", &node.name, &node.config));
         let threads = cpu_adapter_threads(layout.workers.len());
         let all: Vec<_> = coordinators.chain(workers).collect();
         let (sender, ends) = mpsc::channel(all.len());
@@ -70,7 +73,11 @@ impl Nodes {
         for (index, (role, name, config)) in all.into_iter().enumerate() {
             let log = layout.dir.join(format!("{name}.log"));
             let mut command = Command::new(&program);
-            command.arg(role).arg("--config").arg(config).arg("--until-stdin-closes");
+            command
+                .arg(role)
+                .arg("--config")
+                .arg(config)
+                .arg("--until-stdin-closes");
             if let Some(threads) = threads {
                 command.env(CPU_ADAPTER_THREADS, threads.to_string());
             }
@@ -238,7 +245,9 @@ mod tests {
         let kill = CancellationToken::new();
         kill.cancel();
         let watched = watch(child, 0, sender, kill);
-        tokio::time::timeout(Duration::from_secs(60), watched).await.expect("it was killed");
+        tokio::time::timeout(Duration::from_secs(60), watched)
+            .await
+            .expect("it was killed");
         assert!(ends.recv().await.is_some_and(|(_, how)| how.contains('9')));
     }
 }

@@ -117,7 +117,9 @@ fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
         .parse()
         .map_err(|_| "it must be an address and a port, as 127.0.0.1:8080".to_owned())?;
     if !address.ip().is_loopback() {
-        return Err("a demo has no certificates, so it serves on loopback only, as 127.0.0.1:8080".to_owned());
+        return Err(
+            "a demo has no certificates, so it serves on loopback only, as 127.0.0.1:8080".to_owned(),
+        );
     }
     Ok(address)
 }
@@ -144,16 +146,30 @@ mod tests {
     fn the_defaults_are_the_documented_ones() {
         let args = parse(&[]).expect("valid");
         assert_eq!((args.coordinators, args.workers), (3, 4));
-        assert_eq!((args.stages, args.expert_groups, args.devices_per_worker), (2, 2, 1));
+        assert_eq!(
+            (args.stages, args.expert_groups, args.devices_per_worker),
+            (2, 2, 1)
+        );
         assert!(!args.serve && args.prompts.is_empty());
-        assert_eq!(args.devices().expect("valid"), vec![vec![Some(WORKER_MEMORY_BYTES)]; 4]);
+        assert_eq!(
+            args.devices().expect("valid"),
+            vec![vec![Some(WORKER_MEMORY_BYTES)]; 4]
+        );
     }
 
     #[test]
     fn memory_is_given_by_number() {
         let args = parse(&[
-            "--workers", "3", "--devices-per-worker", "2", "--worker-memory", "1=64MiB", "--worker-memory",
-            "3=1000", "a prompt", "another",
+            "--workers",
+            "3",
+            "--devices-per-worker",
+            "2",
+            "--worker-memory",
+            "1=64MiB",
+            "--worker-memory",
+            "3=1000",
+            "a prompt",
+            "another",
         ]);
         let args = args.expect("valid");
         assert_eq!(args.prompts, ["a prompt", "another"]);

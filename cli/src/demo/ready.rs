@@ -58,7 +58,10 @@ impl Everyone<'_> {
                 None => hopeless = None,
             }
             if Instant::now() > deadline {
-                bail!("the cluster was not ready within {} s: {said}", self.within.as_secs());
+                bail!(
+                    "the cluster was not ready within {} s: {said}",
+                    self.within.as_secs()
+                );
             }
             tokio::time::sleep(INTERVAL).await;
         }
@@ -107,7 +110,10 @@ impl Everyone<'_> {
         if joined < self.workers {
             return format!("{joined} of {} workers have joined", self.workers);
         }
-        let loading = status.replicas.iter().find_map(|replica| replica.loading.as_ref());
+        let loading = status
+            .replicas
+            .iter()
+            .find_map(|replica| replica.loading.as_ref());
         match loading {
             Some(loading) if loading.loaded_bytes < loading.total_bytes => {
                 let (loaded, total) = (bytes(loading.loaded_bytes), bytes(loading.total_bytes));
