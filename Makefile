@@ -1,24 +1,38 @@
-# The commands of this project. Each installs what it needs on Debian and Ubuntu.
+# The commands of this project. Each installs what it needs on Debian and Ubuntu; rustup (https://rustup.rs) comes first.
 
-CARGO ?= cargo
+CARGO ?= $(or $(shell command -v cargo 2>/dev/null),$(wildcard $(HOME)/.cargo/bin/cargo),cargo)
 # nextest runs tests side by side and stops what hangs; plain cargo runs the same tests without it.
 TEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo "nextest run" || echo test)
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+TRAMONTANE := $(TARGET)/release/tramontane
 
-.PHONY: build test lint proto vulkan
+.PHONY: build test lint proto vulkan cargo demo bench
 
-build:
-	$(CARGO) build --release --locked
+build: cargo
+	$(CARGO) build --release --locked -p tramontane
 
-test: vulkan
+test: vulkan cargo
 	$(CARGO) $(TEST) --release --locked --workspace
 
-lint:
+lint: cargo
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 
+# A cluster of real processes on this machine, and its answer: make demo PROMPT="What is the capital of France?"
+demo: export PROMPT := $(PROMPT)
+demo: vulkan build
+	@$(TRAMONTANE) demo $${PROMPT:+"$$PROMPT"}
+
+# One worker against two stages, in one run.
+bench: vulkan build
+	@TRAMONTANE=$(TRAMONTANE) deploy/bench-stages.sh
+
 # Writes proto/src/generated.rs anew from proto/cluster/v1/*.proto.
-proto:
+proto: cargo
 	$(CARGO) run --release --locked -p tramontane-proto-codegen
 
 vulkan:
 	@deploy/install-vulkan.sh
+
+cargo:
+	@$(CARGO) --version >/dev/null 2>&1 || { echo "cargo is missing: install rustup from https://rustup.rs" >&2; exit 1; }

@@ -1,5 +1,6 @@
 //! A small HTTP client for a cluster's own endpoint: bounded answers, a deadline on every wait.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -8,10 +9,20 @@ use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
 use tramontane_proto::net::{Identity, connect_http};
+
+use crate::sse::Parser;
 
 /// Longest wait for an answer to begin.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(600);
+/// Longest wait for the answer to a question about health, which is answered from memory.
+const HEALTH_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest stream of events, and the longest silence in one: a living stream sends comments.
+const STREAM_DEADLINE: Duration = Duration::from_secs(1800);
+const SILENCE_DEADLINE: Duration = Duration::from_secs(60);
+/// What ends OpenAI's streams.
+const DONE: &str = "[DONE]";
 /// Longest wait for the rest of an answer.
 const BODY_DEADLINE: Duration = Duration::from_secs(120);
 /// Largest whole answer, in bytes.
@@ -60,6 +71,65 @@ impl Client {
         self.whole(Method::POST, path, body).await
     }
 
+    /// Whether the cluster serves, or else why not.
+    pub(crate) async fn readiness(&self) -> Result<(), NotReady> {
+        #[derive(serde::Deserialize)]
+        struct Body {
+            reason: String,
+        }
+        let asked = async {
+            let answer = self.send(Method::GET, "/readyz", String::new()).await?;
+            let status = answer.status();
+            Ok::<_, anyhow::Error>((status, text(answer).await?))
+        };
+        match tokio::time::timeout(HEALTH_DEADLINE, asked).await {
+            Ok(Ok((status, _))) if status.is_success() => Ok(()),
+            Ok(Ok((status, text))) => {
+                let reason = serde_json::from_str(&text).map(|Body { reason }| reason);
+                Err(NotReady::Waits(
+                    reason.unwrap_or_else(|_| format!("{status}: {text}")),
+                ))
+            }
+            Ok(Err(error)) => Err(NotReady::Silent(format!("{error:#}"))),
+            Err(_) => Err(NotReady::Silent(format!(
+                "{} did not answer within {HEALTH_DEADLINE:?}",
+                self.address
+            ))),
+        }
+    }
+
+    /// The name of the model that is served.
+    pub(crate) async fn model(&self) -> Result<String> {
+        #[derive(serde::Deserialize)]
+        struct Models {
+            data: Vec<Model>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Model {
+            id: String,
+        }
+        let text = self.get("/v1/models").await?;
+        let models: Models =
+            serde_json::from_str(&text).context("the list of models is not what it should be")?;
+        let first = models.data.into_iter().next();
+        Ok(first.context("the cluster serves no model")?.id)
+    }
+
+    /// `POST` of JSON, the answer as events.
+    pub(crate) async fn stream(&self, path: &str, body: String) -> Result<Events> {
+        let answer = self.send(Method::POST, path, body).await?;
+        let status = answer.status();
+        if !status.is_success() {
+            bail!("{path}: {status}: {}", text(answer).await?);
+        }
+        Ok(Events {
+            body: answer.into_body(),
+            parser: Parser::default(),
+            ready: VecDeque::new(),
+            deadline: Instant::now() + STREAM_DEADLINE,
+        })
+    }
+
     async fn whole(&self, method: Method, path: &str, body: String) -> Result<String> {
         let answer = self.send(method, path, body).await?;
         let status = answer.status();
@@ -88,6 +158,60 @@ impl Client {
         };
         let answer = tokio::time::timeout(ANSWER_DEADLINE, exchange).await;
         answer.with_context(|| format!("{} did not answer within {ANSWER_DEADLINE:?}", self.address))?
+    }
+}
+
+/// Why a cluster does not serve.
+#[derive(Debug)]
+pub(crate) enum NotReady {
+    /// It says why.
+    Waits(String),
+    /// It does not answer.
+    Silent(String),
+}
+
+impl NotReady {
+    /// The reason, for people.
+    pub(crate) fn reason(self) -> String {
+        match self {
+            Self::Waits(reason) | Self::Silent(reason) => reason,
+        }
+    }
+}
+
+/// The events of an answer, as they come.
+pub(crate) struct Events {
+    body: Incoming,
+    parser: Parser,
+    ready: VecDeque<String>,
+    deadline: Instant,
+}
+
+impl Events {
+    /// The data of the next event; `None` after the end of a whole answer. An answer that breaks off is an error.
+    pub(crate) async fn next(&mut self) -> Result<Option<String>> {
+        loop {
+            match self.ready.pop_front() {
+                Some(data) if data == DONE => return Ok(None),
+                Some(data) => return Ok(Some(data)),
+                None => self.read().await?,
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<()> {
+        let deadline = self.deadline.min(Instant::now() + SILENCE_DEADLINE);
+        let frame = tokio::time::timeout_at(deadline, self.body.frame()).await;
+        let frame = frame.context("the stream stands still, or lasts too long")?;
+        let frame = frame.context("the stream ended before its end was told")?;
+        let frame = frame.context("the stream broke off")?;
+        let Ok(bytes) = frame.into_data() else {
+            return Ok(());
+        };
+        let mut events = Vec::new();
+        let parsed = self.parser.push(&bytes, &mut events);
+        self.ready.extend(events);
+        parsed.map_err(|_| anyhow::anyhow!("an event of the stream is too long"))
     }
 }
 

@@ -1,7 +1,21 @@
 //! `tramontane`: the command line of a cluster.
 
+mod amounts;
+mod bench;
 mod client;
+mod demo;
+mod embedded;
+mod events;
+mod layout;
+mod logging;
+mod node;
+mod ports;
+mod process;
+mod serve;
+mod sse;
 mod status;
+mod table;
+mod telemetry;
 mod view;
 
 use std::path::PathBuf;
@@ -21,6 +35,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run a coordinator until interrupted.
+    Coordinator(process::NodeArgs),
+    /// Run a worker until interrupted.
+    Worker(process::NodeArgs),
+    /// Serve a model from this machine alone, in one process.
+    Serve(serve::ServeArgs),
+    /// Start a cluster of real processes on this machine, ask it a few questions, and stop it.
+    Demo(demo::DemoArgs),
+    /// Measure tokens per second and time to first token.
+    Bench(bench::BenchArgs),
     /// Show members, leader, placement and devices of a cluster.
     Status(status::StatusArgs),
     /// Plan the model anew over all workers that have joined.
@@ -67,6 +91,11 @@ impl TlsArgs {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Coordinator(args) => process::coordinator(&args),
+        Command::Worker(args) => process::worker(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Replan(args) => status::replan(&args),
     };
@@ -76,5 +105,16 @@ fn main() -> ExitCode {
             eprintln!("tramontane: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
     }
 }

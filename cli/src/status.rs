@@ -4,7 +4,9 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::ClientArgs;
+use crate::amounts::bytes;
 use crate::client::{Client, runtime};
+use crate::table;
 use crate::view::{Replica, Status};
 
 #[derive(Args)]
@@ -34,7 +36,8 @@ pub(crate) fn replan(args: &ClientArgs) -> Result<()> {
     Ok(())
 }
 
-fn print_status(status: &Status) {
+/// Prints who is there and what lies where.
+pub(crate) fn print_status(status: &Status) {
     let leader = status
         .leader
         .map_or_else(|| "no leader".to_owned(), |id| format!("leader coordinator-{id}"));
@@ -78,7 +81,7 @@ fn print_status(status: &Status) {
             rows.push(std::mem::take(&mut first));
         }
     }
-    print_table(&rows);
+    table::print(&rows);
     println!();
     for replica in &status.replicas {
         print_placement(replica);
@@ -89,7 +92,7 @@ fn print_status(status: &Status) {
 }
 
 /// Prints where a replica's layers and experts lie.
-pub(crate) fn print_placement(replica: &Replica) {
+fn print_placement(replica: &Replica) {
     let Replica {
         id,
         generation,
@@ -122,53 +125,5 @@ pub(crate) fn print_placement(replica: &Replica) {
         let layers = format!("{}..{}", stage.layers.0, stage.layers.1);
         rows.push([index.to_string(), layers, stage.owner.clone(), groups.join("; ")]);
     }
-    print_table(&rows);
-}
-
-fn print_table<const N: usize>(rows: &[[String; N]]) {
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..N).map(width).collect();
-    for row in rows {
-        let line: Vec<_> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
-        println!("  {}", line.join("  ").trim_end());
-    }
-}
-
-/// Bytes for people, in powers of 1024.
-fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = count as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 {
-        format!("{count} B")
-    } else {
-        format!("{value:.1} {}", UNITS[unit])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_are_readable() {
-        assert_eq!(bytes(0), "0 B");
-        assert_eq!(bytes(1023), "1023 B");
-        assert_eq!(bytes(1536), "1.5 KiB");
-        assert_eq!(bytes(80 << 30), "80.0 GiB");
-        assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
-    }
+    table::print(&rows);
 }

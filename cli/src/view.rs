@@ -47,6 +47,7 @@ pub(crate) struct Replica {
     pub(crate) stages: Vec<Stage>,
     pub(crate) kv: Kv,
     pub(crate) load: Option<Load>,
+    pub(crate) loading: Option<Loading>,
 }
 
 /// A pipeline stage.
@@ -78,4 +79,11 @@ pub(crate) struct Load {
     pub(crate) waiting: u32,
     pub(crate) kv_blocks_used: u32,
     pub(crate) kv_blocks_total: u32,
+}
+
+/// How far a placement's devices are.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Loading {
+    pub(crate) loaded_bytes: u64,
+    pub(crate) total_bytes: u64,
 }

@@ -1,0 +1,171 @@
+//! Waiting until a demo's cluster serves, and showing what it waits for.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use indicatif::{ProgressBar, ProgressDrawTarget};
+use tokio::time::Instant;
+
+use crate::amounts::bytes;
+use crate::client::{Client, NotReady};
+use crate::view::Status;
+
+/// How often the cluster is looked at.
+const INTERVAL: Duration = Duration::from_millis(150);
+/// How often the spinner turns.
+const SPIN: Duration = Duration::from_millis(100);
+/// How long a cluster that everybody has joined may say that something is missing: no more will come.
+const HOPELESS_AFTER: Duration = Duration::from_secs(20);
+/// How long the status may lag behind readiness.
+const STATUS_LAG: Duration = Duration::from_secs(5);
+
+/// Who has to be there.
+pub(super) struct Everyone<'a> {
+    pub(super) clients: &'a [Client],
+    pub(super) workers: usize,
+    pub(super) within: Duration,
+}
+
+impl Everyone<'_> {
+    /// Waits until every coordinator answers requests; the cluster's status then.
+    pub(super) async fn wait(&self) -> Result<Status> {
+        let progress = Progress::start();
+        let deadline = Instant::now() + self.within;
+        let mut hopeless: Option<(String, Instant)> = None;
+        loop {
+            let status = self.status().await;
+            let why = match self.not_ready().await {
+                None => match status {
+                    Some(status) => return Ok(self.with_all_nodes(status).await),
+                    None => "the leader does not answer yet".to_owned(),
+                },
+                Some(why) => why.reason(),
+            };
+            let said = self.describe(status.as_ref(), &why);
+            progress.say(&said);
+            match self.missing(status.as_ref()) {
+                Some(missing) => {
+                    let since = match hopeless.take() {
+                        Some((before, since)) if before == missing => since,
+                        Some(_) | None => Instant::now(),
+                    };
+                    if since.elapsed() > HOPELESS_AFTER {
+                        bail!("the cluster cannot serve: {missing}");
+                    }
+                    hopeless = Some((missing, since));
+                }
+                None => hopeless = None,
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "the cluster was not ready within {} s: {said}",
+                    self.within.as_secs()
+                );
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+    }
+
+    async fn not_ready(&self) -> Option<NotReady> {
+        for client in self.clients {
+            if let Err(why) = client.readiness().await {
+                return Some(why);
+            }
+        }
+        None
+    }
+
+    async fn status(&self) -> Option<Status> {
+        let text = self.clients.first()?.get("/cluster/status").await.ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    /// Nodes say of themselves that they are there a moment after they are.
+    async fn with_all_nodes(&self, mut status: Status) -> Status {
+        let everybody = self.clients.len() + self.workers;
+        let deadline = Instant::now() + STATUS_LAG;
+        while status.nodes.len() < everybody && Instant::now() < deadline {
+            tokio::time::sleep(INTERVAL).await;
+            if let Some(newer) = self.status().await {
+                status = newer;
+            }
+        }
+        status
+    }
+
+    /// What is missing although everybody is there and nothing is being placed.
+    fn missing(&self, status: Option<&Status>) -> Option<String> {
+        let status = status?;
+        let is_placing = status.replicas.iter().any(|replica| replica.phase == "loading");
+        let everybody = joined(status) >= self.workers;
+        status.missing.clone().filter(|_| everybody && !is_placing)
+    }
+
+    fn describe(&self, status: Option<&Status>, why: &str) -> String {
+        let Some(status) = status else {
+            return format!("starting {} coordinators", self.clients.len());
+        };
+        let joined = joined(status);
+        if joined < self.workers {
+            return format!("{joined} of {} workers have joined", self.workers);
+        }
+        let loading = status
+            .replicas
+            .iter()
+            .find_map(|replica| replica.loading.as_ref());
+        match loading {
+            Some(loading) if loading.loaded_bytes < loading.total_bytes => {
+                let (loaded, total) = (bytes(loading.loaded_bytes), bytes(loading.total_bytes));
+                format!("loading weights: {loaded} of {total}")
+            }
+            Some(_) | None => why.to_owned(),
+        }
+    }
+}
+
+fn joined(status: &Status) -> usize {
+    let workers = status.nodes.iter().filter(|node| node.role == "worker");
+    workers.filter(|node| node.state == "joined").count()
+}
+
+/// A spinner on a terminal, lines elsewhere.
+struct Progress {
+    spinner: ProgressBar,
+    is_terminal: bool,
+    last: std::cell::RefCell<String>,
+}
+
+impl Progress {
+    fn start() -> Self {
+        let is_terminal = std::io::stderr().is_terminal();
+        let spinner = ProgressBar::new_spinner();
+        if is_terminal {
+            spinner.enable_steady_tick(SPIN);
+        } else {
+            spinner.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        Self {
+            spinner,
+            is_terminal,
+            last: std::cell::RefCell::default(),
+        }
+    }
+
+    fn say(&self, text: &str) {
+        if self.last.replace(text.to_owned()) == text {
+            return;
+        }
+        if self.is_terminal {
+            self.spinner.set_message(text.to_owned());
+        } else {
+            eprintln!("{text}");
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.spinner.finish_and_clear();
+    }
+}
