@@ -11,7 +11,9 @@ TRAMONTANE := $(TARGET)/release/tramontane
 build: cargo
 	$(CARGO) build --release --locked -p tramontane
 
-test: vulkan cargo
+# The tests of whole clusters run the program, and a Python client against it.
+test: vulkan build
+	@tests/clients/install.sh $(TARGET)
 	$(CARGO) $(TEST) --release --locked --workspace
 
 lint: cargo

@@ -1,0 +1,214 @@
+//! A cluster of real processes on this machine.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::client::Client;
+use crate::config::{Addresses, MODEL, Plan, addresses, write_coordinator, write_token, write_worker};
+use crate::process::Node;
+use crate::status::{Replica, Status};
+use crate::wait::{need, until};
+
+/// Longest wait for a cluster to serve.
+pub const READY_WITHIN: Duration = Duration::from_secs(120);
+
+/// The machine is one cluster's at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Waits for the machine. Whoever holds a cluster has it already.
+pub fn turn() -> MutexGuard<'static, ()> {
+    // A test that failed leaves the machine as good as it was.
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The processes of a cluster; they end with it.
+pub struct Cluster {
+    /// What it was made from.
+    pub plan: Plan,
+    /// By number, from 1; those that were killed are gone.
+    coordinators: Vec<Option<Node>>,
+    workers: Vec<Option<Node>>,
+    addresses: Vec<Addresses>,
+    dir: TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Cluster {
+    /// Starts the processes. Does not wait for them.
+    pub fn launch(plan: Plan) -> Self {
+        let turn = turn();
+        let dir = tempfile::tempdir().expect("a directory");
+        write_token(dir.path());
+        let mut cluster = Self {
+            addresses: addresses(&plan),
+            coordinators: Vec::new(),
+            workers: Vec::new(),
+            plan,
+            dir,
+            _turn: turn,
+        };
+        for number in 1..=cluster.addresses.len() {
+            cluster.coordinators.push(None);
+            cluster.start_coordinator(number);
+        }
+        for number in 1..=cluster.plan.workers.len() {
+            cluster.workers.push(None);
+            cluster.start_worker(number);
+        }
+        cluster
+    }
+
+    /// Starts the processes and waits until every coordinator serves.
+    pub async fn start(plan: Plan) -> Self {
+        let mut cluster = Self::launch(plan);
+        cluster.until_ready().await;
+        cluster
+    }
+
+    /// Waits until every coordinator that runs serves.
+    pub async fn until_ready(&mut self) {
+        let clients = self.clients();
+        until("a cluster that serves", READY_WITHIN, async || {
+            self.check_alive();
+            for client in &clients {
+                client.get("/readyz").await?.ok()?;
+            }
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Waits until the status says `what`.
+    pub async fn until_status<T>(
+        &self,
+        what: &str,
+        within: Duration,
+        look: impl Fn(&Status) -> Result<T, String>,
+    ) -> T {
+        until(what, within, async || look(&self.status().await?)).await
+    }
+
+    /// Waits until the replica serves in a way that is right.
+    pub async fn until_placed(&self, what: &str, right: impl Fn(&Replica) -> bool) -> Replica {
+        self.until_status(what, READY_WITHIN, |status| {
+            let replica = status.serving()?;
+            need(right(replica), || format!("it is {replica:?}"))?;
+            Ok(replica.clone())
+        })
+        .await
+    }
+
+    /// Waits until nothing runs and no cache block is held (KV-1).
+    pub async fn until_idle(&self) {
+        let client = self.client(self.running()[0]);
+        until("an idle cluster", Duration::from_secs(20), async || {
+            for name in ["tramontane_sequences_running", "tramontane_kv_blocks_used"] {
+                let value = client.metric(name).await?;
+                need(value == Some(0.0), || format!("{name} is {value:?}, not 0"))?;
+            }
+            let total = client.metric("tramontane_kv_blocks_total").await?;
+            need(total > Some(0.0), || format!("there are {total:?} blocks in all"))
+        })
+        .await;
+    }
+
+    /// The status as any coordinator that runs tells it.
+    pub async fn status(&self) -> Result<Status, String> {
+        let mut why = "no coordinator runs".to_owned();
+        for client in self.clients() {
+            match client.get("/cluster/status").await.and_then(crate::client::Answer::ok) {
+                Ok(answer) => return serde_json::from_str(&answer.body).map_err(|error| error.to_string()),
+                Err(error) => why = error,
+            }
+        }
+        Err(why)
+    }
+
+    /// Number of the coordinator that leads.
+    pub async fn leader(&self) -> usize {
+        let leader = self
+            .until_status("a leader", READY_WITHIN, |status| {
+                status.leader.ok_or("none leads".to_owned())
+            })
+            .await;
+        usize::try_from(leader).expect("a small number")
+    }
+
+    /// Numbers of the coordinators that run.
+    pub fn running(&self) -> Vec<usize> {
+        let numbers = self.coordinators.iter().zip(1..);
+        numbers
+            .filter_map(|(node, number)| node.is_some().then_some(number))
+            .collect()
+    }
+
+    /// A client of a coordinator.
+    pub fn client(&self, number: usize) -> Client {
+        let address = self.addresses[number - 1].http.to_string();
+        Client::new(address, self.plan.client_identity())
+    }
+
+    /// Clients of every coordinator that runs.
+    pub fn clients(&self) -> Vec<Client> {
+        let running = self.running().into_iter();
+        running.map(|number| self.client(number)).collect()
+    }
+
+    /// Asks every coordinator that runs something that the miniature knows.
+    pub async fn check_answers(&self) {
+        for client in self.clients() {
+            let answer = client.ask(MODEL, "What is the capital of France?").await;
+            assert_eq!(answer.as_deref(), Ok("The capital of France is Paris."));
+        }
+    }
+
+    /// Ends a coordinator as a power cut would.
+    pub fn kill_coordinator(&mut self, number: usize) {
+        let node = self.coordinators[number - 1].take();
+        node.expect("it runs").kill();
+    }
+
+    /// Ends a worker as a power cut would.
+    pub fn kill_worker(&mut self, number: usize) {
+        let node = self.workers[number - 1].take();
+        node.expect("it runs").kill();
+    }
+
+    /// Starts a coordinator, with the data that it left if it ran before.
+    pub fn start_coordinator(&mut self, number: usize) {
+        let config = write_coordinator(self.dir.path(), &self.plan, &self.addresses, number);
+        let node = Node::start("coordinator", &format!("coordinator-{number}"), &config);
+        self.coordinators[number - 1] = Some(node);
+    }
+
+    /// Starts a worker.
+    pub fn start_worker(&mut self, number: usize) {
+        let config = write_worker(self.dir.path(), &self.plan, &self.addresses, number);
+        let node = Node::start("worker", &format!("worker-{number}"), &config);
+        self.workers[number - 1] = Some(node);
+    }
+
+    /// Starts one worker more, of these devices; its number.
+    pub fn add_worker(&mut self, devices: &[u64]) -> usize {
+        self.plan.workers.push(devices.to_vec());
+        self.workers.push(None);
+        self.start_worker(self.workers.len());
+        self.workers.len()
+    }
+
+    /// Process ids of the workers that run.
+    pub fn worker_pids(&self) -> Vec<u32> {
+        self.workers.iter().flatten().map(Node::pid).collect()
+    }
+
+    /// Fails with its log if a process ended by itself.
+    pub fn check_alive(&mut self) {
+        for node in self.coordinators.iter_mut().chain(&mut self.workers).flatten() {
+            if let Some(how) = node.ended() {
+                panic!("{} ended ({how}):\n{}", node.name, node.tail());
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! A cluster's status as operators' tools read it: the JSON of `GET /cluster/status`.
+
+use serde::Deserialize;
+
+/// The whole cluster.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Status {
+    /// Id of the coordinator that leads.
+    pub leader: Option<u64>,
+    /// Its term.
+    pub term: u64,
+    /// Coordinators and workers.
+    pub nodes: Vec<Node>,
+    /// The placement map.
+    pub replicas: Vec<Replica>,
+    /// Why nothing serves.
+    pub missing: Option<String>,
+}
+
+/// A coordinator or a worker.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Node {
+    /// Its name.
+    pub id: String,
+    /// `leader`, `follower` or `worker`.
+    pub role: String,
+    /// Process id.
+    pub pid: u32,
+    /// `host:port`.
+    pub address: String,
+    /// Whether it is there.
+    pub state: String,
+    /// Whether it is a worker that takes part in no placement.
+    pub standby: bool,
+    /// A worker's devices.
+    pub devices: Vec<Device>,
+}
+
+/// A worker's device.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Device {
+    /// Adapter name.
+    pub adapter: String,
+    /// Bytes that it may use.
+    pub memory_bytes: u64,
+    /// Bytes that it holds.
+    pub held_bytes: u64,
+    /// What it does.
+    pub state: String,
+}
+
+/// A serving copy of the model.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Replica {
+    /// Its id.
+    pub id: u64,
+    /// Its last generation.
+    pub generation: u64,
+    /// `loading`, `serving`, `broken` or `unplaceable`.
+    pub phase: String,
+    /// Why it does not serve.
+    pub reason: Option<String>,
+    /// Its pipeline stages.
+    pub stages: Vec<Stage>,
+}
+
+/// A pipeline stage.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Stage {
+    /// First layer and one past the last.
+    pub layers: (u32, u32),
+    /// `worker/device`.
+    pub owner: String,
+    /// Its expert groups.
+    pub groups: Vec<Group>,
+}
+
+/// An expert group.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Group {
+    /// First expert and one past the last.
+    pub experts: (u32, u32),
+    /// `worker/device`.
+    pub holders: Vec<String>,
+}
+
+impl Status {
+    /// A node by its name.
+    pub fn node(&self, id: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.id == id)
+    }
+
+    /// The replica, if it serves.
+    pub fn serving(&self) -> Result<&Replica, String> {
+        let replica = self.replicas.first().ok_or("nothing is placed")?;
+        if replica.phase == "serving" {
+            Ok(replica)
+        } else {
+            Err(format!("{replica:?}, {:?}", self.missing))
+        }
+    }
+}
+
+impl Replica {
+    /// Layers of each stage.
+    pub fn layers(&self) -> Vec<u32> {
+        let layers = self.stages.iter().map(|stage| stage.layers.1 - stage.layers.0);
+        layers.collect()
+    }
+
+    /// Every device that takes part, once.
+    pub fn devices(&self) -> Vec<&str> {
+        let mut all: Vec<&str> = Vec::new();
+        for stage in &self.stages {
+            let holders = stage.groups.iter().flat_map(|group| &group.holders);
+            all.extend(std::iter::once(&stage.owner).chain(holders).map(String::as_str));
+        }
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+}

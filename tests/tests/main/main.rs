@@ -1,0 +1,15 @@
+//! Clusters of real processes, end to end: what a client, an operator and a power cut see.
+//!
+//! One file per theme. Few tests, as starting a cluster takes seconds; each holds the machine while it has one.
+
+mod answers;
+mod bad_checkpoint;
+mod bad_config;
+mod bad_requests;
+mod clients;
+mod coordinators;
+mod demo;
+mod golden;
+mod hosts;
+mod placements;
+mod workers;

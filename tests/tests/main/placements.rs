@@ -1,0 +1,100 @@
+//! Recorded answers whatever the placement, and DET-1: the same bits, however layers and experts are spread, whoever
+//! shares the batch, and however the prompt is cut.
+
+use tramontane_tests::client::Client;
+use tramontane_tests::cluster::Cluster;
+use tramontane_tests::config::{Plan, ROOMY};
+use tramontane_tests::fixtures::{Golden, golden};
+use tramontane_tests::status::Replica;
+
+use crate::golden::{Output, assert_equal, check_against_records, complete, complete_all};
+
+/// Room for few layers.
+const SMALL: u64 = 24 << 20;
+/// Room for some more.
+const MEDIUM: u64 = 40 << 20;
+/// Prompts of at least so many tokens are in several chunks, even where chunks are large.
+const LONG: usize = 500;
+
+/// A cluster, and what makes its placement the one that is meant.
+struct Placement {
+    what: &'static str,
+    plan: Plan,
+    right: fn(&Replica) -> bool,
+}
+
+fn placements() -> [Placement; 4] {
+    [
+        Placement {
+            what: "2 stages of 2 expert groups on 4 workers",
+            plan: Plan::new(4).coordinators(3).shape(2, 2),
+            right: |replica| {
+                let groups = replica.stages.iter().map(|stage| stage.groups.len());
+                groups.eq([2, 2]) && replica.devices().len() == 4
+            },
+        },
+        Placement {
+            what: "2 stages on 2 workers",
+            plan: Plan::new(2).shape(2, 1),
+            right: |replica| replica.layers().len() == 2 && replica.devices().len() == 2,
+        },
+        Placement {
+            what: "2 devices of 1 worker",
+            plan: Plan::new(0).devices(&[&[ROOMY, ROOMY]]).shape(2, 1),
+            right: |replica| replica.devices() == ["worker-1/0", "worker-1/1"],
+        },
+        Placement {
+            what: "3 unequal stages, prompts in chunks of 24",
+            plan: Plan::new(0)
+                .devices(&[&[SMALL], &[ROOMY], &[MEDIUM]])
+                .shape(3, 1)
+                .set("placement.kv_tokens_max = 8192")
+                .set("steps.max_rows = 64")
+                .set("steps.max_prefill_rows = 24"),
+            right: |replica| replica.devices().len() == 3 && replica.layers() != [2, 2, 2],
+        },
+    ]
+}
+
+/// Asks for the long prompts and for some others, one after the other.
+async fn check_alone(client: &Client, records: &[Golden], expected: &[Output], what: &str) {
+    let is_long = |record: &Golden| record.prompt_ids.len() >= LONG;
+    let few = |index: usize| index.is_multiple_of(3);
+    let mut asked = 0;
+    for (index, (record, expected)) in records.iter().zip(expected).enumerate() {
+        if is_long(record) || few(index) {
+            let alone = complete(client, record).await;
+            assert_eq!(alone, *expected, "record {index}: {what}");
+            asked += usize::from(is_long(record));
+        }
+    }
+    assert!(asked >= 6, "only {asked} long prompts were asked");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_placement_gives_the_recorded_answers_and_the_same_bits() {
+    let records = golden();
+    assert_eq!(records.len(), 54);
+    let whole = Plan::new(1)
+        .set("steps.max_rows = 1100")
+        .set("steps.max_prefill_rows = 1024");
+    let cluster = Cluster::start(whole).await;
+    cluster
+        .until_placed("1 stage", |replica| replica.devices() == ["worker-1/0"])
+        .await;
+    let one = complete_all(&cluster.client(1), &records).await;
+    check_against_records(&records, &one);
+    check_alone(&cluster.client(1), &records, &one, "alone against 16 at once").await;
+    cluster.until_idle().await;
+    drop(cluster);
+    for Placement { what, plan, right } in placements() {
+        let mut cluster = Cluster::start(plan).await;
+        let placed = cluster.until_placed(what, right).await;
+        println!("{what}: layers {:?}", placed.layers());
+        let outputs = complete_all(&cluster.client(1), &records).await;
+        cluster.check_alive();
+        check_against_records(&records, &outputs);
+        assert_equal(&outputs, &one, what);
+        cluster.until_idle().await;
+    }
+}
