@@ -13,19 +13,22 @@ use crate::control::footprint::ModelFootprint;
 /// Rounds of exchanges; each brings devices nearer to what they hold, and few are needed.
 const MAX_ROUNDS: usize = 4;
 
+/// Experts of some layers.
+type Part = (LayerRange, (u32, u32));
+
 /// What devices hold of a placement.
 #[derive(Debug)]
 pub(super) struct Held<'a> {
     footprint: &'a ModelFootprint,
     owned: BTreeMap<&'a DeviceRef, LayerRange>,
-    experts: BTreeMap<&'a DeviceRef, Vec<(LayerRange, (u32, u32))>>,
+    experts: BTreeMap<&'a DeviceRef, Vec<Part>>,
 }
 
 impl<'a> Held<'a> {
     /// What `previous` gave to devices.
     pub(super) fn new(footprint: &'a ModelFootprint, previous: &'a Replica) -> Self {
         let mut owned = BTreeMap::new();
-        let mut experts: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let mut experts: BTreeMap<_, Vec<Part>> = BTreeMap::new();
         for stage in &previous.stages {
             owned.insert(&stage.owner, stage.layers);
             for group in &stage.groups {
