@@ -230,6 +230,7 @@ fn judge(turn: &Turn<'_>, id: ReplicaId, basis: &Basis) -> Verdict {
             footprint: &turn.options.model.footprint,
             candidates: &candidates,
             wishes: turn.options.wishes,
+            steps: turn.options.steps,
             previous: entry.and_then(ReplicaEntry::placement),
         })
     };

@@ -8,7 +8,7 @@ use super::view::{
     DeviceView, GroupView, KvView, LoadView, NodeView, Progress, ReplicaView, StageView, StatusView,
 };
 use super::{Controller, Role};
-use crate::control::state::{ClusterState, Fault, Phase, ReplicaEntry, Standing, WorkerEntry};
+use crate::control::state::{ClusterState, Phase, ReplicaEntry, Standing, WorkerEntry};
 
 impl Controller {
     /// The cluster as this coordinator sees it. What workers report is known to the leader only.
@@ -48,11 +48,8 @@ impl Controller {
                 role: if leads { "leader" } else { "follower" },
                 pid: entry.pid,
                 address: entry.raft_address.clone(),
-                state: if leads || *id == self.options.id {
-                    "up"
-                } else {
-                    "known"
-                },
+                http_address: Some(entry.http_address.clone()),
+                state: "up",
                 standby: false,
                 devices: Vec::new(),
             }
@@ -80,6 +77,7 @@ fn worker(state: &ClusterState, leader: Option<&Leader>, entry: &WorkerEntry) ->
         role: "worker",
         pid: info.pid,
         address: info.address.clone(),
+        http_address: None,
         state: match entry.standing {
             Standing::Draining => "draining",
             Standing::Joined if silent => "silent",
@@ -109,6 +107,7 @@ fn lost(leader: &Leader) -> impl Iterator<Item = NodeView> + '_ {
         role: "worker",
         pid: lost.pid,
         address: lost.address.clone(),
+        http_address: None,
         state: "lost",
         standby: false,
         devices: Vec::new(),
@@ -120,7 +119,7 @@ fn replica(leader: Option<&Leader>, id: u64, entry: &ReplicaEntry) -> ReplicaVie
     let (reason, loading) = match &entry.phase {
         Phase::Loading { placement } => (None, leader.map(|leader| leader.progress(placement))),
         Phase::Serving { .. } => (None, None),
-        Phase::Broken { fault, .. } => (Some(fault_reason(fault)), None),
+        Phase::Broken { fault, .. } => (Some(fault.to_string()), None),
         Phase::Unplaceable { reason, .. } => (Some(reason.clone()), None),
     };
     let kv = placement.map(|placement| placement.kv);
@@ -165,14 +164,6 @@ fn load(leader: &Leader, placement: &Replica) -> Option<LoadView> {
     })
 }
 
-fn fault_reason(fault: &Fault) -> String {
-    match fault {
-        Fault::WorkerLost { worker } => format!("worker {worker} was lost"),
-        Fault::Device { device, reason } => format!("device {device} failed: {reason}"),
-        Fault::ModelChanged => "the cluster was given another model".to_owned(),
-    }
-}
-
 /// Why nothing serves, if nothing does.
 fn missing(state: &ClusterState, leader: Option<&Leader>) -> Option<String> {
     if state.replicas.values().any(|entry| entry.serving().is_some()) {
@@ -197,7 +188,7 @@ fn missing(state: &ClusterState, leader: Option<&Leader>) -> Option<String> {
         Phase::Serving { .. } => return None,
         Phase::Broken { fault, .. } => format!(
             "replica {id} generation {generation} is to be placed anew because {}",
-            fault_reason(fault)
+            fault
         ),
         Phase::Unplaceable { reason, .. } => reason.clone(),
     })

@@ -16,6 +16,7 @@ mod tile;
 
 use tramontane_model::ids::{DeviceRef, Generation, ReplicaId};
 use tramontane_model::placement::Replica;
+use tramontane_model::step::StepBounds;
 
 use super::footprint::ModelFootprint;
 use crate::config::PlacementConfig;
@@ -73,6 +74,8 @@ pub struct Request<'a> {
     pub candidates: &'a [Candidate],
     /// What is asked for.
     pub wishes: Wishes,
+    /// Bounds of its steps; the footprint's scratch is that of them.
+    pub steps: StepBounds,
     /// Where the replica was before: among equally good plans devices keep what they had.
     pub previous: Option<&'a Replica>,
 }

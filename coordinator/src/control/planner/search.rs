@@ -258,6 +258,7 @@ impl<'a> Search<'a> {
                 block_tokens,
                 blocks: blocks.min(most),
             },
+            steps: self.request.steps,
         };
         let replica = self.checked(replica)?;
         let time = slowest;

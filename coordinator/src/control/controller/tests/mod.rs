@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use tramontane_model::ids::{CoordinatorId, DeviceIndex, Fence, Generation, ReplicaId, WorkerId};
 use tramontane_model::members::{DeviceInfo, DeviceReport, DeviceState, WorkerInfo, WorkerReport};
 use tramontane_model::placement::Replica;
+use tramontane_model::step::StepBounds;
 use tramontane_model::time::Tick;
 use tramontane_proto::Directive;
 
@@ -70,6 +71,7 @@ fn options(stages: Option<u32>, expert_groups: Option<u32>) -> ControllerOptions
             kv_tokens_min: 64,
             kv_tokens_max: 1024,
         },
+        steps: StepBounds::default(),
         settle_ms: SETTLE,
         leases: LeaseConfig {
             heartbeat_ms: 250,

@@ -7,6 +7,7 @@ mod shapes;
 
 use tramontane_model::ids::{DeviceIndex, DeviceRef, Generation, ReplicaId, WorkerId};
 use tramontane_model::placement::Replica;
+use tramontane_model::step::StepBounds;
 
 use super::{Candidate, Missing, Plan, Request, Wishes, plan};
 use crate::control::footprint::{DeviceLimits, LayerFootprint, ModelFootprint, ScratchModel, verify};
@@ -75,6 +76,7 @@ fn run(
         footprint,
         candidates,
         wishes,
+        steps: StepBounds::default(),
         previous,
     };
     let found = plan(&request);
