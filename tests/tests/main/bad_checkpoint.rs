@@ -7,7 +7,7 @@ use serde_json::json;
 use tramontane_tests::checkpoint::{Copy, Tensors};
 use tramontane_tests::cluster::{Cluster, READY_WITHIN};
 use tramontane_tests::config::{Plan, addresses, write_coordinator, write_token, write_worker};
-use tramontane_tests::fixtures::fixture;
+use tramontane_tests::fixtures::{fixture, mini};
 use tramontane_tests::process::{program, run};
 use tramontane_tests::wait::need;
 
@@ -142,7 +142,7 @@ async fn faults_of_the_files_are_told_at_the_start() {
 #[tokio::test]
 async fn a_tokenizer_of_another_model_is_refused() {
     let copy = Copy::of(&fixture("micro-bf16"));
-    let theirs = fixture("../../cli/assets/mini-large-3/tekken.json");
+    let theirs = mini().join("tekken.json");
     std::fs::copy(theirs, copy.path().join("tekken.json")).expect("copies");
     let says = ["tekken.json", "config.default_vocab_size is 8192, the model has vocab_size"];
     refused("coordinator", &copy, "another tokenizer", &says).await;
