@@ -1,12 +1,14 @@
 //! Requests that cannot be answered: each gets an error that names its field and says what would be right, and the
 //! cluster answers the others as before.
 
+use std::time::Duration;
+
 use hyper::Method;
 use serde_json::{Value, json};
-use std::time::Duration;
 use tramontane_tests::client::{Answer, Client};
 use tramontane_tests::cluster::Cluster;
 use tramontane_tests::config::{MODEL, Plan};
+use tramontane_tests::wait::need;
 
 /// Tokens that the miniature's prompts and answers may have together.
 const CONTEXT: usize = 4096;
@@ -124,20 +126,18 @@ fn plains() -> Vec<Case> {
     ]
 }
 
-/// Checks an error's form: OpenAI's clients read these four fields.
-fn check(answer: &Answer, case: &Case) {
-    let shown = &case.body[..case.body.len().min(200)];
-    let what = format!("{} {shown}: {answer:?}", case.path);
-    assert_eq!(answer.status, case.status, "{what}");
+/// Checks an error and its form: OpenAI's clients read these four fields.
+fn check(answer: &Answer, case: &Case) -> Result<(), String> {
+    need(answer.status == case.status, || format!("the status is not {}", case.status))?;
     let body = answer.json();
-    let error = body["error"].as_object().unwrap_or_else(|| panic!("{what}"));
+    let error = body["error"].as_object().ok_or("there is no error")?;
     let keys: Vec<&str> = error.keys().map(String::as_str).collect();
-    assert_eq!(keys, ["message", "type", "param", "code"], "{what}");
-    assert_eq!(error["type"], "invalid_request_error", "{what}");
-    assert_eq!(error["param"].as_str(), case.param, "{what}");
-    let message = error["message"].as_str().expect("a message");
-    assert!(message.contains(case.says), "{:?} is not said: {what}", case.says);
-    assert!(message.len() < 1000, "{} bytes of message: {what}", message.len());
+    need(keys == ["message", "type", "param", "code"], || format!("fields {keys:?}"))?;
+    need(error["type"] == "invalid_request_error", || "another type".to_owned())?;
+    need(error["param"].as_str() == case.param, || format!("the field is not {:?}", case.param))?;
+    let message = error["message"].as_str().ok_or("there is no message")?;
+    need(message.contains(case.says), || format!("{:?} is not said", case.says))?;
+    need(message.len() < 1000, || "the message is too long".to_owned())
 }
 
 async fn check_routes(client: &Client) {
@@ -163,10 +163,14 @@ async fn check_routes(client: &Client) {
 async fn every_bad_request_is_told_its_fault_and_disturbs_nothing() {
     let mut cluster = Cluster::start(Plan::new(1)).await;
     let client = cluster.client(1);
+    let mut faults = Vec::new();
     for case in bodies().into_iter().chain(chats()).chain(plains()) {
-        let answer = client.post(case.path, &case.body).await;
-        check(&answer.expect("an answer"), &case);
+        let answer = client.post(case.path, &case.body).await.expect("an answer");
+        let shown: String = case.body.chars().take(200).collect();
+        let wrong = check(&answer, &case);
+        faults.extend(wrong.err().map(|wrong| format!("{wrong}: {} {shown}: {answer:?}", case.path)));
     }
+    assert!(faults.is_empty(), "{faults:#?}");
     check_routes(&client).await;
     cluster.check_alive();
     cluster.until_idle().await;
