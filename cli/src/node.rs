@@ -6,16 +6,8 @@ use anyhow::Result;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 use tramontane_coordinator::config::CoordinatorConfig;
-use tramontane_worker::config::{DeviceConfig, WorkerConfig};
-use tramontane_worker::executor::{DeviceError, DeviceHandle, DeviceOptions};
-use tramontane_worker::reference::CpuBackend;
-
-/// Where a coordinator listens.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bound {
-    pub(crate) http: SocketAddr,
-    pub(crate) rpc: SocketAddr,
-}
+pub(crate) use tramontane_coordinator::process::Bound;
+use tramontane_worker::config::WorkerConfig;
 
 /// Runs a coordinator until `stop`.
 pub(crate) async fn coordinator(
@@ -24,9 +16,8 @@ pub(crate) async fn coordinator(
     stop: CancellationToken,
     bound: impl FnOnce(Bound) + Send + 'static,
 ) -> Result<()> {
-    // Until the coordinator's process is there.
-    let _ = (config, metrics, stop, bound);
-    anyhow::bail!("this build has no coordinator process")
+    tramontane_coordinator::process::describe_metrics();
+    Ok(tramontane_coordinator::process::run(config, metrics, stop, bound).await?)
 }
 
 /// Runs a worker until `stop`.
@@ -35,13 +26,5 @@ pub(crate) async fn worker(
     stop: CancellationToken,
     bound: impl FnOnce(SocketAddr) + Send + 'static,
 ) -> Result<()> {
-    Ok(tramontane_worker::process::run(config, stop, open_device, bound).await?)
-}
-
-/// Until devices on GPUs are there: the CPU twins.
-fn open_device(device: &DeviceConfig, options: DeviceOptions) -> Result<DeviceHandle, DeviceError> {
-    const MEMORY_BYTES: u64 = 1 << 30;
-    const MAX_BINDING_BYTES: u64 = 128 << 20;
-    let memory = device.memory_bytes.unwrap_or(MEMORY_BYTES);
-    DeviceHandle::spawn(options, move || Ok(CpuBackend::new(memory, MAX_BINDING_BYTES)))
+    Ok(tramontane_worker::process::run(config, stop, tramontane_worker::gpu::spawn, bound).await?)
 }
