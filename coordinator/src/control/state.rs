@@ -8,6 +8,7 @@
 //! **Invariant PL-3:** at most one placement per (replica, generation), and generations only grow.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tramontane_model::ids::{CoordinatorId, DeviceIndex, DeviceRef, Fence, Generation, ReplicaId, WorkerId};
@@ -75,6 +76,16 @@ pub enum Fault {
     },
     /// The cluster was given another model.
     ModelChanged,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WorkerLost { worker } => write!(f, "worker {worker} was lost"),
+            Self::Device { device, reason } => write!(f, "device {device} failed: {reason}"),
+            Self::ModelChanged => f.write_str("the cluster was given another model"),
+        }
+    }
 }
 
 /// How far a replica is.

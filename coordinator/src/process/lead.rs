@@ -4,7 +4,7 @@
 //!
 //! **Invariant BQ-1:** asks that wait are bounded by the desk's queue, proposals by the controller.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -24,7 +24,7 @@ use crate::control::command::{Command, Proposal};
 use crate::control::controller::{AskId, Controller, Effect, Event, ProposalResult, SessionId};
 use crate::control::state::ClusterState;
 use crate::gateway::{GatewayError, Routes};
-use crate::raft::{AppliedState, ProposeError, RaftHandle, RaftStatus, Role};
+use crate::raft::{self, AppliedState, ProposeError, RaftHandle, RaftStatus, Role};
 use crate::rpc::desk::{Ask, AskError, Inbox, Session, SessionEvent};
 use crate::rpc::redirect::Directory;
 
@@ -226,7 +226,15 @@ impl Lead {
             let leader = self.raft.status().leader;
             return Err(AskError::NotLeader { leader });
         }
-        let view = self.controller.status(&self.raft.state().view);
+        let mut view = self.controller.status(&self.raft.state().view);
+        let peers = self.raft.status().peers.into_iter();
+        let silent: BTreeSet<String> = peers
+            .filter(|peer| !peer.recently_active)
+            .map(|peer| raft::Identity::certificate_name(peer.id))
+            .collect();
+        for node in view.nodes.iter_mut().filter(|node| silent.contains(&node.id)) {
+            node.state = "silent";
+        }
         serde_json::to_vec(&view)
             .map(Bytes::from)
             .map_err(|error| AskError::Refused(format!("the status cannot be written: {error}")))
@@ -234,7 +242,7 @@ impl Lead {
 
     /// Hands an event to the controller and does what it asks for, until nothing more follows.
     async fn take(&mut self, event: Event) {
-        let mut events = std::collections::VecDeque::from([event]);
+        let mut events = VecDeque::from([event]);
         let mut effects = Vec::new();
         while let Some(event) = events.pop_front() {
             let now = Tick(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX));

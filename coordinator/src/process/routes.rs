@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tramontane_model::ids::Fence;
 
 use crate::control::controller::Progress;
-use crate::control::state::{ClusterState, Fault, Phase, ReplicaEntry};
+use crate::control::state::{ClusterState, Phase, ReplicaEntry};
 use crate::gateway::{NotServing, Route, Routes};
 
 /// The routes of a state; `progress` is what this coordinator knows of devices that load.
@@ -58,18 +58,10 @@ fn reason(entry: &ReplicaEntry, progress: &BTreeMap<Fence, Progress>) -> NotServ
         }
         Phase::Broken { placement, fault } => NotServing::Broken {
             fence: placement.fence(),
-            reason: why(fault),
+            reason: fault.to_string(),
         },
         Phase::Unplaceable { reason, .. } => NotServing::Unplaceable {
             reason: reason.clone(),
         },
-    }
-}
-
-fn why(fault: &Fault) -> String {
-    match fault {
-        Fault::WorkerLost { worker } => format!("worker {worker} was lost"),
-        Fault::Device { device, reason } => format!("device {device} failed: {reason}"),
-        Fault::ModelChanged => "the cluster was given another model".to_owned(),
     }
 }

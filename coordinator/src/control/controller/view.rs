@@ -30,7 +30,10 @@ pub struct NodeView {
     pub pid: u32,
     /// `host:port`: a coordinator's raft address, a worker's own.
     pub address: String,
-    /// Coordinators: `up` or `known`. Workers: `joined`, `draining`, `silent` (no session) or `lost`.
+    /// Where a coordinator serves HTTP, `host:port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http_address: Option<String>,
+    /// Coordinators: `up`, or `silent` for one that the leader does not hear from. Workers: `joined`, `draining`, `silent` (no session) or `lost`.
     pub state: &'static str,
     /// Whether it is a worker that takes part in no placement.
     pub standby: bool,

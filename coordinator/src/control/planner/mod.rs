@@ -4,8 +4,19 @@
 //! randomness, and no measurement of speed: a device's memory stands in for its speed. Everything it hands out has
 //! passed [`Replica::validate`] and [`crate::control::footprint::verify`].
 
+mod demand;
+mod devices;
+mod missing;
+mod movement;
+mod search;
+mod shapes;
+#[cfg(test)]
+mod tests;
+mod tile;
+
 use tramontane_model::ids::{DeviceRef, Generation, ReplicaId};
 use tramontane_model::placement::Replica;
+use tramontane_model::step::StepBounds;
 
 use super::footprint::ModelFootprint;
 use crate::config::PlacementConfig;
@@ -63,6 +74,8 @@ pub struct Request<'a> {
     pub candidates: &'a [Candidate],
     /// What is asked for.
     pub wishes: Wishes,
+    /// Bounds of its steps; the footprint's scratch is that of them.
+    pub steps: StepBounds,
     /// Where the replica was before: among equally good plans devices keep what they had.
     pub previous: Option<&'a Replica>,
 }
@@ -87,10 +100,10 @@ pub struct Missing {
 }
 
 /// Plans a replica.
+///
+/// Of the wished shapes, and then of those nearest to them, the first that fits is taken; for it the slowest stage is
+/// made as fast as can be, then the cache as large as fits. Choice and order of devices are exact for up to eight
+/// stages over eight devices without expert groups; beyond that some orders are tried and the best is taken.
 pub fn plan(request: &Request<'_>) -> Result<Plan, Missing> {
-    let devices = request.candidates.len();
-    Err(Missing {
-        reason: format!("the model cannot be placed on {devices} devices"),
-        missing_bytes: 0,
-    })
+    search::Search::new(*request).run()
 }

@@ -1,0 +1,161 @@
+//! What a leader knows beyond the state, and its turn.
+//!
+//! Built anew with each term; nothing of it is kept when another leads.
+
+use tramontane_model::ids::{CoordinatorId, Fence};
+use tramontane_model::placement::Replica;
+use tramontane_model::time::Tick;
+use tramontane_proto::Directive;
+
+use super::directing::direct;
+use super::event::{AskId, AskRefusal, Effect, ProposalResult, SessionId};
+use super::members::Members;
+use super::placing::{Around, Placing};
+use super::proposals::{Proposals, Purpose};
+use super::turn::Turn;
+use super::view::Progress;
+use super::{DeviceState, Seen};
+use crate::control::command::{Command, Outcome, Refusal};
+
+/// A leader.
+#[derive(Debug)]
+pub(super) struct Leader {
+    pub(super) term: u64,
+    pub(super) members: Members,
+    placing: Placing,
+    proposals: Proposals,
+}
+
+impl Leader {
+    pub(super) fn new(now: Tick, term: u64) -> Self {
+        Self {
+            term,
+            members: Members::new(now),
+            placing: Placing::default(),
+            proposals: Proposals::default(),
+        }
+    }
+
+    pub(super) fn ask(&mut self, turn: &mut Turn<'_>, ask: AskId) {
+        self.placing.ask(turn, ask);
+    }
+
+    pub(super) fn proposed(&mut self, turn: &mut Turn<'_>, sequence: u64, result: &ProposalResult) {
+        if let Some(purpose) = self.proposals.answered(sequence) {
+            self.answered(turn, purpose, result);
+        }
+    }
+
+    /// Goes on after a proposal. What was refused or did not get through is tried again a heartbeat later, if the state
+    /// still asks for it; what was planned on an older placement map is planned again at once.
+    fn answered(&mut self, turn: &mut Turn<'_>, purpose: Purpose, result: &ProposalResult) {
+        if let Purpose::Join(session) = purpose {
+            self.members.answered(turn, session, result);
+            return;
+        }
+        let at_once = match result {
+            ProposalResult::Committed(Outcome::Applied | Outcome::Refused(Refusal::Version { .. })) => true,
+            ProposalResult::Committed(Outcome::Duplicate | Outcome::Refused(_))
+            | ProposalResult::Dropped { .. }
+            | ProposalResult::Unknown => false,
+        };
+        if !at_once {
+            let until = turn.now.after_ms(turn.heartbeat_ms());
+            self.proposals.pause(purpose, until);
+        }
+    }
+
+    /// Does what the state and what is known ask for.
+    pub(super) fn act(&mut self, turn: &mut Turn<'_>, seen: &Seen) {
+        for purpose in self.proposals.expire(turn.now) {
+            self.answered(turn, purpose, &ProposalResult::Unknown);
+        }
+        self.members.follow_state(turn);
+        self.describe(turn, seen);
+        self.members.expire(turn, &mut self.proposals);
+        let mut around = Around {
+            members: &self.members,
+            proposals: &mut self.proposals,
+        };
+        self.placing.act(turn, &mut around);
+        let before = turn.effects.len();
+        self.members.let_in(turn, &mut self.proposals);
+        self.welcome(turn, before);
+        direct(turn, &mut self.members);
+    }
+
+    /// Proposes the model and the coordinators that the state does not have as they are.
+    fn describe(&mut self, turn: &mut Turn<'_>, seen: &Seen) {
+        let model = &turn.options.model;
+        if turn.state.model.as_ref() != Some(model) {
+            let command = Command::ModelDescribed { model: model.clone() };
+            self.proposals.propose(turn, Purpose::Model, command);
+        }
+        for (&coordinator, entry) in seen {
+            if turn.state.coordinators.get(&coordinator) != Some(entry) {
+                let entry = entry.clone();
+                let command = Command::CoordinatorStarted { coordinator, entry };
+                self.proposals
+                    .propose(turn, Purpose::Coordinator(coordinator), command);
+            }
+        }
+    }
+
+    /// Welcomes the sessions that were admitted from this effect on.
+    fn welcome(&self, turn: &mut Turn<'_>, from: usize) {
+        let effects = turn.effects.split_off(from);
+        for effect in effects {
+            let admitted: Option<SessionId> = match &effect {
+                Effect::Admit { session } => Some(*session),
+                Effect::Propose { .. }
+                | Effect::Refuse { .. }
+                | Effect::Direct { .. }
+                | Effect::EndSession { .. }
+                | Effect::Answer { .. } => None,
+            };
+            turn.effects.push(effect);
+            if let Some(session) = admitted {
+                let directive = Directive::Welcome {
+                    coordinator: turn.options.id,
+                    term: self.term,
+                    heartbeat_ms: turn.options.leases.heartbeat_ms,
+                    lease_ms: turn.options.leases.lease_ms,
+                };
+                turn.effects.push(Effect::Direct { session, directive });
+            }
+        }
+    }
+
+    /// Ends everything: somebody else leads.
+    pub(super) fn dismiss(self, leader: Option<CoordinatorId>, effects: &mut Vec<Effect>) {
+        let why = AskRefusal::NotLeader { leader };
+        self.members.dismiss(effects, &why);
+        self.placing.dismiss(effects, &why);
+    }
+
+    /// How far the devices of a placement are.
+    pub(super) fn progress(&self, placement: &Replica) -> Progress {
+        let fence: Fence = placement.fence();
+        let mut progress = Progress::default();
+        for device in placement.devices() {
+            let report = self.members.report(&device.worker);
+            let report =
+                report.and_then(|report| report.devices.iter().find(|one| one.index == device.device));
+            let Some(report) = report.filter(|report| report.state.fence() == Some(fence)) else {
+                continue;
+            };
+            let (loaded, total) = match report.state {
+                DeviceState::Loading {
+                    loaded_bytes,
+                    total_bytes,
+                    ..
+                } => (loaded_bytes, total_bytes),
+                DeviceState::Ready { .. } => (report.held_bytes, report.held_bytes),
+                DeviceState::Idle | DeviceState::Failed { .. } => (0, 0),
+            };
+            progress.loaded_bytes = progress.loaded_bytes.saturating_add(loaded);
+            progress.total_bytes = progress.total_bytes.saturating_add(total);
+        }
+        progress
+    }
+}

@@ -1,0 +1,195 @@
+//! The cluster as the leader sees it.
+
+use tramontane_model::members::{DeviceReport, DeviceState};
+use tramontane_model::placement::{KvShape, Replica};
+
+use super::leader::Leader;
+use super::view::{
+    DeviceView, GroupView, KvView, LoadView, NodeView, Progress, ReplicaView, StageView, StatusView,
+};
+use super::{Controller, Role};
+use crate::control::state::{ClusterState, Phase, ReplicaEntry, Standing, WorkerEntry};
+
+impl Controller {
+    /// The cluster as this coordinator sees it. What workers report is known to the leader only.
+    pub fn status(&self, state: &ClusterState) -> StatusView {
+        let (leader, leading) = match &self.role {
+            Role::Following { leader } => (leader.map(|id| id.0), None),
+            Role::Leading(leading) => (Some(self.options.id.0), Some(&**leading)),
+        };
+        let mut nodes = self.coordinators(state, leader);
+        let workers = state.workers.values();
+        nodes.extend(workers.map(|entry| worker(state, leading, entry)));
+        if let Some(leading) = leading {
+            nodes.extend(lost(leading));
+        }
+        let replicas: Vec<ReplicaView> = state
+            .replicas
+            .values()
+            .zip(state.replicas.keys())
+            .map(|(entry, id)| replica(leading, id.0, entry))
+            .collect();
+        StatusView {
+            model: self.options.model.name.clone(),
+            leader,
+            term: leading.map_or(0, |leading| leading.term),
+            nodes,
+            replicas,
+            missing: missing(state, leading),
+        }
+    }
+
+    fn coordinators(&self, state: &ClusterState, leader: Option<u64>) -> Vec<NodeView> {
+        let view = |(id, entry): (&tramontane_model::ids::CoordinatorId, _)| {
+            let entry: &crate::control::state::CoordinatorEntry = entry;
+            let leads = Some(id.0) == leader;
+            NodeView {
+                id: format!("coordinator-{id}"),
+                role: if leads { "leader" } else { "follower" },
+                pid: entry.pid,
+                address: entry.raft_address.clone(),
+                http_address: Some(entry.http_address.clone()),
+                state: "up",
+                standby: false,
+                devices: Vec::new(),
+            }
+        };
+        state.coordinators.iter().map(view).collect()
+    }
+}
+
+fn worker(state: &ClusterState, leader: Option<&Leader>, entry: &WorkerEntry) -> NodeView {
+    let info = &entry.info;
+    let report = leader.and_then(|leader| leader.members.report(&info.worker));
+    let device = |device: &tramontane_model::members::DeviceInfo| {
+        let told = report.and_then(|report| report.devices.iter().find(|one| one.index == device.index));
+        DeviceView {
+            index: device.index.0,
+            adapter: device.adapter.clone(),
+            memory_bytes: device.memory_bytes,
+            held_bytes: told.map_or(0, |told| told.held_bytes),
+            state: told.map_or_else(|| "unknown".to_owned(), device_state),
+        }
+    };
+    let silent = leader.is_some_and(|leader| !leader.members.admitted.contains_key(&info.worker));
+    NodeView {
+        id: info.worker.to_string(),
+        role: "worker",
+        pid: info.pid,
+        address: info.address.clone(),
+        http_address: None,
+        state: match entry.standing {
+            Standing::Draining => "draining",
+            Standing::Joined if silent => "silent",
+            Standing::Joined => "joined",
+        },
+        standby: !state.replicas.values().any(|replica| replica.uses(&info.worker)),
+        devices: info.devices.iter().map(device).collect(),
+    }
+}
+
+fn device_state(report: &DeviceReport) -> String {
+    match &report.state {
+        DeviceState::Idle => "idle".to_owned(),
+        DeviceState::Loading {
+            loaded_bytes,
+            total_bytes,
+            ..
+        } => format!("loading, {loaded_bytes} of {total_bytes} bytes"),
+        DeviceState::Ready { .. } => "ready".to_owned(),
+        DeviceState::Failed { reason, .. } => format!("failed: {reason}"),
+    }
+}
+
+fn lost(leader: &Leader) -> impl Iterator<Item = NodeView> + '_ {
+    leader.members.lost.iter().map(|(worker, lost)| NodeView {
+        id: worker.to_string(),
+        role: "worker",
+        pid: lost.pid,
+        address: lost.address.clone(),
+        http_address: None,
+        state: "lost",
+        standby: false,
+        devices: Vec::new(),
+    })
+}
+
+fn replica(leader: Option<&Leader>, id: u64, entry: &ReplicaEntry) -> ReplicaView {
+    let placement = entry.placement();
+    let (reason, loading) = match &entry.phase {
+        Phase::Loading { placement } => (None, leader.map(|leader| leader.progress(placement))),
+        Phase::Serving { .. } => (None, None),
+        Phase::Broken { fault, .. } => (Some(fault.to_string()), None),
+        Phase::Unplaceable { reason, .. } => (Some(reason.clone()), None),
+    };
+    let kv = placement.map(|placement| placement.kv);
+    ReplicaView {
+        id,
+        generation: entry.generation.0,
+        phase: entry.phase.name(),
+        reason,
+        stages: placement.map_or_else(Vec::new, stages),
+        kv: kv.map_or_else(KvView::default, |KvShape { block_tokens, blocks }| KvView {
+            block_tokens,
+            blocks,
+        }),
+        load: leader
+            .zip(entry.live())
+            .and_then(|(leader, live)| load(leader, live)),
+        loading,
+    }
+}
+
+fn stages(placement: &Replica) -> Vec<StageView> {
+    let group = |group: &tramontane_model::placement::ExpertGroup| GroupView {
+        experts: (group.experts.start(), group.experts.end()),
+        holders: group.holders.iter().map(ToString::to_string).collect(),
+    };
+    let stage = |stage: &tramontane_model::placement::Stage| StageView {
+        layers: (stage.layers.start(), stage.layers.end()),
+        owner: stage.owner.to_string(),
+        groups: stage.groups.iter().map(group).collect(),
+    };
+    placement.stages.iter().map(stage).collect()
+}
+
+fn load(leader: &Leader, placement: &Replica) -> Option<LoadView> {
+    let report = leader.members.report(&placement.head()?.worker)?;
+    let load = report.load.filter(|load| load.fence == placement.fence())?;
+    Some(LoadView {
+        running: load.running,
+        waiting: load.waiting,
+        kv_blocks_used: load.kv_blocks_used,
+        kv_blocks_total: load.kv_blocks_total,
+    })
+}
+
+/// Why nothing serves, if nothing does.
+fn missing(state: &ClusterState, leader: Option<&Leader>) -> Option<String> {
+    if state.replicas.values().any(|entry| entry.serving().is_some()) {
+        return None;
+    }
+    let Some((id, entry)) = state.replicas.first_key_value() else {
+        let workers = state.workers.len();
+        return Some(format!("{workers} workers have joined and none is placed yet"));
+    };
+    let generation = entry.generation;
+    Some(match &entry.phase {
+        Phase::Loading { placement } => {
+            let progress = leader.map(|leader| leader.progress(placement));
+            let Progress {
+                loaded_bytes,
+                total_bytes,
+            } = progress.unwrap_or_default();
+            format!(
+                "replica {id} generation {generation} is loading, {loaded_bytes} of {total_bytes} bytes so far"
+            )
+        }
+        Phase::Serving { .. } => return None,
+        Phase::Broken { fault, .. } => format!(
+            "replica {id} generation {generation} is to be placed anew because {}",
+            fault
+        ),
+        Phase::Unplaceable { reason, .. } => reason.clone(),
+    })
+}

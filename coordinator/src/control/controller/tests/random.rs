@@ -1,0 +1,272 @@
+//! Random joins, losses, reports, leaders and lost answers: nothing unsafe ever, and rest at last.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::control::command::Refusal;
+use crate::control::state::Phase;
+
+const WORKERS: u8 = 6;
+
+#[derive(Clone, Debug)]
+enum Action {
+    Join { worker: u8, restarted: bool },
+    End { worker: u8 },
+    Report { worker: u8, kind: u8 },
+    Pass { milliseconds: u64 },
+    Leads,
+    Follows,
+    Replan,
+}
+
+fn any_action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        4 => (0..WORKERS, any::<bool>()).prop_map(|(worker, restarted)| Action::Join { worker, restarted }),
+        2 => (0..WORKERS).prop_map(|worker| Action::End { worker }),
+        8 => (0..WORKERS, 0u8..5).prop_map(|(worker, kind)| Action::Report { worker, kind }),
+        4 => (1u64..3000).prop_map(|milliseconds| Action::Pass { milliseconds }),
+        1 => Just(Action::Leads),
+        1 => Just(Action::Follows),
+        1 => Just(Action::Replan),
+    ]
+}
+
+/// A cluster whose log loses answers and proposals.
+struct Chaos {
+    cluster: Cluster,
+    incarnations: BTreeMap<WorkerId, u64>,
+    /// Sessions that were admitted and not ended.
+    open: BTreeSet<SessionId>,
+    /// What each worker was last told to hold.
+    holds: BTreeMap<WorkerId, Fence>,
+    owners: BTreeMap<SessionId, WorkerId>,
+    asked: u64,
+    answered: u64,
+    /// Every placement there ever was.
+    placed: BTreeMap<(ReplicaId, Generation), Replica>,
+    luck: u64,
+}
+
+impl Chaos {
+    fn new(seed: u64) -> Self {
+        Self {
+            cluster: Cluster::new(options(Some(2), Some(2))),
+            incarnations: BTreeMap::new(),
+            open: BTreeSet::new(),
+            holds: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            asked: 0,
+            answered: 0,
+            placed: BTreeMap::new(),
+            luck: seed | 1,
+        }
+    }
+
+    fn draw(&mut self, below: u64) -> u64 {
+        self.luck = self
+            .luck
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.luck >> 33) % below
+    }
+
+    fn feed(&mut self, event: Event, lossy: bool) {
+        let mut waiting = self.cluster.step(event);
+        for _ in 0..2000 {
+            if waiting.is_empty() {
+                return;
+            }
+            let effect = waiting.remove(0);
+            let more = self.take(effect, lossy);
+            waiting.extend(more);
+        }
+        panic!("the controller does not come to rest");
+    }
+
+    fn take(&mut self, effect: Effect, lossy: bool) -> Vec<Effect> {
+        match effect {
+            Effect::Propose { sequence, command } => {
+                let fate = if lossy { self.draw(8) } else { 7 };
+                let result = match fate {
+                    0 => ProposalResult::Dropped {
+                        reason: "luck".to_owned(),
+                    },
+                    1 => ProposalResult::Unknown,
+                    _ => ProposalResult::Committed(self.commit(sequence, command.clone())),
+                };
+                let result = match fate {
+                    2 => ProposalResult::Unknown,
+                    3 => return Vec::new(),
+                    _ => result,
+                };
+                return self.cluster.step(Event::Proposed { sequence, result });
+            }
+            Effect::Admit { session } => assert!(self.open.insert(session), "admitted twice"),
+            Effect::EndSession { session, .. } => {
+                assert!(self.open.remove(&session), "ended what was not open");
+            }
+            Effect::Direct { session, directive } => {
+                assert!(self.open.contains(&session), "told a session that is not open");
+                let worker = self.owners[&session].clone();
+                match directive {
+                    Directive::Assign { replica, peers } => {
+                        let members = replica.devices().into_iter().map(|device| &device.worker);
+                        assert!(members.collect::<BTreeSet<_>>().into_iter().eq(peers.keys()));
+                        self.holds.insert(worker, replica.fence());
+                    }
+                    Directive::Release(fence) => {
+                        if self
+                            .holds
+                            .get(&worker)
+                            .is_some_and(|held| held.generation <= fence.generation)
+                        {
+                            self.holds.remove(&worker);
+                        }
+                    }
+                    Directive::Welcome { .. } => {}
+                }
+            }
+            Effect::Answer { .. } => self.answered += 1,
+            Effect::Refuse { .. } => {}
+        }
+        Vec::new()
+    }
+
+    /// PL-1 and PL-2 are checked by applying; PL-3 here.
+    fn commit(&mut self, sequence: u64, command: Command) -> Outcome {
+        let place = if let Command::Place { replica, .. } = &command {
+            Some(replica.clone())
+        } else {
+            None
+        };
+        let outcome = self.cluster.commit(sequence, command);
+        if let Some(replica) = place {
+            match &outcome {
+                Outcome::Applied => {
+                    let key = (replica.id, replica.generation);
+                    assert!(self.placed.insert(key, replica).is_none(), "placed twice");
+                }
+                Outcome::Duplicate => panic!("the log here keeps the order"),
+                // Something that was proposed before it changed the map.
+                Outcome::Refused(Refusal::Version { .. }) => {}
+                Outcome::Refused(refusal) => panic!("a plan was refused: {refusal}"),
+            }
+        }
+        outcome
+    }
+
+    fn worker(worker: u8) -> WorkerId {
+        name(&format!("w{worker}"))
+    }
+
+    fn session(&self, worker: &WorkerId) -> Option<SessionId> {
+        let session = self.cluster.sessions.get(worker).copied()?;
+        self.open.contains(&session).then_some(session)
+    }
+
+    fn join(&mut self, worker: &WorkerId, restarted: bool, lossy: bool) {
+        let incarnation = self.incarnations.entry(worker.clone()).or_insert(1);
+        if restarted {
+            *incarnation += 1;
+            self.holds.remove(worker);
+        }
+        let info = info(worker.as_str(), *incarnation, ENOUGH);
+        let session = SessionId(self.cluster.next_session);
+        self.cluster.next_session += 1;
+        self.cluster.sessions.insert(worker.clone(), session);
+        self.owners.insert(session, worker.clone());
+        self.feed(Event::Joined { session, info }, lossy);
+    }
+
+    fn report(&mut self, worker: &WorkerId, kind: u8, lossy: bool) {
+        let Some(session) = self.session(worker) else {
+            return;
+        };
+        let fence = self.holds.get(worker).copied();
+        let state = match (fence, kind) {
+            (None, _) | (_, 0) => DeviceState::Idle,
+            (Some(fence), 1) => DeviceState::Failed {
+                fence,
+                reason: "luck".to_owned(),
+            },
+            (Some(fence), 2) => DeviceState::Loading {
+                fence,
+                loaded_bytes: 1,
+                total_bytes: 2,
+            },
+            (Some(fence), _) => DeviceState::Ready { fence },
+        };
+        let event = Event::Reported {
+            session,
+            worker: worker.clone(),
+            report: report(state),
+        };
+        self.feed(event, lossy);
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Join { worker, restarted } => self.join(&Self::worker(worker), restarted, true),
+            Action::End { worker } => {
+                let worker = Self::worker(worker);
+                if let Some(session) = self.session(&worker) {
+                    self.open.remove(&session);
+                    self.feed(Event::Ended { session, worker }, true);
+                }
+            }
+            Action::Report { worker, kind } => self.report(&Self::worker(worker), kind, true),
+            Action::Pass { milliseconds } => {
+                self.cluster.now = self.cluster.now.after_ms(milliseconds);
+                self.feed(Event::Elapsed, true);
+            }
+            Action::Leads => {
+                self.cluster.term += 1;
+                let term = self.cluster.term;
+                self.feed(Event::Leads { term }, true);
+            }
+            Action::Follows => self.feed(Event::Follows { leader: None }, true),
+            Action::Replan => {
+                self.asked += 1;
+                let ask = AskId(self.asked);
+                self.feed(Event::Replan { ask }, true);
+            }
+        }
+    }
+
+    /// All is well from now on: everybody comes back and does as told.
+    fn heal(&mut self) {
+        self.cluster.term += 1;
+        let term = self.cluster.term;
+        self.feed(Event::Leads { term }, false);
+        // As long as a device that failed often may be left out.
+        for _ in 0..400 {
+            for worker in (0..WORKERS).map(Self::worker) {
+                if self.session(&worker).is_none() {
+                    self.join(&worker, false, false);
+                }
+                self.report(&worker, 4, false);
+            }
+            self.cluster.now = self.cluster.now.after_ms(HEARTBEAT);
+            self.feed(Event::Elapsed, false);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn chaos_is_survived(seed in any::<u64>(), actions in proptest::collection::vec(any_action(), 0..80)) {
+        let mut chaos = Chaos::new(seed);
+        for action in actions {
+            chaos.act(action);
+        }
+        chaos.heal();
+        let entry = &chaos.cluster.state.replicas[&ReplicaId(1)];
+        prop_assert!(matches!(entry.phase, Phase::Serving { .. }), "{:?}", entry);
+        prop_assert_eq!(chaos.asked, chaos.answered, "every ask is answered once");
+        prop_assert_eq!(chaos.cluster.state.workers.len(), usize::from(WORKERS));
+    }
+}
