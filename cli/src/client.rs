@@ -154,7 +154,14 @@ impl Client {
                 .header("host", &self.address)
                 .header("content-type", "application/json")
                 .body(Full::new(Bytes::from(body)))?;
-            Ok::<_, anyhow::Error>(sender.send_request(request).await?)
+            let answer = sender.send_request(request).await;
+            answer.with_context(|| match self.identity {
+                Identity::Loopback => format!(
+                    "{} gives no HTTP answer (if it has certificates, the URL begins with https)",
+                    self.address
+                ),
+                Identity::Mutual(_) => format!("{} gives no HTTP answer", self.address),
+            })
         };
         let answer = tokio::time::timeout(ANSWER_DEADLINE, exchange).await;
         answer.with_context(|| format!("{} did not answer within {ANSWER_DEADLINE:?}", self.address))?

@@ -40,11 +40,7 @@ pub(crate) fn coordinator(args: &NodeArgs) -> Result<()> {
     let config = CoordinatorConfig::read(&args.config)?;
     run(args.until_stdin_closes, async move |stop| {
         let metrics = telemetry::install()?;
-        let id = config.id;
-        node::coordinator(config, metrics, stop, move |bound| {
-            tracing::info!(%id, http = %bound.http, rpc = %bound.rpc, "coordinator listening");
-        })
-        .await
+        node::coordinator(config, metrics, stop, |_| {}).await
     })
 }
 

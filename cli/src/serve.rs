@@ -86,7 +86,6 @@ async fn serve(args: &ServeArgs, dir: &Path, stop: CancellationToken) -> Result<
     let both = stop.child_token();
     let told = both.clone();
     let serving = node::coordinator(coordinator, metrics, both.clone(), move |bound| {
-        tracing::info!(http = %bound.http, "coordinator listening");
         tokio::spawn(tell_when_ready(bound.http, told));
     });
     let working = node::worker(worker, both.clone(), |_| {});

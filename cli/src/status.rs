@@ -49,6 +49,7 @@ pub(crate) fn print_status(status: &Status) {
             "ROLE",
             "PID",
             "ADDRESS",
+            "HTTP",
             "STATE",
             "DEVICE",
             "HELD / MEMORY",
@@ -67,6 +68,7 @@ pub(crate) fn print_status(status: &Status) {
             node.role.clone(),
             pid,
             node.address.clone(),
+            node.http_address.clone().unwrap_or_default(),
             state,
             String::new(),
             String::new(),
@@ -76,8 +78,8 @@ pub(crate) fn print_status(status: &Status) {
             continue;
         }
         for device in &node.devices {
-            first[5] = format!("{}: {} ({})", device.index, device.adapter, device.state);
-            first[6] = format!("{} / {}", bytes(device.held_bytes), bytes(device.memory_bytes));
+            first[6] = format!("{}: {} ({})", device.index, device.adapter, device.state);
+            first[7] = format!("{} / {}", bytes(device.held_bytes), bytes(device.memory_bytes));
             rows.push(std::mem::take(&mut first));
         }
     }

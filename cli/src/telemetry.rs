@@ -9,10 +9,10 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -95,12 +95,15 @@ async fn connection_served(connection: Connection, metrics: PrometheusHandle) {
         let answer = answer(request.method(), request.uri().path(), &metrics);
         async move { Ok::<_, Infallible>(answer) }
     });
-    let served = http1::Builder::new()
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_DEADLINE)
-        .serve_connection(TokioIo::new(connection), service);
+        .header_read_timeout(HEAD_DEADLINE);
+    builder.http2().timer(TokioTimer::new());
+    let served = builder.serve_connection(TokioIo::new(connection), service);
     if let Err(error) = served.await {
-        tracing::debug!(%error, "connection closed");
+        tracing::debug!(error, "connection closed");
     }
 }
 

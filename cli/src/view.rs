@@ -20,6 +20,8 @@ pub(crate) struct Node {
     pub(crate) role: String,
     pub(crate) pid: u32,
     pub(crate) address: String,
+    /// Where a coordinator serves HTTP.
+    pub(crate) http_address: Option<String>,
     pub(crate) state: String,
     #[serde(default)]
     pub(crate) standby: bool,

@@ -1,6 +1,7 @@
 //! One question to a cluster, its answer shown as it comes.
 
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -39,10 +40,33 @@ pub(super) async fn ask(client: &Client, model: &str, question: &str) -> Result<
     }
     println!();
     let took = asked.elapsed();
-    let first = first.unwrap_or(took).as_secs_f64() * 1000.0;
+    let first = first.unwrap_or(took);
     println!(
-        "  {tokens} tokens, {:.1} tokens/s, the first after {first:.0} ms",
-        tokens as f64 / took.as_secs_f64().max(1e-9)
+        "  {tokens} tokens, {:.1} tokens/s, the first after {:.0} ms",
+        per_second(tokens, first, took),
+        first.as_secs_f64() * 1000.0
     );
     Ok(())
+}
+
+/// Speed once the first token is there, which the prompt takes its time for; of one token, over all of the time.
+fn per_second(tokens: u64, first: Duration, all: Duration) -> f64 {
+    let (counted, time) = match tokens {
+        0 | 1 => (tokens, all),
+        _ => (tokens - 1, all.saturating_sub(first)),
+    };
+    counted as f64 / time.as_secs_f64().max(1e-9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn speed_is_that_of_decoding() {
+        let seconds = Duration::from_secs;
+        assert!((per_second(11, seconds(4), seconds(6)) - 5.0).abs() < 1e-9);
+        assert!((per_second(1, seconds(2), seconds(2)) - 0.5).abs() < 1e-9);
+        assert!(per_second(0, seconds(2), seconds(2)).abs() < 1e-9);
+    }
 }

@@ -155,7 +155,7 @@ fn print_how_to_talk(layout: &Layout, model: &str) {
         let question = QUESTIONS[0];
         println!(
             "  curl {url}/v1/chat/completions -H 'content-type: application/json' \
-             -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"{question}\"}}]}}'"
+             -d '{{\"model\": \"{model}\", \"temperature\": 0, \"messages\": [{{\"role\": \"user\", \"content\": \"{question}\"}}]}}'"
         );
         println!("  openai.OpenAI(base_url=\"{url}/v1\", api_key=\"none\")");
         println!("  tramontane status --url {url}");

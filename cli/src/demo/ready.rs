@@ -35,12 +35,11 @@ impl Everyone<'_> {
         let mut hopeless: Option<(String, Instant)> = None;
         loop {
             let status = self.status().await;
-            let why = match self.not_ready().await {
-                None => match status {
-                    Some(status) => return Ok(self.with_all_nodes(status).await),
-                    None => "the leader does not answer yet".to_owned(),
-                },
-                Some(why) => why.reason(),
+            let why = match (self.not_ready().await, status.as_ref()) {
+                (None, Some(_)) => break,
+                (None, None) => "the leader does not answer yet".to_owned(),
+                (Some(NotReady::Waits(reason)), _) => reason,
+                (Some(NotReady::Silent(_)), _) => format!("starting {} coordinators", self.clients.len()),
             };
             let said = self.describe(status.as_ref(), &why);
             progress.say(&said);
@@ -65,6 +64,7 @@ impl Everyone<'_> {
             }
             tokio::time::sleep(INTERVAL).await;
         }
+        self.with_all_nodes().await
     }
 
     async fn not_ready(&self) -> Option<NotReady> {
@@ -81,17 +81,19 @@ impl Everyone<'_> {
         serde_json::from_str(&text).ok()
     }
 
-    /// Nodes say of themselves that they are there a moment after they are.
-    async fn with_all_nodes(&self, mut status: Status) -> Status {
+    /// The status, once it has all nodes: they say of themselves that they are there a moment after they are.
+    async fn with_all_nodes(&self) -> Result<Status> {
         let everybody = self.clients.len() + self.workers;
         let deadline = Instant::now() + STATUS_LAG;
-        while status.nodes.len() < everybody && Instant::now() < deadline {
-            tokio::time::sleep(INTERVAL).await;
-            if let Some(newer) = self.status().await {
-                status = newer;
+        loop {
+            let status = self.status().await;
+            let is_late = Instant::now() > deadline;
+            match status {
+                Some(status) if is_late || status.nodes.len() >= everybody => return Ok(status),
+                None if is_late => bail!("the cluster is ready but does not tell its status"),
+                Some(_) | None => tokio::time::sleep(INTERVAL).await,
             }
         }
-        status
     }
 
     /// What is missing although everybody is there and nothing is being placed.
@@ -104,7 +106,7 @@ impl Everyone<'_> {
 
     fn describe(&self, status: Option<&Status>, why: &str) -> String {
         let Some(status) = status else {
-            return format!("starting {} coordinators", self.clients.len());
+            return why.to_owned();
         };
         let joined = joined(status);
         if joined < self.workers {

@@ -12,6 +12,8 @@ use crate::gateway;
 
 const REQUESTS: &str = "tramontane_http_requests_total";
 const SECONDS: &str = "tramontane_http_response_seconds";
+/// Routes that machines ask again and again.
+const PROBES: [&str; 4] = ["/livez", "/readyz", "/metrics", "/cluster/status"];
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Describes the HTTP side's metrics to the recorder.
@@ -45,13 +47,17 @@ pub(super) async fn observe(mut request: Request, next: Next) -> Response {
     }
     counter!(REQUESTS, "route" => route.clone(), "status" => status.as_u16().to_string()).increment(1);
     histogram!(SECONDS, "route" => route.clone()).record(elapsed.as_secs_f64());
-    tracing::info!(
-        request = %id,
-        %method,
-        route,
-        status = status.as_u16(),
-        milliseconds = elapsed.as_millis(),
-        "response"
-    );
+    if PROBES.contains(&route.as_str()) {
+        tracing::debug!(request = %id, %method, route, status = status.as_u16(), "response");
+    } else {
+        tracing::info!(
+            request = %id,
+            %method,
+            route,
+            status = status.as_u16(),
+            milliseconds = elapsed.as_millis(),
+            "response"
+        );
+    }
     response
 }

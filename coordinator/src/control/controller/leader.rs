@@ -5,10 +5,9 @@
 use tramontane_model::ids::{CoordinatorId, Fence};
 use tramontane_model::placement::Replica;
 use tramontane_model::time::Tick;
-use tramontane_proto::Directive;
 
 use super::directing::direct;
-use super::event::{AskId, AskRefusal, Effect, ProposalResult, SessionId};
+use super::event::{AskId, AskRefusal, Effect, ProposalResult};
 use super::members::Members;
 use super::placing::{Around, Placing};
 use super::proposals::{Proposals, Purpose};
@@ -78,9 +77,7 @@ impl Leader {
             proposals: &mut self.proposals,
         };
         self.placing.act(turn, &mut around);
-        let before = turn.effects.len();
         self.members.let_in(turn, &mut self.proposals);
-        self.welcome(turn, before);
         direct(turn, &mut self.members);
     }
 
@@ -97,31 +94,6 @@ impl Leader {
                 let command = Command::CoordinatorStarted { coordinator, entry };
                 self.proposals
                     .propose(turn, Purpose::Coordinator(coordinator), command);
-            }
-        }
-    }
-
-    /// Welcomes the sessions that were admitted from this effect on.
-    fn welcome(&self, turn: &mut Turn<'_>, from: usize) {
-        let effects = turn.effects.split_off(from);
-        for effect in effects {
-            let admitted: Option<SessionId> = match &effect {
-                Effect::Admit { session } => Some(*session),
-                Effect::Propose { .. }
-                | Effect::Refuse { .. }
-                | Effect::Direct { .. }
-                | Effect::EndSession { .. }
-                | Effect::Answer { .. } => None,
-            };
-            turn.effects.push(effect);
-            if let Some(session) = admitted {
-                let directive = Directive::Welcome {
-                    coordinator: turn.options.id,
-                    term: self.term,
-                    heartbeat_ms: turn.options.leases.heartbeat_ms,
-                    lease_ms: turn.options.leases.lease_ms,
-                };
-                turn.effects.push(Effect::Direct { session, directive });
             }
         }
     }

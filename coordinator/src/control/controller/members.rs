@@ -305,7 +305,14 @@ impl Members {
         if let Some(older) = self.admitted.insert(info.worker, member) {
             turn.end(older.session, REPLACED);
         }
+        let directive = Directive::Welcome {
+            coordinator: turn.options.id,
+            term: turn.term,
+            heartbeat_ms: turn.options.leases.heartbeat_ms,
+            lease_ms: turn.options.leases.lease_ms,
+        };
         turn.effects.push(Effect::Admit { session });
+        turn.effects.push(Effect::Direct { session, directive });
     }
 
     /// Ends and refuses everything: this coordinator does not lead any more.

@@ -17,6 +17,7 @@ mod status;
 mod tests;
 mod turn;
 mod view;
+mod watching;
 
 use std::collections::BTreeMap;
 
@@ -97,6 +98,7 @@ impl Controller {
         };
         let mut turn = Turn {
             now,
+            term: leader.term,
             state,
             options: &self.options,
             sequence: &mut self.sequence,

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tramontane_model::ids::{DeviceRef, Fence, Generation, ReplicaId, WorkerId};
-use tramontane_model::members::{DeviceState, MAX_REASON_BYTES};
+use tramontane_model::members::MAX_REASON_BYTES;
 use tramontane_model::placement::Replica;
 use tramontane_model::time::Tick;
 
@@ -14,6 +14,7 @@ use super::failures::Failures;
 use super::members::Members;
 use super::proposals::{Proposals, Purpose};
 use super::turn::Turn;
+use super::watching::watch;
 use crate::control::command::Command;
 use crate::control::planner::{Candidate, Missing, Plan, Request, plan};
 use crate::control::state::{ClusterState, Phase, ReplicaEntry, Standing};
@@ -24,8 +25,6 @@ const WANTED_REPLICAS: u64 = 1;
 const MAX_ASKS: usize = 16;
 /// Longest wait for one, in milliseconds; less than whoever asks waits.
 const ASK_DEADLINE_MS: u64 = 4500;
-/// A device that does not even begin with what it was told to hold counts as failed after so long, in milliseconds.
-const STUCK_MS: u64 = 30_000;
 
 /// Somebody who wants everything planned anew.
 #[derive(Debug)]
@@ -278,55 +277,6 @@ fn candidates(state: &ClusterState, id: ReplicaId, leaving: &BTreeSet<WorkerId>)
         .collect()
 }
 
-/// Proposes what the devices of a placement came to: it serves, or one failed.
-fn watch(turn: &mut Turn<'_>, around: &mut Around<'_>, placement: &Replica) {
-    let fence = placement.fence();
-    let mut all_ready = true;
-    for device in placement.devices() {
-        let report = around.members.report(&device.worker);
-        let report = report.and_then(|report| report.devices.iter().find(|one| one.index == device.device));
-        let reason = match report.map(|report| &report.state) {
-            Some(DeviceState::Ready { fence: found }) if *found == fence => continue,
-            Some(DeviceState::Loading { fence: found, .. }) if *found == fence => None,
-            Some(DeviceState::Failed { fence: found, reason }) if *found == fence => Some(cut(reason)),
-            Some(
-                DeviceState::Idle
-                | DeviceState::Loading { .. }
-                | DeviceState::Ready { .. }
-                | DeviceState::Failed { .. },
-            ) => is_stuck(turn, around.members, device, fence)
-                .then(|| format!("it was assigned {fence} {STUCK_MS} ms ago and has not begun to load it")),
-            None => None,
-        };
-        all_ready = false;
-        if let Some(reason) = reason {
-            let command = Command::DeviceFailed {
-                fence,
-                device: device.clone(),
-                reason,
-            };
-            around
-                .proposals
-                .propose(turn, Purpose::Replica(fence.replica), command);
-            return;
-        }
-    }
-    let loads = |entry: &ReplicaEntry| entry.serving().is_none();
-    if all_ready && turn.state.current(fence).is_some_and(loads) {
-        let command = Command::ReplicaServing { fence };
-        around
-            .proposals
-            .propose(turn, Purpose::Replica(fence.replica), command);
-    }
-}
-
-fn is_stuck(turn: &Turn<'_>, members: &Members, device: &DeviceRef, fence: Fence) -> bool {
-    let member = members.admitted.get(&device.worker);
-    let assigned = member.and_then(|member| member.assigned.get(&fence.replica));
-    assigned
-        .is_some_and(|&(generation, at)| generation == fence.generation && turn.now.ms_since(at) >= STUCK_MS)
-}
-
 fn propose_place(turn: &mut Turn<'_>, around: &mut Around<'_>, replica: Replica) -> bool {
     let purpose = Purpose::Replica(replica.id);
     let command = Command::Place {
@@ -360,7 +310,7 @@ fn propose_unplaced(turn: &mut Turn<'_>, around: &mut Around<'_>, replica: Repli
 }
 
 /// A reason no longer than the state takes.
-fn cut(reason: &str) -> String {
+pub(super) fn cut(reason: &str) -> String {
     reason[..reason.floor_char_boundary(MAX_REASON_BYTES)].to_owned()
 }
 

@@ -9,6 +9,8 @@ use crate::control::state::ClusterState;
 /// One step.
 pub(super) struct Turn<'a> {
     pub(super) now: Tick,
+    /// The term in which this coordinator leads.
+    pub(super) term: u64,
     pub(super) state: &'a ClusterState,
     pub(super) options: &'a ControllerOptions,
     pub(super) sequence: &'a mut u64,

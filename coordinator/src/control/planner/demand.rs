@@ -16,8 +16,19 @@ const TIME_BITS: u32 = 32;
 pub(super) struct Limits {
     /// Longest time of a stage, see the module.
     pub(super) time: u128,
-    /// Tokens that the cache must hold.
+    /// Tokens of the smallest cache: experts are split by the room that it leaves, so that a larger cache does not push
+    /// them off the owner and make the split uneven.
+    pub(super) least: u64,
+    /// Tokens that the cache must hold, no fewer than those.
     pub(super) tokens: u64,
+}
+
+impl Limits {
+    /// Limits with the smallest cache.
+    pub(super) fn new(time: u128, tokens: u64) -> Self {
+        let least = tokens;
+        Self { time, least, tokens }
+    }
 }
 
 /// A device as the search sees it.
@@ -109,7 +120,7 @@ impl Demand<'_> {
     }
 
     /// Whether a team, its owner first, can be given the layers `start..end` with these sums. What fits still fits with
-    /// layers less at either end.
+    /// layers less at either end; with a cache above the smallest and expert groups, nearly always.
     pub(super) fn fit(
         &self,
         sums: &Sums,
@@ -118,8 +129,11 @@ impl Demand<'_> {
         limits: Limits,
     ) -> Option<Fit> {
         let (owner, helpers) = team.split_first()?;
-        let own = self.owner_bytes(sums, start, end, limits.tokens);
-        let free = u128::from(owner.memory).checked_sub(own)?;
+        let beside = |tokens| {
+            let own = self.owner_bytes(sums, start, end, tokens);
+            u128::from(owner.memory).checked_sub(own)
+        };
+        let (free, left) = (beside(limits.least)?, beside(limits.tokens)?);
         if sums.kv_largest * u128::from(limits.tokens) > u128::from(owner.binding) {
             return None;
         }
@@ -147,6 +161,9 @@ impl Demand<'_> {
                 .collect();
             split(n_experts, &caps, team)?
         };
+        if sums.expert * u128::from(*shares.first()?) > left {
+            return None;
+        }
         let read = sums.expert * u128::from(self.footprint.experts_per_token);
         let of_share = |(room, &share): (&Room, &u32)| {
             self::time(

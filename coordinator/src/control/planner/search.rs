@@ -185,6 +185,7 @@ impl<'a> Search<'a> {
         let (least, most) = self.blocks();
         let within = |blocks: u32| Limits {
             time,
+            least: self.tokens(least),
             tokens: self.tokens(blocks),
         };
         self.tiler.slowest(&teams, within(least))?;
@@ -206,8 +207,11 @@ impl<'a> Search<'a> {
                 ends.collect()
             },
         );
-        let ends = self.tiler.cut(&teams, within(blocks), &targets)?;
-        self.assemble(devices, ordered, &ends, within(blocks))
+        let cut = |blocks: u32| {
+            let ends = self.tiler.cut(&teams, within(blocks), &targets)?;
+            self.assemble(devices, ordered, &ends, within(blocks))
+        };
+        cut(blocks).or_else(|| cut(least))
     }
 
     fn assemble(

@@ -70,12 +70,15 @@ impl Tiler<'_> {
 
     /// The shortest time of the slowest stage in this order.
     pub(super) fn shortest(&self, teams: &[&Team], tokens: u64) -> Option<u128> {
-        shrink(|time| self.slowest(teams, Limits { time, tokens }))
+        shrink(|time| self.slowest(teams, Limits::new(time, tokens)))
     }
 
     /// The most tokens up to `most` for which the order has a tiling within `time`; it has one for `least`.
     pub(super) fn most_tokens(&self, teams: &[&Team], time: u128, (least, most): (u64, u64)) -> u64 {
-        let fits = |tokens| self.slowest(teams, Limits { time, tokens }).is_some();
+        let fits = |tokens| {
+            let limits = Limits { time, least, tokens };
+            self.slowest(teams, limits).is_some()
+        };
         if fits(most) {
             return most;
         }
@@ -96,12 +99,12 @@ impl Tiler<'_> {
             let teams = &teams[..teams.len().min(MAX_EXACT)];
             let twins = twins(teams);
             let time = shrink(|time| {
-                let limits = Limits { time, tokens };
+                let limits = Limits::new(time, tokens);
                 let order = self.order_within(teams, &twins, stages, limits)?;
                 let ordered: Vec<&Team> = order.iter().map(|&index| &teams[index]).collect();
                 self.slowest(&ordered, limits)
             })?;
-            let order = self.order_within(teams, &twins, stages, Limits { time, tokens })?;
+            let order = self.order_within(teams, &twins, stages, Limits::new(time, tokens))?;
             return Some(Ordered { order, time });
         }
         let first: Vec<usize> = (0..stages).collect();
@@ -119,10 +122,7 @@ impl Tiler<'_> {
 
     /// Whether `stages` of the teams have a tiling at all.
     pub(super) fn exists(&self, teams: &[Team], stages: usize, tokens: u64) -> bool {
-        let limits = Limits {
-            time: u128::MAX,
-            tokens,
-        };
+        let limits = Limits::new(u128::MAX, tokens);
         if stages == 0 || stages > teams.len() || stages > self.demand.layers() {
             return false;
         }

@@ -29,10 +29,7 @@ fn brute_force(footprint: &ModelFootprint, devices: &[Candidate], stages: usize)
             };
             for end in start + 1..=layers {
                 let sums = Sums::of(&demand.footprint.layers[start..end]);
-                let limits = Limits {
-                    time: u128::MAX,
-                    tokens: 64,
-                };
+                let limits = Limits::new(u128::MAX, 64);
                 let Some(fit) = demand.fit(&sums, (start, end), &[room], limits) else {
                     continue;
                 };
@@ -59,10 +56,7 @@ fn slowest(footprint: &ModelFootprint, devices: &[Candidate], replica: &Replica)
             binding: known.max_binding_bytes,
         }
     };
-    let limits = Limits {
-        time: u128::MAX,
-        tokens: 64,
-    };
+    let limits = Limits::new(u128::MAX, 64);
     let time = |stage: &tramontane_model::placement::Stage| {
         let range = (stage.layers.start() as usize, stage.layers.end() as usize);
         let sums = Sums::of(&footprint.layers[range.0..range.1]);
