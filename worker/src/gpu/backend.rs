@@ -46,7 +46,7 @@ pub struct GpuBackend {
 impl GpuBackend {
     /// Compiles the pipelines of an open device.
     pub(super) fn new(open: OpenDevice) -> Result<Self, OpError> {
-        let tuning = Tuning::new(open.info.is_cpu);
+        let tuning = Tuning::new(open.class);
         let pipelines = Pipelines::compile(&open.device, &tuning);
         open.faults.check(&open.info.name)?;
         Ok(Self {
