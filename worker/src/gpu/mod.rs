@@ -18,6 +18,7 @@ mod ops;
 mod pipelines;
 mod readback;
 mod staging;
+mod tuning;
 
 pub use backend::GpuBackend;
 pub use memory::GpuBuffer;
