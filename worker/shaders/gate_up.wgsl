@@ -2,9 +2,9 @@
 // of routed experts.
 // Workgroup: x = tile of rows, y = LANES_N outputs. Order of sums: shared/tile.wgsl.
 // Twins: src/reference/gate_up.rs, experts.rs
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> gate: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read> up: array<vec4<u32>>;
+@group(0) @binding(0) var<storage, read> x: array<Words>;
+@group(0) @binding(1) var<storage, read> gate: array<Words>;
+@group(0) @binding(2) var<storage, read> up: array<Words>;
 @group(0) @binding(3) var<storage, read> gate_scales: array<f32>;
 @group(0) @binding(4) var<storage, read> up_scales: array<f32>;
 @group(0) @binding(5) var<storage, read> plan: array<u32>;
@@ -33,21 +33,21 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         let w3 = p.weight2 + record + row * p.chunks;
         let block = record * 4u + (p.first + row) / 128u * ((p.chunks + 7u) / 8u);
         for (var chunk = lane % LANES_K; chunk < p.chunks; chunk += LANES_K) {
-            let place = at + chunk * 4u;
+            let rows = load_block(lane, at + chunk * 4u);
             let scale = block + chunk / 8u;
-            let part1 = dot16_rows(decode_fp8(gate[w1 + chunk]), place);
+            let part1 = dot16_rows(decode_fp8(words(gate[w1 + chunk])), rows);
             a = fma(part1, vec4<f32>(gate_scales[p.scale + scale]), a);
-            let part3 = dot16_rows(decode_fp8(up[w3 + chunk]), place);
+            let part3 = dot16_rows(decode_fp8(words(up[w3 + chunk])), rows);
             b = fma(part3, vec4<f32>(up_scales[p.scale2 + scale]), b);
         }
     } else {
         let w1 = p.weight + record + row * p.chunks * 2u;
         let w3 = p.weight2 + record + row * p.chunks * 2u;
         for (var chunk = lane % LANES_K; chunk < p.chunks; chunk += LANES_K) {
-            let place = at + chunk * 4u;
+            let rows = load_block(lane, at + chunk * 4u);
             let c = chunk * 2u;
-            a += dot16_rows(decode_bf16(gate[w1 + c], gate[w1 + c + 1u]), place);
-            b += dot16_rows(decode_bf16(up[w3 + c], up[w3 + c + 1u]), place);
+            a += dot16_rows(decode_bf16(words(gate[w1 + c]), words(gate[w1 + c + 1u])), rows);
+            b += dot16_rows(decode_bf16(words(up[w3 + c]), words(up[w3 + c + 1u])), rows);
         }
     }
     a = add_lanes(lane, a);

@@ -7,7 +7,8 @@
 // Plain rows: workgroup x = tile of ROWS rows. Grouped rows (routed experts): the plan holds where each local expert's
 // pairs start, then the pairs by expert. Tiles are cut at multiples of ROWS and where an expert starts: workgroup x
 // below `multiples` starts at that multiple, the others at the start of one expert of the part.
-// Needs of the including shader: x, plan, ids. Twin: src/reference/linear.rs
+// Activations come through rows_direct.wgsl or rows_subgroup.wgsl.
+// Needs of the including shader: plan, ids. Twin: src/reference/linear.rs
 override ROWS: u32 = 4;
 override LANES_K: u32 = 1;
 override LANES_N: u32 = 32;
@@ -88,19 +89,12 @@ fn grouped_tile(index: u32) -> Tile {
     return Tile(end - first, expert - p.part_first, rows / vec4<u32>(p.pairs_per_row), rows);
 }
 
-fn dot16(w: Weights, at: u32) -> f32 {
-    var sum = w.a * x[at];
-    sum = fma(w.b, x[at + 1u], sum);
-    sum = fma(w.c, x[at + 2u], sum);
-    sum = fma(w.d, x[at + 3u], sum);
+fn dot16(w: Weights, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>) -> f32 {
+    var sum = w.a * a;
+    sum = fma(w.b, b, sum);
+    sum = fma(w.c, c, sum);
+    sum = fma(w.d, d, sum);
     return (sum.x + sum.y) + (sum.z + sum.w);
-}
-
-fn dot16_rows(w: Weights, at: vec4<u32>) -> vec4<f32> {
-    if (ROWS == 1u) {
-        return vec4<f32>(dot16(w, at.x), 0.0, 0.0, 0.0);
-    }
-    return vec4<f32>(dot16(w, at.x), dot16(w, at.y), dot16(w, at.z), dot16(w, at.w));
 }
 
 var<workgroup> lane_partials: array<vec4<f32>, LANES_K * LANES_N>;

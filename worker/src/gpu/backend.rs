@@ -8,9 +8,10 @@ use super::commands::{self, Command, Copy, Dispatch, IMMEDIATE_WORDS};
 use super::device::OpenDevice;
 use super::faults::Faults;
 use super::memory::{Account, GpuBuffer, check_copy};
-use super::pipelines::{Kernel, Pipelines, Tuning};
+use super::pipelines::{Kernel, Pipelines};
 use super::readback::{ReadFault, Readback};
 use super::staging::Staging;
+use super::tuning::Tuning;
 use super::{ops, staging};
 use crate::ops::{
     Attention, Backend, Combine, DeviceInfo, Embed, Experts, GateUp, LatentWrite, Linear, OpError, Queries,
@@ -46,7 +47,7 @@ pub struct GpuBackend {
 impl GpuBackend {
     /// Compiles the pipelines of an open device.
     pub(super) fn new(open: OpenDevice) -> Result<Self, OpError> {
-        let tuning = Tuning::new(open.info.is_cpu);
+        let tuning = Tuning::new(open.class);
         let pipelines = Pipelines::compile(&open.device, &tuning);
         open.faults.check(&open.info.name)?;
         Ok(Self {

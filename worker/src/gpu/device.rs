@@ -12,6 +12,53 @@ use crate::ops::{DeviceInfo, OpError};
 /// Bytes of immediates that the shaders use at most: what Vulkan guarantees.
 pub(super) const IMMEDIATE_BYTES: u32 = 128;
 
+/// What the kernels need that read memory together: on emulated GPUs, where a load costs as much as many sums.
+const SHARING_FEATURES: Features = Features::SUBGROUP.union(Features::SHADER_INT64);
+
+/// What the kernels' sizes, and for some their source, depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// A GPU.
+    Gpu,
+    /// An emulated GPU.
+    Emulated,
+    /// An emulated GPU whose subgroups always have 8 lanes, and that has what [`SHARING_FEATURES`] says.
+    EmulatedSharingLoads,
+}
+
+impl Class {
+    fn of(adapter: &Adapter) -> Self {
+        let info = adapter.get_info();
+        let has_subgroups_of_8 = (info.subgroup_min_size, info.subgroup_max_size) == (8, 8);
+        match info.device_type {
+            DeviceType::DiscreteGpu
+            | DeviceType::IntegratedGpu
+            | DeviceType::VirtualGpu
+            | DeviceType::Other => Self::Gpu,
+            DeviceType::Cpu if has_subgroups_of_8 && adapter.features().contains(SHARING_FEATURES) => {
+                Self::EmulatedSharingLoads
+            }
+            DeviceType::Cpu => Self::Emulated,
+        }
+    }
+
+    fn features(self) -> Features {
+        match self {
+            Self::Gpu | Self::Emulated => Features::IMMEDIATES,
+            Self::EmulatedSharingLoads => Features::IMMEDIATES | SHARING_FEATURES,
+        }
+    }
+
+    /// Part of the device kind.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gpu => "gpu",
+            Self::Emulated => "emulated",
+            Self::EmulatedSharingLoads => "emulated sharing loads",
+        }
+    }
+}
+
 /// An open device.
 #[derive(Debug)]
 pub(super) struct OpenDevice {
@@ -21,15 +68,17 @@ pub(super) struct OpenDevice {
     pub(super) faults: Faults,
     /// Largest buffer that can be bound whole.
     pub(super) max_binding_bytes: u64,
+    pub(super) class: Class,
 }
 
-/// Opens the adapter that the configuration names, or the best one.
-pub(super) fn open(config: &DeviceConfig) -> Result<OpenDevice, OpError> {
+/// Opens the adapter that the configuration names, or the best one; with the kernels of `class` instead of its own.
+pub(super) fn open(config: &DeviceConfig, class: Option<Class>) -> Result<OpenDevice, OpError> {
     let adapter = adapter::choose(config.adapter.as_deref())?;
     let memory = config
         .memory_bytes
         .unwrap_or_else(|| adapter::memory_bytes(&adapter));
-    let info = describe(&adapter, memory);
+    let class = class.unwrap_or_else(|| Class::of(&adapter));
+    let info = describe(&adapter, class, memory);
     let refused = |reason: String| OpError::Refused {
         device: info.name.clone(),
         reason,
@@ -40,7 +89,7 @@ pub(super) fn open(config: &DeviceConfig) -> Result<OpenDevice, OpError> {
     let limits = limits(&adapter.limits());
     let descriptor = DeviceDescriptor {
         label: Some("tramontane"),
-        required_features: Features::IMMEDIATES,
+        required_features: class.features(),
         required_limits: limits.clone(),
         experimental_features: ExperimentalFeatures::disabled(),
         memory_hints: MemoryHints::Performance,
@@ -57,6 +106,7 @@ pub(super) fn open(config: &DeviceConfig) -> Result<OpenDevice, OpError> {
         faults,
         // Buffers are rounded up to multiples of 16.
         max_binding_bytes: max_binding_bytes / 16 * 16,
+        class,
     })
 }
 
@@ -73,11 +123,11 @@ fn limits(offered: &Limits) -> Limits {
     }
 }
 
-fn describe(adapter: &Adapter, memory_bytes: u64) -> DeviceInfo {
+fn describe(adapter: &Adapter, class: Class, memory_bytes: u64) -> DeviceInfo {
     let info = adapter.get_info();
     let driver = format!("{} {}", info.driver, info.driver_info);
     DeviceInfo {
-        kind: format!("{}, {driver}, kernels {KERNEL_SET}", info.name),
+        kind: format!("{}, {driver}, {} kernels {KERNEL_SET}", info.name, class.name()),
         is_cpu: info.device_type == DeviceType::Cpu,
         name: info.name,
         driver,

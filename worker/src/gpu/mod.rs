@@ -18,6 +18,7 @@ mod ops;
 mod pipelines;
 mod readback;
 mod staging;
+mod tuning;
 
 pub use backend::GpuBackend;
 pub use memory::GpuBuffer;
@@ -33,7 +34,12 @@ pub const KERNEL_SET: u32 = 1;
 ///
 /// Fails when no adapter matches, with the names of those there are, and when there is none at all.
 pub fn open(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
-    GpuBackend::new(device::open(config)?)
+    GpuBackend::new(device::open(config, None)?)
+}
+
+/// As [`open`], but an emulated GPU gets the kernels of real ones: so that they can be tested where there is none.
+pub fn open_with_gpu_kernels(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
+    GpuBackend::new(device::open(config, Some(device::Class::Gpu))?)
 }
 
 /// Starts a device thread on the adapter; opens it again after a failure. A [`crate::process::OpenDevice`].

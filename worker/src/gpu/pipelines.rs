@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::mem::size_of;
 
 use super::ops::{attention, elementwise, experts, matmul, norm, queries, route, sample};
+use super::tuning::Tuning;
 use crate::ops::WeightFormat;
 
 /// Most buffers that a kernel binds.
@@ -42,51 +43,6 @@ pub(super) enum Kernel {
     Sample,
 }
 
-/// Sizes that depend on the class of the device.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Tuning {
-    /// Lanes that share a sum over columns.
-    pub(super) lanes_k: u32,
-    /// Outputs of a workgroup of a matrix kernel.
-    pub(super) lanes_n: u32,
-    /// Lanes of the kernels that take one element each.
-    pub(super) lanes_each: u32,
-    /// Lanes of a workgroup that reduces a row.
-    pub(super) lanes_row: u32,
-    /// Lanes of the query kernel, and tokens of a tile of attention.
-    pub(super) lanes_head: u32,
-    /// Lanes of the router.
-    pub(super) lanes_route: u32,
-    /// Lanes of the kernels with one workgroup for very many elements.
-    pub(super) lanes_wide: u32,
-}
-
-impl Tuning {
-    /// For an emulated GPU, whose vectors are 8 lanes wide and whose barriers are dear.
-    const CPU: Self = Self {
-        lanes_k: 1,
-        lanes_n: 32,
-        lanes_each: 32,
-        lanes_row: 8,
-        lanes_head: 32,
-        lanes_route: 8,
-        lanes_wide: 16,
-    };
-    const GPU: Self = Self {
-        lanes_k: 32,
-        lanes_n: 4,
-        lanes_each: 64,
-        lanes_row: 256,
-        lanes_head: 64,
-        lanes_route: 32,
-        lanes_wide: 256,
-    };
-
-    pub(super) fn new(is_cpu: bool) -> Self {
-        if is_cpu { Self::CPU } else { Self::GPU }
-    }
-}
-
 /// What all variants of a shader have in common.
 struct Shader {
     label: &'static str,
@@ -100,6 +56,12 @@ struct Shader {
 
 macro_rules! sources {
     ($($path:literal),+) => { &[$(include_str!(concat!("../../shaders/", $path))),+] };
+}
+
+macro_rules! matrix_sources {
+    ($path:literal, $rows:literal) => {
+        sources![$path, "shared/tile.wgsl", $rows, "shared/weights.wgsl"]
+    };
 }
 
 impl Kernel {
@@ -147,7 +109,7 @@ impl Kernel {
         }
     }
 
-    fn shader(self) -> Shader {
+    fn shader(self, tuning: &Tuning) -> Shader {
         let new = |label, sources, reads, writes, immediate_bytes| Shader {
             label,
             sources,
@@ -157,8 +119,11 @@ impl Kernel {
         };
         match self {
             Self::Attention => {
-                let size = size_of::<attention::Params>();
-                new("attention", sources!["attention.wgsl"], 4, 1, size)
+                let sources = match tuning.shares_loads {
+                    true => sources!["attention_subgroup.wgsl"],
+                    false => sources!["attention.wgsl"],
+                };
+                new("attention", sources, 4, 1, size_of::<attention::Params>())
             }
             Self::Combine => {
                 let size = size_of::<elementwise::CombineParams>();
@@ -169,7 +134,10 @@ impl Kernel {
                 new("embed", sources!["embed.wgsl"], 2, 1, size)
             }
             Self::GateUp(_) => {
-                let sources = sources!["gate_up.wgsl", "shared/tile.wgsl", "shared/weights.wgsl"];
+                let sources = match tuning.shares_loads {
+                    true => matrix_sources!("gate_up.wgsl", "shared/rows_subgroup.wgsl"),
+                    false => matrix_sources!("gate_up.wgsl", "shared/rows_direct.wgsl"),
+                };
                 new("gate_up", sources, 7, 1, size_of::<matmul::Params>())
             }
             Self::GroupExperts => {
@@ -181,7 +149,10 @@ impl Kernel {
                 new("latent_write", sources, 4, 1, size_of::<norm::LatentParams>())
             }
             Self::Linear(_) => {
-                let sources = sources!["linear.wgsl", "shared/tile.wgsl", "shared/weights.wgsl"];
+                let sources = match tuning.shares_loads {
+                    true => matrix_sources!("linear.wgsl", "shared/rows_subgroup.wgsl"),
+                    false => matrix_sources!("linear.wgsl", "shared/rows_direct.wgsl"),
+                };
                 new("linear", sources, 5, 1, size_of::<matmul::Params>())
             }
             Self::Queries(_) => {
@@ -212,7 +183,7 @@ impl Kernel {
             vec![("ROWS", f64::from(rows)), ("FP8", f64::from(u8::from(is_fp8)))]
         };
         match self {
-            Self::Attention => lanes(tuning.lanes_head),
+            Self::Attention => lanes(tuning.lanes_attention),
             Self::Combine | Self::Embed => lanes(tuning.lanes_each),
             Self::GateUp(variant) | Self::Linear(variant) => {
                 let mut constants = of_variant(variant);
@@ -221,13 +192,16 @@ impl Kernel {
                     ("LANES_K", f64::from(tuning.lanes_k)),
                     ("LANES_N", f64::from(tuning.lanes_n)),
                 ]);
+                if let Self::Linear(_) = self {
+                    constants.push(("OUTPUTS", f64::from(tuning.outputs)));
+                }
                 constants
             }
             Self::GroupExperts | Self::Sample => lanes(tuning.lanes_wide),
             Self::LatentWrite | Self::RmsNorm => lanes(tuning.lanes_row),
             Self::Queries(variant) => {
                 let mut constants = of_variant(variant);
-                constants.extend(lanes(tuning.lanes_head));
+                constants.extend(lanes(tuning.lanes_query));
                 constants
             }
             Self::Route => lanes(tuning.lanes_route),
@@ -262,7 +236,7 @@ impl Pipelines {
         let mut modules = HashMap::new();
         let mut compiled = HashMap::new();
         for kernel in Kernel::all() {
-            let shader = kernel.shader();
+            let shader = kernel.shader(tuning);
             let module = modules
                 .entry(kernel.layout())
                 .or_insert_with(|| module(device, &shader));

@@ -1,4 +1,4 @@
-//! Twin of `shaders/attention.wgsl`: two passes over the whole sequence, no tiles.
+//! Twin of `shaders/attention.wgsl` and `attention_subgroup.wgsl`: two passes over the whole sequence, no tiles.
 
 use super::CpuBuffer;
 use super::latent::metas;

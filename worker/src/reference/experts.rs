@@ -1,4 +1,4 @@
-//! Twin of `shaders/group_experts.wgsl`, `expert_gate_up.wgsl` and `expert_down.wgsl`.
+//! Twin of `shaders/group_experts.wgsl`, and of `gate_up.wgsl` and `linear.wgsl` on grouped rows.
 
 use super::gate_up::gated;
 use super::{CpuBuffer, decode};

@@ -1,4 +1,4 @@
-//! Twin of `shaders/route.wgsl`.
+//! Twin of `shaders/route.wgsl`, and of `linear.wgsl` for the gate.
 
 use super::{CpuBuffer, decode};
 use crate::ops::Route;

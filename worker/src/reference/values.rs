@@ -1,4 +1,4 @@
-//! Twin of `shaders/values.wgsl`.
+//! Twin of `shaders/linear.wgsl` with heads as groups.
 
 use super::{CpuBuffer, decode};
 use crate::ops::Values;

@@ -1,6 +1,7 @@
 //! Ops on a Vulkan adapter against their twins; and whole workers: real processes' code in one process, real gRPC
 //! between them, against recorded answers.
 
+mod batch;
 mod cluster;
 mod golden;
 mod ops;

@@ -100,9 +100,9 @@ fn gate_up(
     variant: Variant,
     pairs: u32,
 ) -> Result<(), OpError> {
-    let (layout, lanes_n) = (op.bank.layout(), backend.tuning().lanes_n);
+    let (layout, outputs) = (op.bank.layout(), backend.tuning().gate_up_outputs());
     let row_bytes = layout.format.row_bytes(layout.dim);
-    for (start, count) in spans(layout.hidden, lanes_n) {
+    for (start, count) in spans(layout.hidden, outputs) {
         let skipped = part.offset + u64::from(start) * row_bytes;
         let params = Params {
             chunks: layout.dim / 16,
@@ -129,7 +129,7 @@ fn gate_up(
             op.ids,
             &op.scratch.hidden,
         ];
-        let groups = [tiles(part, tiling), count.div_ceil(lanes_n), 1];
+        let groups = [tiles(part, tiling), count.div_ceil(outputs), 1];
         backend.dispatch(Kernel::GateUp(variant), &buffers, &params, groups)?;
     }
     Ok(())
@@ -143,9 +143,9 @@ fn down(
     variant: Variant,
     pairs: u32,
 ) -> Result<(), OpError> {
-    let (layout, lanes_n) = (op.bank.layout(), backend.tuning().lanes_n);
+    let (layout, outputs) = (op.bank.layout(), backend.tuning().linear_outputs());
     let row_bytes = layout.format.row_bytes(layout.hidden);
-    for (start, count) in spans(layout.dim, lanes_n) {
+    for (start, count) in spans(layout.dim, outputs) {
         let params = Params {
             chunks: layout.hidden / 16,
             in_stride: layout.hidden / 4,
@@ -166,7 +166,7 @@ fn down(
             op.ids,
             op.output,
         ];
-        let groups = [tiles(part, tiling), count.div_ceil(lanes_n), 1];
+        let groups = [tiles(part, tiling), count.div_ceil(outputs), 1];
         backend.dispatch(Kernel::Linear(variant), &buffers, &params, groups)?;
     }
     Ok(())

@@ -68,19 +68,20 @@ fn tiles(rows: u32) -> u32 {
     if rows > 1 { rows.div_ceil(TILE_ROWS) } else { rows }
 }
 
-/// Ranges of outputs that one dispatch can take: start and length.
-pub(super) fn spans(outputs: u32, lanes_n: u32) -> impl Iterator<Item = (u32, u32)> {
-    let step = MAX_WORKGROUPS.saturating_mul(lanes_n);
-    let starts = (0..outputs).step_by(step as usize);
-    starts.map(move |start| (start, step.min(outputs - start)))
+/// Ranges of `count` outputs that one dispatch can take, at so many a workgroup: start and length.
+pub(super) fn spans(count: u32, outputs: u32) -> impl Iterator<Item = (u32, u32)> {
+    let step = MAX_WORKGROUPS.saturating_mul(outputs);
+    let starts = (0..count).step_by(step as usize);
+    starts.map(move |start| (start, step.min(count - start)))
 }
 
 pub(in crate::gpu) fn linear(backend: &mut GpuBackend, op: &Linear<'_, GpuBuffer>) -> Result<(), OpError> {
     op.check()?;
-    let (rows, matrix, lanes_n) = (op.rows.total(), op.weight, backend.tuning().lanes_n);
+    let (rows, matrix) = (op.rows.total(), op.weight);
+    let outputs = backend.tuning().linear_outputs();
     for part in matrix.parts() {
         let (scale_buffer, scale) = scales(matrix, part);
-        for (start, count) in spans(part.rows.end - part.rows.start, lanes_n) {
+        for (start, count) in spans(part.rows.end - part.rows.start, outputs) {
             let first = part.rows.start + start;
             let params = Params {
                 rows,
@@ -104,7 +105,7 @@ pub(in crate::gpu) fn linear(backend: &mut GpuBackend, op: &Linear<'_, GpuBuffer
                 op.output,
             ];
             let kernel = Kernel::Linear(variant(matrix, rows));
-            let groups = [tiles(rows), count.div_ceil(lanes_n), 1];
+            let groups = [tiles(rows), count.div_ceil(outputs), 1];
             backend.dispatch(kernel, &buffers, &params, groups)?;
         }
     }
@@ -113,11 +114,11 @@ pub(in crate::gpu) fn linear(backend: &mut GpuBackend, op: &Linear<'_, GpuBuffer
 
 pub(in crate::gpu) fn gate_up(backend: &mut GpuBackend, op: &GateUp<'_, GpuBuffer>) -> Result<(), OpError> {
     op.check()?;
-    let (rows, lanes_n) = (op.rows.total(), backend.tuning().lanes_n);
+    let (rows, outputs) = (op.rows.total(), backend.tuning().gate_up_outputs());
     for (gate, up) in op.w1.parts().iter().zip(op.w3.parts()) {
         let (gate_scales, scale) = scales(op.w1, gate);
         let (up_scales, scale2) = scales(op.w3, up);
-        for (start, count) in spans(gate.rows.end - gate.rows.start, lanes_n) {
+        for (start, count) in spans(gate.rows.end - gate.rows.start, outputs) {
             let first = gate.rows.start + start;
             let params = Params {
                 rows,
@@ -144,7 +145,7 @@ pub(in crate::gpu) fn gate_up(backend: &mut GpuBackend, op: &GateUp<'_, GpuBuffe
                 op.output,
             ];
             let kernel = Kernel::GateUp(variant(op.w1, rows));
-            let groups = [tiles(rows), count.div_ceil(lanes_n), 1];
+            let groups = [tiles(rows), count.div_ceil(outputs), 1];
             backend.dispatch(kernel, &buffers, &params, groups)?;
         }
     }
@@ -154,13 +155,13 @@ pub(in crate::gpu) fn gate_up(backend: &mut GpuBackend, op: &GateUp<'_, GpuBuffe
 pub(in crate::gpu) fn values(backend: &mut GpuBackend, op: &Values<'_, GpuBuffer>) -> Result<(), OpError> {
     op.check()?;
     let (rows, dims, matrix) = (op.rows.total(), &op.dims, op.wkv_b);
-    let lanes_n = backend.tuning().lanes_n;
+    let outputs = backend.tuning().linear_outputs();
     for part in matrix.parts() {
         let (scale_buffer, scale) = scales(matrix, part);
         let head = part.rows.start / dims.head_rows();
         // A part may end within a head only where it is the last; the matrix has whole heads.
         let heads = (part.rows.end - part.rows.start) / dims.head_rows();
-        for (start, count) in spans(dims.v, lanes_n) {
+        for (start, count) in spans(dims.v, outputs) {
             let params = Params {
                 rows,
                 chunks: dims.latent / CHUNK_COLS,
@@ -186,7 +187,7 @@ pub(in crate::gpu) fn values(backend: &mut GpuBackend, op: &Values<'_, GpuBuffer
                 op.output,
             ];
             let kernel = Kernel::Linear(variant(matrix, rows));
-            let groups = [tiles(rows), count.div_ceil(lanes_n), heads];
+            let groups = [tiles(rows), count.div_ceil(outputs), heads];
             backend.dispatch(kernel, &buffers, &params, groups)?;
         }
     }

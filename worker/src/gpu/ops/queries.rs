@@ -49,7 +49,7 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Queries<'_, GpuBuffe
             several,
         });
         let heads = (part.rows.end - part.rows.start) / dims.head_rows();
-        let groups = [columns.div_ceil(backend.tuning().lanes_head), heads, tiles];
+        let groups = [columns.div_ceil(backend.tuning().lanes_query), heads, tiles];
         let buffers = [op.input, &part.buffer, scales, op.rotary, op.meta, op.output];
         backend.dispatch(kernel, &buffers, &params, groups)?;
     }

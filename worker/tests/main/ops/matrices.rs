@@ -224,11 +224,11 @@ impl Case for ExpertsCase {
         };
         // The last expert is nobody's.
         let (ranges, step) = match split {
-            true => (vec![0..count / 2, count / 2..count - 1], 2),
-            false => (vec![0..count - 1], WHOLE),
+            true => (vec![(0, count / 2), (count / 2, count - 1)], 2),
+            false => (vec![(0, count - 1)], WHOLE),
         };
-        for range in ranges {
-            let bank = rig.bank(self.layout, &self.experts, range, step);
+        for (start, end) in ranges {
+            let bank = rig.bank(self.layout, &self.experts, start..end, step);
             let op = Experts {
                 input: &input,
                 ids: &ids,

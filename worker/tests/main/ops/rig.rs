@@ -30,6 +30,32 @@ pub(crate) fn device() -> MutexGuard<'static, GpuBackend> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The same adapter with the kernels of real GPUs.
+fn device_with_gpu_kernels() -> MutexGuard<'static, GpuBackend> {
+    static DEVICE: OnceLock<Mutex<GpuBackend>> = OnceLock::new();
+    let device = DEVICE.get_or_init(|| {
+        let config = DeviceConfig {
+            adapter: None,
+            memory_bytes: Some(1 << 30),
+        };
+        Mutex::new(gpu::open_with_gpu_kernels(&config).expect("a Vulkan adapter"))
+    });
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a test on the device with its own kernels, and again with those of real GPUs where its own are others.
+pub(crate) fn on_every_kernel(mut test: impl FnMut(&mut GpuBackend)) {
+    let own = {
+        let mut device = device();
+        test(&mut device);
+        device.info().kind.clone()
+    };
+    let mut other = device_with_gpu_kernels();
+    if other.info().kind != own {
+        test(&mut other);
+    }
+}
+
 pub(crate) fn deadline() -> Instant {
     Instant::now() + Duration::from_secs(60)
 }
@@ -223,10 +249,15 @@ pub(crate) fn check<C: Case>(name: &str, case: &C, tolerance: f32) {
     let order: Vec<usize> = (0..case.rows()).collect();
     let mut reference = CpuBackend::new(1 << 30, 1 << 30);
     let expected = case.run(&mut Rig(&mut reference), &order, false);
-    let mut device = device();
-    let rig = &mut Rig(&mut *device);
+    on_every_kernel(|device| compare(name, case, tolerance, &expected, device));
+}
+
+fn compare<C: Case>(name: &str, case: &C, tolerance: f32, expected: &[Vec<u32>], device: &mut GpuBackend) {
+    let name = format!("{}: {name}", device.info().kind);
+    let order: Vec<usize> = (0..case.rows()).collect();
+    let rig = &mut Rig(device);
     let found = case.run(rig, &order, false);
-    for (row, (found, expected)) in found.iter().zip(&expected).enumerate() {
+    for (row, (found, expected)) in found.iter().zip(expected).enumerate() {
         assert_eq!(found.len(), expected.len(), "{name}: row {row}");
         for (column, (&found, &expected)) in found.iter().zip(expected).enumerate() {
             let (found, expected) = (f32::from_bits(found), f32::from_bits(expected));

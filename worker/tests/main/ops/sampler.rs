@@ -3,7 +3,7 @@
 use tramontane_worker::ops::{Backend, Sample, SampleParams, SampleResult};
 use tramontane_worker::reference::CpuBackend;
 
-use super::rig::{Numbers, Rig, device};
+use super::rig::{Numbers, Rig, device, on_every_kernel};
 
 fn sample<B: Backend>(
     rig: &mut Rig<'_, B>,
@@ -58,23 +58,31 @@ fn sample_as_the_twin_does_alone_and_in_a_batch() {
             })
             .collect();
         let expected = sample(&mut Rig(&mut CpuBackend::new(1 << 30, 1 << 30)), &logits, &params);
-        let mut device = device();
-        let rig = &mut Rig(&mut *device);
-        let found = sample(rig, &logits, &params);
-        for (row, (found, expected)) in found.iter().zip(&expected).enumerate() {
-            assert_eq!(found.token, expected.token, "row {row} of {vocab} tokens");
-            assert!(
-                (found.logprob - expected.logprob).abs() < 1e-3,
-                "{found:?} {expected:?}"
-            );
-            assert_eq!(found.top.len(), expected.top.len());
-            for (found, expected) in found.top.iter().zip(&expected.top) {
-                assert_eq!(found.0, expected.0, "row {row} of {vocab} tokens");
-                assert!((found.1 - expected.1).abs() < 1e-3, "{found:?} {expected:?}");
-            }
-            let alone = sample(rig, &logits[row..=row], &params[row..=row]);
-            assert_eq!(alone.as_slice(), std::slice::from_ref(found), "row {row} alone");
+        on_every_kernel(|device| compare(&mut Rig(device), &logits, &params, &expected));
+    }
+}
+
+fn compare<B: Backend>(
+    rig: &mut Rig<'_, B>,
+    logits: &[Vec<f32>],
+    params: &[SampleParams],
+    expected: &[SampleResult],
+) {
+    let vocab = logits[0].len();
+    let found = sample(rig, logits, params);
+    for (row, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert_eq!(found.token, expected.token, "row {row} of {vocab} tokens");
+        assert!(
+            (found.logprob - expected.logprob).abs() < 1e-3,
+            "{found:?} {expected:?}"
+        );
+        assert_eq!(found.top.len(), expected.top.len());
+        for (found, expected) in found.top.iter().zip(&expected.top) {
+            assert_eq!(found.0, expected.0, "row {row} of {vocab} tokens");
+            assert!((found.1 - expected.1).abs() < 1e-3, "{found:?} {expected:?}");
         }
+        let alone = sample(rig, &logits[row..=row], &params[row..=row]);
+        assert_eq!(alone.as_slice(), std::slice::from_ref(found), "row {row} alone");
     }
 }
 

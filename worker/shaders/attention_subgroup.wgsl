@@ -1,0 +1,151 @@
+// attention, as attention.wgsl, for devices with subgroups of 8 lanes where loads and barriers are dear: a workgroup is
+// one subgroup. y[r, h] = sum_t softmax_t(scale * q[r, h] . cache[t]) * cache[t].latent, t <= position[r].
+// Workgroup: x = 4 heads, y = row. Tiles of 8 tokens at multiples of 8 from position 0, merged in order with a running
+// maximum: a lane scores one token, then sums over the tile's tokens for some columns. Lanes read the queries together
+// and hand them around. Twin: src/reference/attention.rs
+override LANES: u32 = 8;
+// Most groups of 4 latent columns: MAX_LATENT in src/gpu/ops/attention.rs.
+const MAX_QUADS: u32 = 128;
+const LOWEST: f32 = -3.0e38;
+@group(0) @binding(0) var<storage, read> queries: array<vec2<u64>>;
+@group(0) @binding(1) var<storage, read> meta_rows: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> tables: array<u32>;
+@group(0) @binding(3) var<storage, read> cache: array<vec2<u64>>;
+@group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
+
+struct Params {
+    heads: u32,
+    // Widths / 4.
+    latent: u32,
+    width: u32,
+    table_width: u32,
+    table_rows: u32,
+    // log2 of the tokens of a block; blocks of the cache; tokens that a table reaches.
+    block_bits: u32,
+    blocks: u32,
+    reach: u32,
+    scale: f32,
+}
+var<immediate> p: Params;
+
+// Sums per head and column; each is touched by one lane only.
+var<workgroup> sums: array<vec4<f32>, 4 * MAX_QUADS>;
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = workgroup.y;
+    let first_head = workgroup.x * 4u;
+    // Heads beyond the last repeat it, and store what it stores.
+    let heads = min(vec4<u32>(first_head) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.heads - 1u));
+    // Of the query that this lane reads: head lane % 4, at even or odd groups of columns.
+    let query = (min(first_head + (lane & 3u), p.heads - 1u) + row * p.heads) * p.width + (lane >> 2u);
+    let info = meta_rows[row];
+    let tokens = min(info.x, p.reach - 1u) + 1u;
+    let table = min(info.z, p.table_rows - 1u) * p.table_width;
+    for (var quad = lane; quad < p.latent; quad += 8u) {
+        for (var head = 0u; head < 4u; head += 1u) {
+            sums[head * MAX_QUADS + quad] = vec4<f32>(0.0);
+        }
+    }
+    var largest = vec4<f32>(LOWEST);
+    var total = vec4<f32>(0.0);
+    for (var start = 0u; start < tokens; start += 8u) {
+        let count = min(8u, tokens - start);
+        let token = start + min(lane, count - 1u);
+        let block = min(tables[table + (token >> p.block_bits)], p.blocks - 1u);
+        let place = ((block << p.block_bits) + (token & ((1u << p.block_bits) - 1u))) * p.width;
+        // Lanes beyond the last token repeat it for the maximum; their share is nothing.
+        let mine = score(query, place) * p.scale;
+        let highest = max(largest, subgroupMax(mine));
+        let share = select(vec4<f32>(0.0), exp(mine - highest), vec4<bool>(lane < count));
+        let kept = exp(largest - highest);
+        largest = highest;
+        var part = subgroupBroadcast(share, 0u);
+        part += subgroupBroadcast(share, 1u);
+        part += subgroupBroadcast(share, 2u);
+        part += subgroupBroadcast(share, 3u);
+        part += subgroupBroadcast(share, 4u);
+        part += subgroupBroadcast(share, 5u);
+        part += subgroupBroadcast(share, 6u);
+        part += subgroupBroadcast(share, 7u);
+        total = fma(total, kept, part);
+        for (var quad = 0u; quad < p.latent; quad += 8u) {
+            accumulate(min(quad + lane, p.latent - 1u), quad + lane < p.latent, share, place, kept);
+        }
+    }
+    for (var quad = lane; quad < p.latent; quad += 8u) {
+        let place = (heads + row * p.heads) * p.latent + quad;
+        y[place.x] = sums[quad] / total.x;
+        y[place.y] = sums[MAX_QUADS + quad] / total.y;
+        y[place.z] = sums[2u * MAX_QUADS + quad] / total.z;
+        y[place.w] = sums[3u * MAX_QUADS + quad] / total.w;
+    }
+}
+
+// The widths are multiples of 16: groups of columns come in twos.
+fn score(query: u32, place: u32) -> vec4<f32> {
+    var sum = vec4<f32>(0.0);
+    for (var quad = 0u; quad < p.width; quad += 2u) {
+        let part = values(queries[query + quad]);
+        let key = values(cache[place + quad]);
+        sum.x = add4(key, subgroupBroadcast(part, 0u), sum.x);
+        sum.y = add4(key, subgroupBroadcast(part, 1u), sum.y);
+        sum.z = add4(key, subgroupBroadcast(part, 2u), sum.z);
+        sum.w = add4(key, subgroupBroadcast(part, 3u), sum.w);
+        let next = values(cache[place + quad + 1u]);
+        sum.x = add4(next, subgroupBroadcast(part, 4u), sum.x);
+        sum.y = add4(next, subgroupBroadcast(part, 5u), sum.y);
+        sum.z = add4(next, subgroupBroadcast(part, 6u), sum.z);
+        sum.w = add4(next, subgroupBroadcast(part, 7u), sum.w);
+    }
+    return sum;
+}
+
+fn add4(a: vec4<f32>, b: vec4<f32>, start: f32) -> f32 {
+    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, start))));
+}
+
+// A load of 8 bytes costs what one of 4 does.
+fn values(loaded: vec2<u64>) -> vec4<f32> {
+    let high = loaded >> vec2<u32>(32u);
+    return bitcast<vec4<f32>>(vec4<u32>(u32(loaded.x), u32(high.x), u32(loaded.y), u32(high.y)));
+}
+
+struct Heads {
+    a: vec4<f32>,
+    b: vec4<f32>,
+    c: vec4<f32>,
+    d: vec4<f32>,
+}
+
+fn add_token(sum: Heads, share: vec4<f32>, value: vec4<f32>) -> Heads {
+    return Heads(
+        fma(vec4<f32>(share.x), value, sum.a),
+        fma(vec4<f32>(share.y), value, sum.b),
+        fma(vec4<f32>(share.z), value, sum.c),
+        fma(vec4<f32>(share.w), value, sum.d),
+    );
+}
+
+fn accumulate(quad: u32, is_column: bool, share: vec4<f32>, place: u32, kept: vec4<f32>) {
+    var sum = Heads(
+        sums[quad] * kept.x,
+        sums[MAX_QUADS + quad] * kept.y,
+        sums[2u * MAX_QUADS + quad] * kept.z,
+        sums[3u * MAX_QUADS + quad] * kept.w,
+    );
+    sum = add_token(sum, subgroupBroadcast(share, 0u), values(cache[subgroupBroadcast(place, 0u) + quad]));
+    sum = add_token(sum, subgroupBroadcast(share, 1u), values(cache[subgroupBroadcast(place, 1u) + quad]));
+    sum = add_token(sum, subgroupBroadcast(share, 2u), values(cache[subgroupBroadcast(place, 2u) + quad]));
+    sum = add_token(sum, subgroupBroadcast(share, 3u), values(cache[subgroupBroadcast(place, 3u) + quad]));
+    sum = add_token(sum, subgroupBroadcast(share, 4u), values(cache[subgroupBroadcast(place, 4u) + quad]));
+    sum = add_token(sum, subgroupBroadcast(share, 5u), values(cache[subgroupBroadcast(place, 5u) + quad]));
+    sum = add_token(sum, subgroupBroadcast(share, 6u), values(cache[subgroupBroadcast(place, 6u) + quad]));
+    sum = add_token(sum, subgroupBroadcast(share, 7u), values(cache[subgroupBroadcast(place, 7u) + quad]));
+    if (is_column) {
+        sums[quad] = sum.a;
+        sums[MAX_QUADS + quad] = sum.b;
+        sums[2u * MAX_QUADS + quad] = sum.c;
+        sums[3u * MAX_QUADS + quad] = sum.d;
+    }
+}

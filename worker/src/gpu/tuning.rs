@@ -1,0 +1,79 @@
+//! Sizes of workgroups and tiles. They are part of the device kind, as all that the shaders do.
+
+use super::device::Class;
+
+/// Sizes that depend on the class of the device.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tuning {
+    /// Lanes that share a sum over columns.
+    pub(super) lanes_k: u32,
+    /// Neighbouring outputs of a workgroup of a matrix kernel.
+    pub(super) lanes_n: u32,
+    /// Outputs of a lane of the linear kernel.
+    pub(super) outputs: u32,
+    /// Lanes of the kernels that take one element each.
+    pub(super) lanes_each: u32,
+    /// Lanes of a workgroup that reduces a row.
+    pub(super) lanes_row: u32,
+    /// Lanes of the query kernel.
+    pub(super) lanes_query: u32,
+    /// Tokens of a tile of attention.
+    pub(super) lanes_attention: u32,
+    /// Lanes of the router.
+    pub(super) lanes_route: u32,
+    /// Lanes of the kernels with one workgroup for very many elements.
+    pub(super) lanes_wide: u32,
+    /// Subgroups have 8 lanes and a load costs as much as many sums: lanes read activations together.
+    pub(super) shares_loads: bool,
+}
+
+impl Tuning {
+    const GPU: Self = Self {
+        lanes_k: 32,
+        lanes_n: 4,
+        outputs: 1,
+        lanes_each: 64,
+        lanes_row: 256,
+        lanes_query: 64,
+        lanes_attention: 64,
+        lanes_route: 32,
+        lanes_wide: 256,
+        shares_loads: false,
+    };
+    /// An emulated GPU: its barriers are dear, and a vector holds neighbouring outputs.
+    const CPU: Self = Self {
+        lanes_k: 1,
+        lanes_n: 16,
+        outputs: 2,
+        lanes_each: 32,
+        lanes_row: 8,
+        lanes_query: 32,
+        lanes_attention: 32,
+        lanes_route: 8,
+        lanes_wide: 16,
+        shares_loads: false,
+    };
+    const CPU_SHARING_LOADS: Self = Self {
+        lanes_attention: 8,
+        shares_loads: true,
+        ..Self::CPU
+    };
+
+    pub(super) fn new(class: Class) -> Self {
+        match class {
+            Class::Gpu => Self::GPU,
+            Class::Emulated => Self::CPU,
+            Class::EmulatedSharingLoads => Self::CPU_SHARING_LOADS,
+        }
+    }
+
+    /// Outputs of a workgroup of the linear kernel.
+    pub(super) fn linear_outputs(&self) -> u32 {
+        self.lanes_n * self.outputs
+    }
+
+    /// Outputs of a workgroup of the gate and up kernel.
+    pub(super) fn gate_up_outputs(&self) -> u32 {
+        self.lanes_n
+    }
+}
