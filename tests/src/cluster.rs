@@ -118,7 +118,11 @@ impl Cluster {
     pub async fn status(&self) -> Result<Status, String> {
         let mut why = "no coordinator runs".to_owned();
         for client in self.clients() {
-            match client.get("/cluster/status").await.and_then(crate::client::Answer::ok) {
+            match client
+                .get("/cluster/status")
+                .await
+                .and_then(crate::client::Answer::ok)
+            {
                 Ok(answer) => return serde_json::from_str(&answer.body).map_err(|error| error.to_string()),
                 Err(error) => why = error,
             }
@@ -179,14 +183,18 @@ impl Cluster {
     /// Starts a coordinator, with the data that it left if it ran before.
     pub fn start_coordinator(&mut self, number: usize) {
         let config = write_coordinator(self.dir.path(), &self.plan, &self.addresses, number);
-        let node = Node::start("coordinator", &format!("coordinator-{number}"), &config);
+        let node = Node::start("coordinator", &format!("coordinator-{number}"), &config, 1);
         self.coordinators[number - 1] = Some(node);
     }
 
     /// Starts a worker.
     pub fn start_worker(&mut self, number: usize) {
         let config = write_worker(self.dir.path(), &self.plan, &self.addresses, number);
-        let node = Node::start("worker", &format!("worker-{number}"), &config);
+        // Mesa's CPU adapter takes all cores for every device otherwise.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let devices: usize = self.plan.workers.iter().map(Vec::len).sum();
+        let threads = (cores / devices).max(1);
+        let node = Node::start("worker", &format!("worker-{number}"), &config, threads);
         self.workers[number - 1] = Some(node);
     }
 

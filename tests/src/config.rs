@@ -47,10 +47,7 @@ impl Plan {
     /// The same with so many coordinators.
     #[must_use]
     pub fn coordinators(self, coordinators: u64) -> Self {
-        Self {
-            coordinators,
-            ..self
-        }
+        Self { coordinators, ..self }
     }
 
     /// The same with other devices.

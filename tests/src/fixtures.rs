@@ -25,7 +25,8 @@ pub fn fixture(path: &str) -> PathBuf {
 fn lines<T: DeserializeOwned>(path: &str) -> Vec<T> {
     let path = fixture(path);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let record = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let record =
+        |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     text.lines().map(record).collect()
 }
 

@@ -41,8 +41,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts `tramontane ROLE --config CONFIG`, its output appended to a log beside the file.
-    pub fn start(role: &str, name: &str, config: &Path) -> Self {
+    /// Starts `tramontane ROLE --config CONFIG`, its output appended to a log beside the file. On machines without a
+    /// GPU each device computes on so many threads.
+    pub fn start(role: &str, name: &str, config: &Path, threads: usize) -> Self {
         let log = config.with_extension("log");
         let output = File::options()
             .create(true)
@@ -53,8 +54,7 @@ impl Node {
         command
             .args([role, "--until-stdin-closes", "--config"])
             .arg(config)
-            // Mesa's CPU adapter takes all cores for every device otherwise.
-            .env("LP_NUM_THREADS", "1")
+            .env("LP_NUM_THREADS", threads.to_string())
             .stdin(Stdio::piped())
             .stdout(output.try_clone().expect("a log"))
             .stderr(output);

@@ -63,7 +63,10 @@ const FAULTS: &[Fault] = &[
     Fault {
         what: "a wrong shape",
         make: |copy| header(copy, |tensors| tensors.header[NORM]["shape"] = json!([64, 2])),
-        says: &[WEIGHTS, "tensor norm.weight has shape [64, 2], the model needs [128]"],
+        says: &[
+            WEIGHTS,
+            "tensor norm.weight has shape [64, 2], the model needs [128]",
+        ],
     },
     Fault {
         what: "a wrong dtype",
@@ -88,7 +91,11 @@ const FAULTS: &[Fault] = &[
                 tensors.header[NORM]["data_offsets"] = json!([end, end + 256]);
             });
         },
-        says: &[WEIGHTS, "tensor norm.weight has the offsets", "bytes of data that the file has"],
+        says: &[
+            WEIGHTS,
+            "tensor norm.weight has the offsets",
+            "bytes of data that the file has",
+        ],
     },
     Fault {
         what: "overlapping offsets",
@@ -102,7 +109,11 @@ const FAULTS: &[Fault] = &[
     },
     Fault {
         what: "a header that claims 1 GB",
-        make: |copy| copy.bytes(WEIGHTS, |bytes| bytes[..8].copy_from_slice(&(1_u64 << 30).to_le_bytes())),
+        make: |copy| {
+            copy.bytes(WEIGHTS, |bytes| {
+                bytes[..8].copy_from_slice(&(1_u64 << 30).to_le_bytes())
+            })
+        },
         says: &[WEIGHTS, "claims a header of 1073741824 bytes, expected at most"],
     },
 ];
@@ -125,7 +136,11 @@ async fn refused(role: &str, copy: &Copy, what: &str, says: &[&str]) {
     assert_eq!(ran.code, Some(1), "{what}: {ran:?}");
     let folder = copy.path().to_string_lossy();
     for part in [&[&*folder], says].concat() {
-        assert!(ran.stderr.contains(part), "{what}: {role} does not say {part:?}: {}", ran.stderr);
+        assert!(
+            ran.stderr.contains(part),
+            "{what}: {role} does not say {part:?}: {}",
+            ran.stderr
+        );
     }
 }
 
@@ -144,7 +159,10 @@ async fn a_tokenizer_of_another_model_is_refused() {
     let copy = Copy::of(&fixture("micro-bf16"));
     let theirs = mini().join("tekken.json");
     std::fs::copy(theirs, copy.path().join("tekken.json")).expect("copies");
-    let says = ["tekken.json", "config.default_vocab_size is 8192, the model has vocab_size"];
+    let says = [
+        "tekken.json",
+        "config.default_vocab_size is 8192, the model has vocab_size",
+    ];
     refused("coordinator", &copy, "another tokenizer", &says).await;
 }
 
@@ -154,7 +172,10 @@ async fn a_weight_that_is_no_number_is_told_in_the_status() {
     let copy = Copy::of(&fixture("micro-fp8"));
     let index = std::fs::read_to_string(copy.path().join("consolidated.safetensors.index.json"));
     let index: serde_json::Value = serde_json::from_str(&index.expect("an index")).expect("JSON");
-    let file = index["weight_map"][TENSOR].as_str().expect("a tensor of the index").to_owned();
+    let file = index["weight_map"][TENSOR]
+        .as_str()
+        .expect("a tensor of the index")
+        .to_owned();
     copy.tensors(&file, |tensors| {
         let (begin, _) = tensors.offsets(TENSOR);
         // The two codes of E4M3 that are no numbers are 0x7f and 0xff.
@@ -168,7 +189,9 @@ async fn a_weight_that_is_no_number_is_told_in_the_status() {
             let node = status.node("worker-1").ok_or("it has not joined")?;
             let device = node.devices.first().ok_or("it has no device")?;
             let state = &device.state;
-            need(state.starts_with("failed") || state.contains(TENSOR), || format!("{status:?}"))?;
+            need(state.starts_with("failed") || state.contains(TENSOR), || {
+                format!("{status:?}")
+            })?;
             Ok(state.clone())
         })
         .await;

@@ -28,7 +28,11 @@ async fn refused(dir: &Path, role: &str, text: &str, parts: &[&str]) {
     let ran = tramontane([role.as_ref(), "--config".as_ref(), path.as_os_str()], WITHIN).await;
     assert_eq!(ran.code, Some(1), "{role} of {text}: {ran:?}");
     for part in [&["bad.toml"], parts].concat() {
-        assert!(ran.stderr.contains(part), "{role} does not say {part:?}: {}", ran.stderr);
+        assert!(
+            ran.stderr.contains(part),
+            "{role} does not say {part:?}: {}",
+            ran.stderr
+        );
     }
 }
 
@@ -39,33 +43,71 @@ async fn bad_files_are_refused_with_file_and_key() {
     for role in ["coordinator", "worker"] {
         let ran = tramontane([role, "--config", "no/such/file.toml"], WITHIN).await;
         assert_eq!(ran.code, Some(1));
-        assert!(ran.stderr.contains("no/such/file.toml: cannot read the configuration"), "{}", ran.stderr);
+        assert!(
+            ran.stderr
+                .contains("no/such/file.toml: cannot read the configuration"),
+            "{}",
+            ran.stderr
+        );
         refused(dir.path(), role, "name = \"w\nid = 1", &["line 1"]).await;
         refused(dir.path(), role, "", &["missing field"]).await;
     }
     let unknown = ["sevret = 1\n", &coordinator].concat();
-    refused(dir.path(), "coordinator", &unknown, &["unknown field `sevret`", "join_token_file"]).await;
+    refused(
+        dir.path(),
+        "coordinator",
+        &unknown,
+        &["unknown field `sevret`", "join_token_file"],
+    )
+    .await;
     let unknown = format!("{worker}memory = 1\n");
-    refused(dir.path(), "worker", &unknown, &["unknown field `memory`", "memory_bytes"]).await;
+    refused(
+        dir.path(),
+        "worker",
+        &unknown,
+        &["unknown field `memory`", "memory_bytes"],
+    )
+    .await;
     let wrong_type = coordinator.replace("id = 1\n", "id = \"one\"\n");
     refused(dir.path(), "coordinator", &wrong_type, &["expected u64"]).await;
     // All faults at once.
-    let faults = coordinator.replace("id = 1\n", "id = 7\n").replace("\"join-token\"", "\"nowhere\"")
+    let faults = coordinator
+        .replace("id = 1\n", "id = 7\n")
+        .replace("\"join-token\"", "\"nowhere\"")
         + "placement.kv_block_tokens = 0\n";
-    let parts = ["id is 7", "nowhere", "placement.kv_block_tokens is 0, it must be between 1 and 1024"];
+    let parts = [
+        "id is 7",
+        "nowhere",
+        "placement.kv_block_tokens is 0, it must be between 1 and 1024",
+    ];
     refused(dir.path(), "coordinator", &faults, &parts).await;
     let open = worker.replace("rpc.listen = \"127.0.0.1:0\"", "rpc.listen = \"0.0.0.0:7200\"");
-    refused(dir.path(), "worker", &open, &["rpc.listen is 0.0.0.0:7200", "rpc.advertise is missing"]).await;
+    refused(
+        dir.path(),
+        "worker",
+        &open,
+        &["rpc.listen is 0.0.0.0:7200", "rpc.advertise is missing"],
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn bad_arguments_are_refused() {
     for (arguments, part) in [
-        (&["serve", "--model", "/no/such/folder"][..], "/no/such/folder: there is no params.json"),
+        (
+            &["serve", "--model", "/no/such/folder"][..],
+            "/no/such/folder: there is no params.json",
+        ),
         (&["demo", "--coordinators", "2"], "1, 3 or 5"),
         (&["demo", "--worker-memory", "9=1GiB"], "there is no worker-9"),
-        (&["status", "--url", "https://127.0.0.1:1"], "needs --ca, --certificate and --key"),
-        (&["status", "--url", "http://127.0.0.1:1"], "cannot reach 127.0.0.1:1"),
+        (
+            &["status", "--url", "https://127.0.0.1:1"],
+            "needs --ca, --certificate and --key",
+        ),
+        (
+            &["status", "--url", "http://127.0.0.1:1"],
+            "cannot reach 127.0.0.1:1",
+        ),
     ] {
         let ran = tramontane(arguments, WITHIN).await;
         assert!(ran.code.is_some_and(|code| code != 0), "{ran:?}");

@@ -65,8 +65,13 @@ fn bodies() -> Vec<Case> {
         broken("[]", "expected a JSON object"),
         broken("{\"model\": \"a\", \"model\": \"b\"}", "\"model\" is there twice"),
         broken(deep(200_000), "expected a JSON object"),
-        broken(format!("{{\"x\": {}}}", deep(200_000)), "not JSON"),
-        case(CHAT, format!("{{\"x\": {}}}", deep(120 + 8)), "x", "nested too deep"),
+        case(
+            CHAT,
+            format!("{{\"x\": {}}}", deep(200_000)),
+            "x",
+            "at most 127 levels",
+        ),
+        case(CHAT, format!("{{\"x\": {}}}", deep(128)), "x", "nested too deep"),
     ]
 }
 
@@ -74,34 +79,89 @@ fn chats() -> Vec<Case> {
     let message = |message: Value| json!([message]);
     let long = "one two three four ".repeat(CONTEXT);
     vec![
-        case(CHAT, json!({"messages": []}), "model", "is missing, it must be \"mini-large-3\""),
+        case(
+            CHAT,
+            json!({"messages": []}),
+            "model",
+            "is missing, it must be \"mini-large-3\"",
+        ),
         chat("model", json!(7), "model", "expected a string"),
         Case {
             status: 404,
-            ..chat("model", json!("gpt-4"), "model", "this cluster serves \"mini-large-3\"")
+            ..chat(
+                "model",
+                json!("gpt-4"),
+                "model",
+                "this cluster serves \"mini-large-3\"",
+            )
         },
-        case(CHAT, json!({"model": MODEL}), "messages", "must be an array of at least one message"),
+        case(
+            CHAT,
+            json!({"model": MODEL}),
+            "messages",
+            "must be an array of at least one message",
+        ),
         chat("messages", json!([]), "messages", "at least one message"),
         chat("messages", json!("Hi"), "messages", "expected"),
-        chat("messages", message(json!({"role": "user", "content": 5})), "messages[0].content", "string"),
-        chat("messages", message(json!({"role": "king", "content": "Hi"})), "messages[0].role", "\"user\""),
-        chat("messages", message(json!({"role": "user", "content": long})), "messages", "context of 4096"),
+        chat(
+            "messages",
+            message(json!({"role": "user", "content": 5})),
+            "messages[0].content",
+            "string",
+        ),
+        chat(
+            "messages",
+            message(json!({"role": "king", "content": "Hi"})),
+            "messages[0].role",
+            "\"user\"",
+        ),
+        chat(
+            "messages",
+            message(json!({"role": "user", "content": long})),
+            "messages",
+            "context of 4096",
+        ),
         chat("max_tokens", json!(-1), "max_tokens", "from 1 to 4096"),
         chat("max_tokens", json!(0), "max_tokens", "from 1 to 4096"),
-        chat("max_tokens", json!(1_000_000_000_000_u64), "max_tokens", "from 1 to 4096"),
+        chat(
+            "max_tokens",
+            json!(1_000_000_000_000_u64),
+            "max_tokens",
+            "from 1 to 4096",
+        ),
         chat("max_tokens", json!("5"), "max_tokens", "whole number"),
-        chat("max_tokens", json!(CONTEXT), "max_tokens", "fit the context of 4096"),
+        chat(
+            "max_tokens",
+            json!(CONTEXT),
+            "max_tokens",
+            "fit the context of 4096",
+        ),
         chat("temperature", json!("hot"), "temperature", "from 0 to 2"),
         chat("temperature", json!(2.5), "temperature", "from 0 to 2"),
         chat("top_p", json!(0), "top_p", "above 0"),
         chat("seed", json!(0.5), "seed", "whole number"),
         chat("stop", json!([""]), "stop", "must not be empty"),
         chat("stream", json!("yes"), "stream", "boolean"),
-        chat("stream_options", json!({}), "stream_options", "only where stream is true"),
-        chat("top_logprobs", json!(3), "top_logprobs", "only where logprobs is true"),
+        chat(
+            "stream_options",
+            json!({}),
+            "stream_options",
+            "only where stream is true",
+        ),
+        chat(
+            "top_logprobs",
+            json!(3),
+            "top_logprobs",
+            "only where logprobs is true",
+        ),
         chat("n", json!(2), "n", "not supported"),
         chat("tools", json!("none"), "tools", "expected"),
-        chat("tool_choice", json!("required"), "tool_choice", "\"auto\" or \"none\""),
+        chat(
+            "tool_choice",
+            json!("required"),
+            "tool_choice",
+            "\"auto\" or \"none\"",
+        ),
     ]
 }
 
@@ -114,11 +174,19 @@ fn plains() -> Vec<Case> {
         prompt(json!([1, 8192]), "prompt[1]", "ids are below 8192"),
         prompt(json!([[1], [2, 9000]]), "prompt[1][1]", "ids are below 8192"),
         prompt(json!([-1]), "prompt[0]", "below 0"),
-        prompt(json!([4_294_967_296_u64]), "prompt[0]", "outside every vocabulary"),
+        prompt(
+            json!([4_294_967_296_u64]),
+            "prompt[0]",
+            "outside every vocabulary",
+        ),
         prompt(json!([1, "a"]), "prompt[1]", "expected a token id"),
         prompt(json!(vec![5; CONTEXT]), "prompt", "at most 4095 leave room"),
         prompt(json!(vec![5; CONTEXT * 20]), "prompt", "at most 4095 leave room"),
-        prompt(json!("word ".repeat(CONTEXT * 2)), "prompt", "at most 4095 leave room"),
+        prompt(
+            json!("word ".repeat(CONTEXT * 2)),
+            "prompt",
+            "at most 4095 leave room",
+        ),
         prompt(json!(vec!["a"; 65]), "prompt", "at most 64"),
         plain("logprobs", json!(21), "logprobs", "from 0 to 20"),
         plain("max_tokens", json!(4094), "max_tokens", "at most 4093 fit"),
@@ -128,22 +196,35 @@ fn plains() -> Vec<Case> {
 
 /// Checks an error and its form: OpenAI's clients read these four fields.
 fn check(answer: &Answer, case: &Case) -> Result<(), String> {
-    need(answer.status == case.status, || format!("the status is not {}", case.status))?;
+    need(answer.status == case.status, || {
+        format!("the status is not {}", case.status)
+    })?;
     let body = answer.json();
     let error = body["error"].as_object().ok_or("there is no error")?;
     let keys: Vec<&str> = error.keys().map(String::as_str).collect();
-    need(keys == ["message", "type", "param", "code"], || format!("fields {keys:?}"))?;
-    need(error["type"] == "invalid_request_error", || "another type".to_owned())?;
-    need(error["param"].as_str() == case.param, || format!("the field is not {:?}", case.param))?;
+    need(keys == ["message", "type", "param", "code"], || {
+        format!("fields {keys:?}")
+    })?;
+    need(error["type"] == "invalid_request_error", || {
+        "another type".to_owned()
+    })?;
+    need(error["param"].as_str() == case.param, || {
+        format!("the field is not {:?}", case.param)
+    })?;
     let message = error["message"].as_str().ok_or("there is no message")?;
-    need(message.contains(case.says), || format!("{:?} is not said", case.says))?;
+    need(message.contains(case.says), || {
+        format!("{:?} is not said", case.says)
+    })?;
     need(message.len() < 1000, || "the message is too long".to_owned())
 }
 
 async fn check_routes(client: &Client) {
     let soon = Duration::from_secs(10);
     let no_body = String::new();
-    let answer = client.send(Method::GET, CHAT, no_body, soon).await.expect("an answer");
+    let answer = client
+        .send(Method::GET, CHAT, no_body, soon)
+        .await
+        .expect("an answer");
     assert_eq!(answer.status, 405, "{answer:?}");
     let answer = client.get("/v1/embeddings").await.expect("an answer");
     assert_eq!(answer.status, 404, "{answer:?}");
@@ -168,7 +249,11 @@ async fn every_bad_request_is_told_its_fault_and_disturbs_nothing() {
         let answer = client.post(case.path, &case.body).await.expect("an answer");
         let shown: String = case.body.chars().take(200).collect();
         let wrong = check(&answer, &case);
-        faults.extend(wrong.err().map(|wrong| format!("{wrong}: {} {shown}: {answer:?}", case.path)));
+        faults.extend(
+            wrong
+                .err()
+                .map(|wrong| format!("{wrong}: {} {shown}: {answer:?}", case.path)),
+        );
     }
     assert!(faults.is_empty(), "{faults:#?}");
     check_routes(&client).await;

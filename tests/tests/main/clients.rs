@@ -26,8 +26,20 @@ async fn the_openai_client_lists_chats_streams_and_calls_tools() {
         .arg(MODEL);
     let ran = run(command, Duration::from_secs(120)).await;
     assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
-    for step in ["models", "chat", "stream", "tool call", "tool result", "completion", "error"] {
-        assert!(ran.stdout.contains(&format!("{step}: ")), "no {step} in {}", ran.stdout);
+    for step in [
+        "models",
+        "chat",
+        "stream",
+        "tool call",
+        "tool result",
+        "completion",
+        "error",
+    ] {
+        assert!(
+            ran.stdout.contains(&format!("{step}: ")),
+            "no {step} in {}",
+            ran.stdout
+        );
     }
     cluster.until_idle().await;
 }

@@ -24,20 +24,28 @@ async fn raft(client: &Client, what: &str) -> Result<u64, String> {
     let name = format!("tramontane_raft_{what}");
     let value = client.metric(&name).await?;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
-    value.map(|value| value as u64).ok_or(format!("{name} is not there"))
+    value
+        .map(|value| value as u64)
+        .ok_or(format!("{name} is not there"))
 }
 
 /// Tries once, in little time, as the cluster may be between leaders.
 async fn answers_soon(client: &Client) -> Result<(), String> {
     let soon = Duration::from_secs(2);
-    client.send(Method::GET, "/readyz", String::new(), soon).await?.ok()?;
+    client
+        .send(Method::GET, "/readyz", String::new(), soon)
+        .await?
+        .ok()?;
     let question = json!({
         "model": MODEL,
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
         "temperature": 0,
     });
     let path = "/v1/chat/completions";
-    let answer = client.send(Method::POST, path, question.to_string(), soon).await?.ok()?;
+    let answer = client
+        .send(Method::POST, path, question.to_string(), soon)
+        .await?
+        .ok()?;
     need(answer.body.contains("Paris"), || answer.body)
 }
 
@@ -46,7 +54,9 @@ fn led_by_one_of_three(status: &Status) -> Result<usize, String> {
     let coordinators = status.nodes.iter().filter(|node| node.role != "worker");
     let listed = coordinators.clone().count();
     let leaders = coordinators.filter(|node| node.role == "leader").count();
-    need((listed, leaders) == (3, 1), || format!("{listed} coordinators, {leaders} lead"))?;
+    need((listed, leaders) == (3, 1), || {
+        format!("{listed} coordinators, {leaders} lead")
+    })?;
     let leader = status.leader.ok_or("nobody leads")?;
     usize::try_from(leader).map_err(|error| error.to_string())
 }
@@ -54,14 +64,24 @@ fn led_by_one_of_three(status: &Status) -> Result<usize, String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn coordinators_that_are_killed_are_done_without_and_come_back_with_their_log() {
     let mut cluster = Cluster::start(Plan::new(2).coordinators(3).shape(2, 1)).await;
-    let before = cluster.until_placed("2 stages", |replica| replica.stages.len() == 2).await;
-    let first = cluster.until_status("three coordinators", READY_WITHIN, led_by_one_of_three).await;
+    let before = cluster
+        .until_placed("2 stages", |replica| replica.stages.len() == 2)
+        .await;
+    let first = cluster
+        .until_status("three coordinators", READY_WITHIN, led_by_one_of_three)
+        .await;
     cluster.check_answers().await;
     let term_before = cluster.status().await.expect("a status").term;
 
     lose_the_leader(&mut cluster, first).await;
-    let after = cluster.until_placed("2 stages still", |replica| replica.stages.len() == 2).await;
-    assert_eq!(identity(&after), identity(&before), "a new leader placed the model anew");
+    let after = cluster
+        .until_placed("2 stages still", |replica| replica.stages.len() == 2)
+        .await;
+    assert_eq!(
+        identity(&after),
+        identity(&before),
+        "a new leader placed the model anew"
+    );
 
     come_back(&mut cluster, first, term_before).await;
     let workers = cluster.worker_pids();
@@ -81,7 +101,9 @@ async fn lose_the_leader(cluster: &mut Cluster, leader: usize) {
         until("an answer after the leader's end", left, async || {
             answers_soon(&client).await?;
             let led = raft(&client, "leader").await?;
-            need(led != 0 && led != leader as u64, || format!("coordinator {led} leads"))
+            need(led != 0 && led != leader as u64, || {
+                format!("coordinator {led} leads")
+            })
         })
         .await;
     }
@@ -101,14 +123,18 @@ async fn come_back(cluster: &mut Cluster, number: usize, term_before: u64) {
     let term = until("a coordinator that is back", READY_WITHIN, async || {
         client.get("/readyz").await?.ok()?;
         let applied = raft(&client, "applied_index").await?;
-        need(applied >= committed, || format!("it has applied {applied} of {committed}"))?;
+        need(applied >= committed, || {
+            format!("it has applied {applied} of {committed}")
+        })?;
         let (own, other) = (raft(&client, "term").await?, raft(&others[0], "term").await?);
         need(own == other, || format!("its term is {own}, the others' {other}"))?;
         Ok(own)
     })
     .await;
     assert!(term > term_before, "term {term} follows {term_before}");
-    cluster.until_status("three coordinators", READY_WITHIN, led_by_one_of_three).await;
+    cluster
+        .until_status("three coordinators", READY_WITHIN, led_by_one_of_three)
+        .await;
     answers_soon(&client).await.expect("it answers");
 }
 
@@ -123,7 +149,9 @@ async fn restart_all(cluster: &mut Cluster, before: &Replica) {
         cluster.start_coordinator(number);
     }
     cluster.until_ready().await;
-    cluster.until_status("three coordinators", READY_WITHIN, led_by_one_of_three).await;
+    cluster
+        .until_status("three coordinators", READY_WITHIN, led_by_one_of_three)
+        .await;
     let after = cluster.until_placed("what was placed", |_| true).await;
     assert_eq!(identity(&after), identity(before), "it was placed anew");
     for client in cluster.clients() {

@@ -11,8 +11,13 @@ const WITHIN: Duration = Duration::from_secs(180);
 
 /// Process ids in the table of a status.
 fn pids(output: &str) -> Vec<u32> {
-    let rows = output.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let nodes = rows.filter(|row| row.first().is_some_and(|name| name.starts_with("coordinator-") || name.starts_with("worker-")));
+    let rows = output
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let nodes = rows.filter(|row| {
+        row.first()
+            .is_some_and(|name| name.starts_with("coordinator-") || name.starts_with("worker-"))
+    });
     nodes.filter_map(|row| row.get(2)?.parse().ok()).collect()
 }
 
@@ -44,11 +49,28 @@ async fn a_demo_answers_its_questions_and_leaves_no_process() {
 async fn a_demo_asks_what_it_is_given_on_other_shapes() {
     let _turn = turn();
     let question = "What is the capital of France?";
-    let shape = ["--coordinators", "1", "--workers", "2", "--expert-groups", "1", "--worker-memory", "2=64MiB"];
+    let shape = [
+        "--coordinators",
+        "1",
+        "--workers",
+        "2",
+        "--expert-groups",
+        "1",
+        "--worker-memory",
+        "2=64MiB",
+    ];
     let ran = tramontane([&["demo"], &shape[..], &[question]].concat(), WITHIN).await;
     assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
-    assert!(ran.stdout.contains("> What is the capital of France?"), "{}", ran.stdout);
-    assert!(ran.stdout.contains("The capital of France is Paris."), "{}", ran.stdout);
+    assert!(
+        ran.stdout.contains("> What is the capital of France?"),
+        "{}",
+        ran.stdout
+    );
+    assert!(
+        ran.stdout.contains("The capital of France is Paris."),
+        "{}",
+        ran.stdout
+    );
     assert_eq!(pids(&ran.stdout).len(), 3, "{}", ran.stdout);
 }
 
@@ -60,7 +82,18 @@ async fn nodes_end_with_a_demo_that_is_killed() {
     let file = std::fs::File::create(&output).expect("a file");
     let mut command = Command::new(program());
     command
-        .args(["demo", "--serve", "--coordinators", "1", "--workers", "1", "--stages", "1", "--expert-groups", "1"])
+        .args([
+            "demo",
+            "--serve",
+            "--coordinators",
+            "1",
+            "--workers",
+            "1",
+            "--stages",
+            "1",
+            "--expert-groups",
+            "1",
+        ])
         .arg("--data-dir")
         .arg(dir.path().join("cluster"))
         .stdin(Stdio::null())
@@ -75,7 +108,11 @@ async fn nodes_end_with_a_demo_that_is_killed() {
     })
     .await;
     let nodes = pids(&read());
-    assert!(nodes.len() == 2 && nodes.iter().all(|&pid| runs(pid)), "{}", read());
+    assert!(
+        nodes.len() == 2 && nodes.iter().all(|&pid| runs(pid)),
+        "{}",
+        read()
+    );
     demo.0.kill().expect("it can be killed");
     until("the end of its nodes", Duration::from_secs(30), async || {
         let left: Vec<u32> = nodes.iter().copied().filter(|&pid| runs(pid)).collect();

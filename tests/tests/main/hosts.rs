@@ -56,7 +56,18 @@ async fn status(url: &str, ca: &Path, operator: &Path) -> tramontane_tests::proc
     let file = |ending: &str| operator.join(format!("operator.{ending}")).display().to_string();
     let ca = ca.display().to_string();
     let (certificate, key) = (file("pem"), file("key"));
-    let arguments = ["status", "--json", "--url", url, "--ca", &ca, "--certificate", &certificate, "--key", &key];
+    let arguments = [
+        "status",
+        "--json",
+        "--url",
+        url,
+        "--ca",
+        &ca,
+        "--certificate",
+        &certificate,
+        "--key",
+        &key,
+    ];
     tramontane(arguments, WITHIN).await
 }
 
@@ -82,17 +93,26 @@ async fn hosts_with_certificates_serve_those_who_have_one_and_nobody_else() {
     let ran = status(&url, &ca, &ours).await;
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     let seen: Status = serde_json::from_str(&ran.stdout).expect("a status");
-    let mut hosts: Vec<&str> = seen.nodes.iter().filter_map(|node| node.address.split(':').next()).collect();
+    let mut hosts: Vec<&str> = seen
+        .nodes
+        .iter()
+        .filter_map(|node| node.address.split(':').next())
+        .collect();
     hosts.sort_unstable();
     assert_eq!(hosts, ["127.0.1.1", "127.0.2.1", "127.0.2.2"]);
     seen.serving().expect("it serves");
 
     let refused = ask_without_certificate(&address, &ca).await;
     assert!(refused.is_err(), "served without a certificate: {refused:?}");
-    let refused = Client::new(&address, Identity::Loopback).get("/cluster/status").await;
+    let refused = Client::new(&address, Identity::Loopback)
+        .get("/cluster/status")
+        .await;
     assert!(refused.is_err(), "served without TLS: {refused:?}");
     let ran = tramontane(["status", "--url", &url], WITHIN).await;
-    assert!(ran.code == Some(1) && ran.stderr.contains("--certificate"), "{ran:?}");
+    assert!(
+        ran.code == Some(1) && ran.stderr.contains("--certificate"),
+        "{ran:?}"
+    );
 
     // A certificate of another authority is as good as none.
     let theirs = dir.path().join("theirs");

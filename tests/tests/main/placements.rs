@@ -56,19 +56,33 @@ fn placements() -> [Placement; 4] {
     ]
 }
 
-/// Asks for the long prompts and for some others, one after the other.
-async fn check_alone(client: &Client, records: &[Golden], expected: &[Output], what: &str) {
-    let is_long = |record: &Golden| record.prompt_ids.len() >= LONG;
-    let few = |index: usize| index.is_multiple_of(3);
+/// Asks for some prompts one after the other: no other sequence is in their batches.
+async fn check_alone(
+    client: &Client,
+    records: &[Golden],
+    expected: &[Output],
+    chosen: impl Fn(usize, &Golden) -> bool,
+    what: &str,
+) {
     let mut asked = 0;
     for (index, (record, expected)) in records.iter().zip(expected).enumerate() {
-        if is_long(record) || few(index) {
+        if chosen(index, record) {
             let alone = complete(client, record).await;
-            assert_eq!(alone, *expected, "record {index}: {what}");
-            asked += usize::from(is_long(record));
+            assert_eq!(alone, *expected, "record {index}: {what}, alone");
+            asked += 1;
         }
     }
-    assert!(asked >= 6, "only {asked} long prompts were asked");
+    assert!(asked >= 4, "only {asked} prompts were asked");
+}
+
+/// A few short prompts.
+fn few(index: usize, record: &Golden) -> bool {
+    index.is_multiple_of(7) && record.prompt_ids.len() < LONG
+}
+
+/// All long prompts, and every third of the others.
+fn many(index: usize, record: &Golden) -> bool {
+    index.is_multiple_of(3) || record.prompt_ids.len() >= LONG
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -84,7 +98,7 @@ async fn every_placement_gives_the_recorded_answers_and_the_same_bits() {
         .await;
     let one = complete_all(&cluster.client(1), &records).await;
     check_against_records(&records, &one);
-    check_alone(&cluster.client(1), &records, &one, "alone against 16 at once").await;
+    check_alone(&cluster.client(1), &records, &one, many, "1 worker").await;
     cluster.until_idle().await;
     drop(cluster);
     for Placement { what, plan, right } in placements() {
@@ -95,6 +109,7 @@ async fn every_placement_gives_the_recorded_answers_and_the_same_bits() {
         cluster.check_alive();
         check_against_records(&records, &outputs);
         assert_equal(&outputs, &one, what);
+        check_alone(&cluster.client(1), &records, &one, few, what).await;
         cluster.until_idle().await;
     }
 }

@@ -13,9 +13,13 @@ const HALF: u64 = 28 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_is_added_is_used_after_a_replan_and_done_without_when_it_is_lost() {
-    let plan = Plan::new(1).set("placement.stages = 2").set("placement.settle_ms = 1000");
+    let plan = Plan::new(1)
+        .set("placement.stages = 2")
+        .set("placement.settle_ms = 1000");
     let mut cluster = Cluster::start(plan).await;
-    let alone = cluster.until_placed("all on one", |replica| replica.devices() == ["worker-1/0"]).await;
+    let alone = cluster
+        .until_placed("all on one", |replica| replica.devices() == ["worker-1/0"])
+        .await;
     let number = cluster.add_worker(&[ROOMY]);
     let name = format!("worker-{number}");
     cluster
@@ -31,14 +35,20 @@ async fn a_worker_that_is_added_is_used_after_a_replan_and_done_without_when_it_
     let ran = tramontane(["replan", "--url", &url], Duration::from_secs(30)).await;
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     let told: Value = serde_json::from_str(&ran.stdout).expect("JSON");
-    let both = cluster.until_placed("both used", |replica| replica.devices() == ["worker-1/0", "worker-2/0"]).await;
+    let both = cluster
+        .until_placed("both used", |replica| {
+            replica.devices() == ["worker-1/0", "worker-2/0"]
+        })
+        .await;
     assert!(both.generation > alone.generation);
     assert_eq!(told, json!({"replica": both.id, "generation": both.generation}));
     cluster.until_ready().await;
     cluster.check_answers().await;
 
     cluster.kill_worker(number);
-    let left = cluster.until_placed("what is left", |replica| replica.devices() == ["worker-1/0"]).await;
+    let left = cluster
+        .until_placed("what is left", |replica| replica.devices() == ["worker-1/0"])
+        .await;
     assert!(left.generation > both.generation);
     cluster.until_ready().await;
     cluster.check_answers().await;
@@ -55,7 +65,9 @@ async fn without_room_for_the_model_requests_are_told_how_many_bytes_are_missing
         .set("steps.max_rows = 64")
         .set("steps.max_prefill_rows = 32");
     let mut cluster = Cluster::start(plan).await;
-    cluster.until_placed("both used", |replica| replica.devices().len() == 2).await;
+    cluster
+        .until_placed("both used", |replica| replica.devices().len() == 2)
+        .await;
     cluster.check_answers().await;
     cluster.kill_worker(2);
     for client in cluster.clients() {
@@ -63,7 +75,9 @@ async fn without_room_for_the_model_requests_are_told_how_many_bytes_are_missing
             let answer = client.get("/readyz").await?;
             let body = answer.json();
             let reason = body["reason"].as_str().unwrap_or_default().to_owned();
-            need(answer.status == 503 && body["ready"] == json!(false), || answer.body.clone())?;
+            need(answer.status == 503 && body["ready"] == json!(false), || {
+                answer.body.clone()
+            })?;
             need(missing_bytes(&reason).is_some(), || reason.clone())?;
             Ok(reason)
         })
@@ -84,7 +98,10 @@ async fn without_room_for_the_model_requests_are_told_how_many_bytes_are_missing
         }
     }
     let status = cluster.status().await.expect("a status");
-    assert!(status.missing.as_deref().and_then(missing_bytes).is_some(), "{status:?}");
+    assert!(
+        status.missing.as_deref().and_then(missing_bytes).is_some(),
+        "{status:?}"
+    );
     cluster.start_worker(2);
     cluster.until_ready().await;
     cluster.check_answers().await;
