@@ -1,9 +1,9 @@
 //! A cluster of real processes on this machine.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::client::Client;
 use crate::config::{Addresses, MODEL, Plan, addresses, write_coordinator, write_token, write_worker};
@@ -15,12 +15,11 @@ use crate::wait::{need, until};
 pub const READY_WITHIN: Duration = Duration::from_secs(120);
 
 /// The machine is one cluster's at a time.
-static TURN: Mutex<()> = Mutex::new(());
+static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Waits for the machine. Whoever holds a cluster has it already.
-pub fn turn() -> MutexGuard<'static, ()> {
-    // A test that failed leaves the machine as good as it was.
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+pub async fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().await
 }
 
 /// The processes of a cluster; they end with it.
@@ -37,8 +36,8 @@ pub struct Cluster {
 
 impl Cluster {
     /// Starts the processes. Does not wait for them.
-    pub fn launch(plan: Plan) -> Self {
-        let turn = turn();
+    pub async fn launch(plan: Plan) -> Self {
+        let turn = turn().await;
         let dir = tempfile::tempdir().expect("a directory");
         write_token(dir.path());
         let mut cluster = Self {
@@ -62,7 +61,7 @@ impl Cluster {
 
     /// Starts the processes and waits until every coordinator serves.
     pub async fn start(plan: Plan) -> Self {
-        let mut cluster = Self::launch(plan);
+        let mut cluster = Self::launch(plan).await;
         cluster.until_ready().await;
         cluster
     }

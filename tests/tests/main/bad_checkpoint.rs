@@ -183,7 +183,7 @@ async fn a_weight_that_is_no_number_is_told_in_the_status() {
     });
     let mut plan = Plan::new(1).set("placement.settle_ms = 500");
     plan.model = copy.path().to_owned();
-    let mut cluster = Cluster::launch(plan);
+    let mut cluster = Cluster::launch(plan).await;
     let said = cluster
         .until_status("a device that failed", READY_WITHIN, |status| {
             let node = status.node("worker-1").ok_or("it has not joined")?;

@@ -23,7 +23,7 @@ fn pids(output: &str) -> Vec<u32> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_demo_answers_its_questions_and_leaves_no_process() {
-    let _turn = turn();
+    let _turn = turn().await;
     let ran = tramontane(["demo"], WITHIN).await;
     assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
     for part in [
@@ -47,7 +47,7 @@ async fn a_demo_answers_its_questions_and_leaves_no_process() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_demo_asks_what_it_is_given_on_other_shapes() {
-    let _turn = turn();
+    let _turn = turn().await;
     let question = "What is the capital of France?";
     let shape = [
         "--coordinators",
@@ -76,7 +76,7 @@ async fn a_demo_asks_what_it_is_given_on_other_shapes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_end_with_a_demo_that_is_killed() {
-    let _turn = turn();
+    let _turn = turn().await;
     let dir = tempfile::tempdir().expect("a directory");
     let output = dir.path().join("output");
     let file = std::fs::File::create(&output).expect("a file");
