@@ -1,26 +1,40 @@
 #!/bin/sh
-# Makes a virtual environment with the clients that tests run against a cluster: install.sh TARGET-DIRECTORY
+# Installs what the tests of whole clusters need beside Rust: install.sh TARGET-DIRECTORY
+#
+# A virtual environment with OpenAI's Python client in TARGET-DIRECTORY/python-clients, and openssl, which makes
+# certificates. On Debian and Ubuntu packages that are missing are installed.
 set -eu
 
 OPENAI="openai>=2,<3"
 
 [ $# -eq 1 ] || { echo "usage: $0 TARGET-DIRECTORY" >&2; exit 2; }
 environment=$1/python-clients
-if "$environment/bin/python" -c "import openai" 2>/dev/null; then
-    exit 0
+
+has_venv() {
+    python3 -c "import ensurepip, venv" 2>/dev/null
+}
+
+packages=""
+command -v openssl >/dev/null || packages="openssl"
+if [ ! -e "$environment/bin/python" ] && ! has_venv; then
+    packages="$packages python3-venv"
 fi
-if ! python3 -c "import ensurepip, venv" 2>/dev/null; then
+if [ -n "$packages" ]; then
     if ! command -v apt-get >/dev/null; then
-        echo "Python's venv is missing: install Python 3 with venv" >&2
+        echo "openssl and Python 3 with venv are needed: install them" >&2
         exit 1
     fi
     as_root=""
     if [ "$(id -u)" -ne 0 ]; then
         as_root=sudo
     fi
-    echo "installing python3-venv"
+    echo "installing" $packages
     $as_root apt-get update -qq
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null
+    # shellcheck disable=SC2086 # a list of words
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $packages >/dev/null
+fi
+if "$environment/bin/python" -c "import openai" 2>/dev/null; then
+    exit 0
 fi
 echo "making $environment with the openai client"
 rm -rf "$environment"

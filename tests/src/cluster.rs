@@ -205,9 +205,9 @@ impl Cluster {
         self.workers.len()
     }
 
-    /// Process ids of the workers that run.
-    pub fn worker_pids(&self) -> Vec<u32> {
-        self.workers.iter().flatten().map(Node::pid).collect()
+    /// Process id of a coordinator that runs.
+    pub fn coordinator_pid(&self, number: usize) -> u32 {
+        self.coordinators[number - 1].as_ref().expect("it runs").pid()
     }
 
     /// Fails with its log if a process ended by itself.
