@@ -3,12 +3,16 @@
 use std::error::Error;
 use std::time::Duration;
 
-use axum::body::{Bytes, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::Request;
 use axum::http::header::CONTENT_LENGTH;
-use http_body_util::LengthLimitError;
+use http_body_util::{BodyExt, LengthLimitError};
 
 use super::error::{ApiError, ErrorKind};
+
+/// Largest body that is read only to be thrown away, in bytes, and how long that may take.
+const MAX_DRAINED_BYTES: u64 = 64 << 20;
+const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Reads a whole body of at most `limit` bytes within `timeout`.
 pub(super) async fn read(request: Request, limit: usize, timeout: Duration) -> Result<Bytes, ApiError> {
@@ -22,6 +26,7 @@ pub(super) async fn read(request: Request, limit: usize, timeout: Duration) -> R
         .and_then(|value| value.to_str().ok());
     let claimed: Option<u64> = claimed.and_then(|value| value.parse().ok());
     if claimed.is_some_and(|bytes| bytes > limit as u64) {
+        drain(request.into_body(), claimed).await;
         return Err(too_large());
     }
     match tokio::time::timeout(timeout, to_bytes(request.into_body(), limit)).await {
@@ -42,4 +47,15 @@ pub(super) async fn read(request: Request, limit: usize, timeout: Duration) -> R
             Err(ApiError::new(ErrorKind::SlowBody, message))
         }
     }
+}
+
+/// Throws a refused body away, within bounds: a client that is still sending would see a broken connection in place of
+/// the answer.
+async fn drain(mut body: Body, claimed: Option<u64>) {
+    if claimed.is_some_and(|bytes| bytes > MAX_DRAINED_BYTES) {
+        return;
+    }
+    let drained = async { while let Some(Ok(_)) = body.frame().await {} };
+    // A client that does not go on gets its answer all the same.
+    let _ = tokio::time::timeout(DRAIN_DEADLINE, drained).await;
 }

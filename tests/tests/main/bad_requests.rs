@@ -233,12 +233,17 @@ async fn check_routes(client: &Client) {
     assert_eq!(answer.json()["error"]["code"], "unknown_route");
     let answer = client.get("/v1/models/gpt-4").await.expect("an answer");
     assert_eq!(answer.status, 404, "{answer:?}");
+    let answer = client
+        .send(Method::POST, CHAT, " ".repeat(5 << 20), soon)
+        .await
+        .expect("an answer");
+    assert_eq!(answer.status, 413, "{answer:?}");
     let answer = announce_body(client, 5 << 20).await.expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
     assert!(answer.contains("\"code\":\"body_too_large\""), "{answer}");
 }
 
-/// What is said of a body of so many bytes, of which none is sent: a client that sends on may miss it.
+/// What is said of a body of so many bytes, of which none is sent.
 async fn announce_body(client: &Client, bytes: usize) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(&client.address).await?;
     let head =

@@ -23,6 +23,7 @@ mod remote;
 mod run;
 mod shared;
 mod thread;
+mod warm_up;
 
 pub use command::{Assignment, StageInput, StageOutput};
 pub use error::DeviceError;

@@ -111,6 +111,18 @@ impl<D: Backend> Executor<D> {
         self.backend.info()
     }
 
+    pub(super) fn timeout(&self) -> Duration {
+        self.options.timeout
+    }
+
+    pub(super) fn model(&self) -> &ModelFiles {
+        &self.model
+    }
+
+    pub(super) fn placed(&self) -> Option<&Placed<D::Buffer>> {
+        self.placed.as_ref()
+    }
+
     /// Bytes allocated on the device.
     pub fn held_bytes(&self) -> u64 {
         self.backend.held_bytes()

@@ -152,7 +152,8 @@ impl<B: Backend, F: FnMut() -> Result<B, OpError>> DeviceThread<'_, B, F> {
                 progress: &self.shared.progress,
                 cancelled: &cancelled,
             };
-            executor.load(fence, &slices, &watch)
+            executor.load(fence, &slices, &watch)?;
+            executor.warm_up()
         });
         match loaded {
             Ok(()) => {

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::{DeviceRef, SequenceId, StepId};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_model::step::{RowRole, SequenceChunk, StepBatch};
@@ -44,10 +43,6 @@ fn executor() -> Executor<GpuBackend> {
     let replica = replica(1, &[(0, 6, "w1/0", &[(16, "w1/0")])]);
     let slices = DeviceSlices::of(&replica, &replica.stages[0].owner, &model.spec).expect("slices");
     let options = ExecutorOptions {
-        capacity: StepCapacity {
-            rows: 256,
-            sequences: 32,
-        },
         timeout: Duration::from_secs(60),
     };
     let mut executor = Executor::new(backend, Arc::new(model), options);
