@@ -79,6 +79,9 @@ impl ScriptedHeads {
                     Progress::Token {
                         index: index as u32,
                         token,
+                        // Like a head, with the attempt's first token; as many as were emitted before.
+                        cached_prompt_tokens: (index == submission.emitted.len())
+                            .then_some(CACHED_PROMPT_TOKENS + index as u32),
                     },
                 )),
             }

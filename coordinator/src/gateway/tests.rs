@@ -46,6 +46,8 @@ fn request(max_tokens: u32) -> NewRequest {
         sampling: SamplingParams::GREEDY,
         max_tokens,
         stop_tokens: vec![EOS],
+        priority: 7,
+        cache_salt: vec![9],
     }
 }
 
@@ -346,6 +348,7 @@ async fn updates_of_another_attempt_or_generation_are_dropped_and_faults_end_the
     let token = |index, token| Progress::Token {
         index,
         token: sampled(token),
+        cached_prompt_tokens: None,
     };
     let good = update(&submission, token(0, 10));
     submission.attempt = 0;

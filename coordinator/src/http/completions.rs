@@ -84,6 +84,8 @@ async fn create(
             sampling,
             max_tokens,
             ignore_eos: params.ignore_eos,
+            priority: params.priority,
+            cache_salt: params.cache_salt.clone(),
         });
     }
     let answers = try_join_all(asked.into_iter().enumerate().map(|(index, ask)| {
@@ -183,7 +185,7 @@ impl TextReply {
         };
         Ok((
             choice,
-            Usage::new(answer.prompt_tokens(), answer.generated_tokens()),
+            Usage::of(&answer),
         ))
     }
 

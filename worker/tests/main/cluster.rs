@@ -180,6 +180,8 @@ impl Cluster {
                 max_prefill_rows,
                 max_sequences: 32,
                 max_waiting: 64,
+                prefix_cache: false,
+                ..StepBounds::default()
             },
         };
         let count = workers.len();
