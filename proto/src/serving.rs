@@ -12,7 +12,7 @@ const MAX_TOKENS: usize = 1 << 20;
 /// Most stop tokens of one request.
 const MAX_STOP_TOKENS: usize = 64;
 /// Longest cache salt, in bytes.
-const MAX_CACHE_SALT_BYTES: usize = 256;
+pub const MAX_CACHE_SALT_BYTES: usize = 256;
 
 /// A request as the head receives it.
 #[derive(Clone, Debug, PartialEq)]

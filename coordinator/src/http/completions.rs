@@ -183,10 +183,7 @@ impl TextReply {
             logprobs: self.logprobs(&tokens),
             finish_reason,
         };
-        Ok((
-            choice,
-            Usage::of(&answer),
-        ))
+        Ok((choice, Usage::of(&answer)))
     }
 
     fn logprobs(&self, tokens: &[Reported]) -> Option<TextLogprobs> {

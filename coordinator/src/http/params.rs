@@ -205,7 +205,9 @@ fn seed(fields: &mut Fields<'_>) -> Result<Option<u64>, ApiError> {
 fn priority(fields: &mut Fields<'_>) -> Result<i32, ApiError> {
     let most = i64::from(MAX_PRIORITY);
     let found = fields.integer("priority", -most, most)?;
-    Ok(found.and_then(|priority| i32::try_from(priority).ok()).unwrap_or(0))
+    Ok(found
+        .and_then(|priority| i32::try_from(priority).ok())
+        .unwrap_or(0))
 }
 
 /// As vLLM has it: a secret of the client's that keeps others from finding out what it has asked.

@@ -84,7 +84,7 @@ impl Scheduler {
         }
         let places = self.running_limit - self.running.len();
         let admissible = match self.waiting.first() {
-            Some(first) if places > 0 && self.can_start(first) => self.waiting.len().min(places),
+            Some(first) if places > 0 && self.startable(first).is_some() => self.waiting.len().min(places),
             Some(_) | None => 0,
         };
         Share {

@@ -16,10 +16,7 @@ impl Scheduler {
     /// Gives the first waiting request a place in the cache, if it can start. What waits behind it stays behind it.
     pub(super) fn start_first(&mut self) -> Option<Place> {
         let first = self.waiting.first()?;
-        let (known, cached) = (first.known(), self.cached_prefix(first));
-        if !self.fits(known, &cached) || self.is_being_computed(first, cached.len()) {
-            return None;
-        }
+        let (known, cached) = (first.known(), self.startable(first)?);
         let mut table = self.blocks.share(&cached);
         if !self.blocks.cover(&mut table, known) {
             self.blocks.release(table);
@@ -42,10 +39,15 @@ impl Scheduler {
         Some(place)
     }
 
-    /// Whether the request could start now.
-    pub(super) fn can_start(&self, request: &Request) -> bool {
+    /// The cached blocks that the request would start after, if it could start now.
+    pub(super) fn startable(&self, request: &Request) -> Option<Vec<u32>> {
+        // It takes a block of its own whatever is cached: what could not start in any case is not looked up.
+        if self.blocks.free() <= self.running.len() {
+            return None;
+        }
         let cached = self.cached_prefix(request);
-        self.fits(request.known(), &cached) && !self.is_being_computed(request, cached.len())
+        let starts = self.fits(request.known(), &cached) && !self.is_being_computed(request, cached.len());
+        starts.then_some(cached)
     }
 
     /// Whether a sequence of so many tokens can have blocks and leave one for each running sequence to grow into:

@@ -4,3 +4,4 @@
 mod cluster;
 mod golden;
 mod ops;
+mod prefix_cache;
