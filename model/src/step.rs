@@ -14,10 +14,16 @@ pub const MAX_STEP_ROWS: usize = 8192;
 /// Most sequences in one step.
 pub const MAX_STEP_SEQUENCES: usize = 1024;
 
+/// Priorities of requests are from its negative to it; lower is served first.
+pub const MAX_PRIORITY: i32 = 100;
+
 /// Most sequences that a replica's scheduler may be told to hold.
 pub const MAX_RUNNING_SEQUENCES: u32 = 1 << 16;
 /// Most sequences that a replica's scheduler may be told to let wait.
 pub const MAX_WAITING_SEQUENCES: u32 = 1 << 20;
+
+/// Most tokens that a replica's scheduler may be told to let wait.
+pub const MAX_WAITING_TOKENS: u64 = 1 << 40;
 
 /// Bounds of a replica's steps: part of its placement, because every device's buffers follow from them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +38,10 @@ pub struct StepBounds {
     pub max_sequences: u32,
     /// Most sequences that wait.
     pub max_waiting: u32,
+    /// Most tokens, prompts and longest outputs together, that sequences may wait with; one alone may have more.
+    pub max_waiting_tokens: u64,
+    /// Whether full blocks of the cache are kept and shared between sequences that begin alike. Never changes a token.
+    pub prefix_cache: bool,
 }
 
 impl Default for StepBounds {
@@ -41,6 +51,8 @@ impl Default for StepBounds {
             max_prefill_rows: 128,
             max_sequences: 256,
             max_waiting: 1024,
+            max_waiting_tokens: 1 << 22,
+            prefix_cache: true,
         }
     }
 }
@@ -57,6 +69,8 @@ impl StepBounds {
         within("max_prefill_rows", self.max_prefill_rows, 1, most_prefill);
         within("max_sequences", self.max_sequences, 1, MAX_RUNNING_SEQUENCES);
         within("max_waiting", self.max_waiting, 1, MAX_WAITING_SEQUENCES);
+        let key = format!("{key}.max_waiting_tokens");
+        faults.within(&key, self.max_waiting_tokens, 1, MAX_WAITING_TOKENS);
     }
 
     /// The largest step that a device's buffers hold.

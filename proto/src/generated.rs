@@ -455,6 +455,10 @@ pub struct StepBounds {
     pub max_sequences: u32,
     #[prost(uint32, tag = "4")]
     pub max_waiting: u32,
+    #[prost(uint64, tag = "5")]
+    pub max_waiting_tokens: u64,
+    #[prost(bool, tag = "6")]
+    pub prefix_cache: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KvShape {
@@ -1603,6 +1607,12 @@ pub struct GenerateRequest {
     /// Time left to the request, in milliseconds.
     #[prost(uint64, tag = "10")]
     pub timeout_ms: u64,
+    /// Lower is served first, -100 to 100.
+    #[prost(sint32, tag = "11")]
+    pub priority: i32,
+    /// Keeps tenants apart in the prefix cache: blocks are shared only under the same salt. At most 256 bytes.
+    #[prost(bytes = "bytes", tag = "12")]
+    pub cache_salt: ::prost::bytes::Bytes,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct Sampling {
@@ -1644,6 +1654,9 @@ pub struct EmittedToken {
     pub index: u32,
     #[prost(message, optional, tag = "2")]
     pub sampled: ::core::option::Option<Sampled>,
+    /// How many tokens of the prompt were found in the prefix cache; in the attempt's first token only.
+    #[prost(uint32, optional, tag = "3")]
+    pub cached_prompt_tokens: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Sampled {
@@ -1788,7 +1801,7 @@ pub mod serving_client {
             self
         }
         /// Dropping the stream cancels the request. Refusals are gRPC errors: FAILED_PRECONDITION for another generation,
-        /// RESOURCE_EXHAUSTED when the queue is full, INVALID_ARGUMENT for a field out of range.
+        /// RESOURCE_EXHAUSTED when too much waits already, INVALID_ARGUMENT for a field out of range.
         pub async fn generate(
             &mut self,
             request: impl tonic::IntoRequest<super::GenerateRequest>,
@@ -1835,7 +1848,7 @@ pub mod serving_server {
             + std::marker::Send
             + 'static;
         /// Dropping the stream cancels the request. Refusals are gRPC errors: FAILED_PRECONDITION for another generation,
-        /// RESOURCE_EXHAUSTED when the queue is full, INVALID_ARGUMENT for a field out of range.
+        /// RESOURCE_EXHAUSTED when too much waits already, INVALID_ARGUMENT for a field out of range.
         async fn generate(
             &self,
             request: tonic::Request<super::GenerateRequest>,

@@ -15,7 +15,7 @@ mod stage;
 pub use error::WireError;
 pub use expert::{ExpertResults, ExpertWork};
 pub use membership::{Directive, Joining, WorkerUpdate};
-pub use serving::{Ended, GenerateUpdate, Generation as GenerateSubmission, Progress};
+pub use serving::{Ended, GenerateUpdate, Generation as GenerateSubmission, MAX_CACHE_SALT_BYTES, Progress};
 pub use stage::{LinkMessage, RowsChunk};
 
 /// Generated from `cluster/v1/*.proto` by `make proto`; never edited.

@@ -118,6 +118,8 @@ impl TryFrom<pb::StepBounds> for StepBounds {
             max_prefill_rows: wire.max_prefill_rows,
             max_sequences: wire.max_sequences,
             max_waiting: wire.max_waiting,
+            max_waiting_tokens: wire.max_waiting_tokens,
+            prefix_cache: wire.prefix_cache,
         };
         let mut faults = Faults::default();
         steps.check("steps", &mut faults);
@@ -136,6 +138,8 @@ impl From<StepBounds> for pb::StepBounds {
             max_prefill_rows: steps.max_prefill_rows,
             max_sequences: steps.max_sequences,
             max_waiting: steps.max_waiting,
+            max_waiting_tokens: steps.max_waiting_tokens,
+            prefix_cache: steps.prefix_cache,
         }
     }
 }

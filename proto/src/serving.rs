@@ -2,6 +2,7 @@
 
 use tramontane_model::ids::{Fence, RequestId};
 use tramontane_model::sampling::{MAX_TOP_LOGPROBS, SampledToken, SamplingParams};
+use tramontane_model::step::MAX_PRIORITY;
 
 use crate::fields::{at_most, exact, fence, invalid, required};
 use crate::{WireError, v1 as pb};
@@ -10,6 +11,8 @@ use crate::{WireError, v1 as pb};
 const MAX_TOKENS: usize = 1 << 20;
 /// Most stop tokens of one request.
 const MAX_STOP_TOKENS: usize = 64;
+/// Longest cache salt, in bytes.
+pub const MAX_CACHE_SALT_BYTES: usize = 256;
 
 /// A request as the head receives it.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +37,10 @@ pub struct Generation {
     pub ignore_eos: bool,
     /// Time left, in milliseconds.
     pub timeout_ms: u64,
+    /// Lower is served first.
+    pub priority: i32,
+    /// Keeps tenants apart in the prefix cache.
+    pub cache_salt: Vec<u8>,
 }
 
 /// How a sequence ended.
@@ -60,6 +67,8 @@ pub enum Progress {
         index: u32,
         /// The token.
         token: SampledToken,
+        /// How many tokens of the prompt were found in the prefix cache; with the attempt's first token only.
+        cached_prompt_tokens: Option<u32>,
     },
     /// The last message of the stream.
     Ended(Ended),
@@ -109,6 +118,11 @@ impl TryFrom<pb::GenerateRequest> for Generation {
         at_most("prompt", "tokens", wire.prompt.len(), MAX_TOKENS)?;
         at_most("emitted", "tokens", wire.emitted.len(), MAX_TOKENS)?;
         at_most("stop_tokens", "tokens", wire.stop_tokens.len(), MAX_STOP_TOKENS)?;
+        at_most("cache_salt", "bytes", wire.cache_salt.len(), MAX_CACHE_SALT_BYTES)?;
+        if wire.priority.unsigned_abs() > MAX_PRIORITY.unsigned_abs() {
+            let problem = format_args!("{} is not from -{MAX_PRIORITY} to {MAX_PRIORITY}", wire.priority);
+            return Err(invalid("priority", problem));
+        }
         if wire.prompt.is_empty() {
             return Err(invalid("prompt", "it must have at least one token"));
         }
@@ -123,6 +137,8 @@ impl TryFrom<pb::GenerateRequest> for Generation {
             stop_tokens: wire.stop_tokens,
             ignore_eos: wire.ignore_eos,
             timeout_ms: wire.timeout_ms,
+            priority: wire.priority,
+            cache_salt: wire.cache_salt.into(),
         })
     }
 }
@@ -140,6 +156,8 @@ impl From<Generation> for pb::GenerateRequest {
             stop_tokens: request.stop_tokens,
             ignore_eos: request.ignore_eos,
             timeout_ms: request.timeout_ms,
+            priority: request.priority,
+            cache_salt: request.cache_salt.into(),
         }
     }
 }
@@ -212,6 +230,7 @@ impl TryFrom<pb::GenerateEvent> for GenerateUpdate {
             pb::generate_event::Body::Token(token) => Progress::Token {
                 index: token.index,
                 token: required("token.sampled", token.sampled)?.try_into()?,
+                cached_prompt_tokens: token.cached_prompt_tokens,
             },
             pb::generate_event::Body::Ended(ended) => Progress::Ended(ended.try_into()?),
         };
@@ -226,9 +245,14 @@ impl TryFrom<pb::GenerateEvent> for GenerateUpdate {
 impl From<GenerateUpdate> for pb::GenerateEvent {
     fn from(update: GenerateUpdate) -> Self {
         let body = match update.progress {
-            Progress::Token { index, token } => pb::generate_event::Body::Token(pb::EmittedToken {
+            Progress::Token {
+                index,
+                token,
+                cached_prompt_tokens,
+            } => pb::generate_event::Body::Token(pb::EmittedToken {
                 index,
                 sampled: Some(token.into()),
+                cached_prompt_tokens,
             }),
             Progress::Ended(ended) => pb::generate_event::Body::Ended(ended.into()),
         };

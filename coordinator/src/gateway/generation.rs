@@ -7,7 +7,7 @@
 //! the deadline, whatever heads and the cluster do.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -67,6 +67,8 @@ pub(super) struct Run {
     pub(super) started: Option<oneshot::Sender<()>>,
     /// Set by the client's side when it leaves because it has all it wants.
     pub(super) satisfied: Arc<AtomicBool>,
+    /// Tells the client's side how much of the prompt was cached.
+    pub(super) cached_prompt_tokens: Arc<AtomicU32>,
 }
 
 impl Run {
@@ -202,6 +204,8 @@ impl Run {
             stop_tokens: request.stop_tokens.clone(),
             ignore_eos: request.stop_tokens.is_empty(),
             timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1),
+            priority: request.priority,
+            cache_salt: request.cache_salt.clone(),
         }
     }
 
@@ -247,10 +251,21 @@ impl Run {
             return None;
         }
         match update.progress {
-            Progress::Token { index, token } => {
+            Progress::Token {
+                index,
+                token,
+                cached_prompt_tokens,
+            } => {
                 match self.journal.record(update.attempt, index, token.token) {
                     Ok(Verdict::Stale) => None,
                     Ok(Verdict::Emitted) => {
+                        // What a later attempt finds cached is for the most part this request's own work.
+                        if let Some(cached) = cached_prompt_tokens.filter(|_| index == 0) {
+                            let prompt = self.journal.request().prompt.len();
+                            let most = u32::try_from(prompt).unwrap_or(u32::MAX);
+                            self.cached_prompt_tokens
+                                .store(cached.min(most), Ordering::Relaxed);
+                        }
                         // Fails only if the client's side has left, which ends the task.
                         let _ = self.tokens.send(token).await;
                         None

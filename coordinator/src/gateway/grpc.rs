@@ -129,7 +129,7 @@ mod tests {
     use tramontane_proto::v1::serving_server::{Serving, ServingServer};
     use tramontane_proto::{Ended, Progress};
 
-    use super::super::scripted::{Act, ScriptedHeads, always, fence, sampled, update};
+    use super::super::scripted::{Act, CACHED_PROMPT_TOKENS, ScriptedHeads, always, fence, sampled, update};
     use super::*;
 
     const SOON: Duration = Duration::from_secs(20);
@@ -172,6 +172,8 @@ mod tests {
             stop_tokens: vec![2],
             ignore_eos: false,
             timeout_ms: 5000,
+            priority: -3,
+            cache_salt: vec![1, 2],
         }
     }
 
@@ -210,7 +212,13 @@ mod tests {
             .unwrap();
         let token = |index, id| {
             let token = sampled(id);
-            update(&sent, Progress::Token { index, token })
+            let cached_prompt_tokens = (index == 1).then_some(CACHED_PROMPT_TOKENS + 1);
+            let progress = Progress::Token {
+                index,
+                token,
+                cached_prompt_tokens,
+            };
+            update(&sent, progress)
         };
         let ended = update(&sent, Progress::Ended(Ended::Stop));
         assert_eq!(updates, [token(1, 11), token(2, 2), ended]);

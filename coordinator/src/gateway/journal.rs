@@ -24,6 +24,10 @@ pub struct Request {
     pub max_tokens: u32,
     /// Tokens that end the sequence; they are emitted before it ends. Empty if the end token is to be ignored.
     pub stop_tokens: Vec<u32>,
+    /// Lower is served first.
+    pub priority: i32,
+    /// Keeps tenants apart in the prefix cache.
+    pub cache_salt: Vec<u8>,
 }
 
 /// Why a finished sequence ended.
@@ -186,6 +190,8 @@ mod tests {
             sampling: SamplingParams::GREEDY,
             max_tokens,
             stop_tokens: vec![EOS],
+            priority: 0,
+            cache_salt: vec![],
         }
     }
 

@@ -20,7 +20,7 @@ mod telemetry;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -73,6 +73,10 @@ pub struct NewRequest {
     pub max_tokens: u32,
     /// Tokens that end the sequence; empty to go on past them.
     pub stop_tokens: Vec<u32>,
+    /// Lower is served first; from `-MAX_PRIORITY` to `MAX_PRIORITY` of the model.
+    pub priority: i32,
+    /// Keeps tenants apart in the prefix cache: only requests of one salt share what is cached.
+    pub cache_salt: Vec<u8>,
 }
 
 struct Shared {
@@ -146,6 +150,7 @@ impl Gateway {
         let (started, started_rx) = oneshot::channel();
         let (end, end_rx) = oneshot::channel();
         let satisfied = Arc::new(AtomicBool::new(false));
+        let cached_prompt_tokens = Arc::new(AtomicU32::new(0));
         let run = generation::Run {
             shared: Arc::clone(&self.shared),
             journal: Journal::new(Request {
@@ -154,12 +159,15 @@ impl Gateway {
                 sampling: request.sampling,
                 max_tokens: request.max_tokens,
                 stop_tokens: request.stop_tokens,
+                priority: request.priority,
+                cache_salt: request.cache_salt,
             }),
             deadline,
             routes: self.routes.clone(),
             tokens,
             started: Some(started),
             satisfied: Arc::clone(&satisfied),
+            cached_prompt_tokens: Arc::clone(&cached_prompt_tokens),
         };
         telemetry::live(self.shared.admission.live());
         let shared = Arc::clone(&self.shared);
@@ -174,6 +182,7 @@ impl Gateway {
             tokens: tokens_rx,
             end: Some(end_rx),
             satisfied,
+            cached_prompt_tokens,
             emitted: 0,
         };
         if started_rx.await.is_err() {
@@ -213,6 +222,7 @@ pub struct Generation {
     tokens: mpsc::Receiver<SampledToken>,
     end: Option<oneshot::Receiver<Result<Finish, GatewayError>>>,
     satisfied: Arc<AtomicBool>,
+    cached_prompt_tokens: Arc<AtomicU32>,
     emitted: u64,
 }
 
@@ -236,6 +246,11 @@ impl Generation {
         let result = end.await.unwrap_or(Err(GatewayError::ShuttingDown));
         self.end = None;
         Some(Event::Ended(result))
+    }
+
+    /// How many tokens of the prompt the replica had in its prefix cache; known once the first token has come.
+    pub fn cached_prompt_tokens(&self) -> u32 {
+        self.cached_prompt_tokens.load(Ordering::Relaxed)
     }
 
     /// Leaves early because the client has all it wants, as after a stop string.

@@ -13,6 +13,9 @@ use tramontane_proto::{Ended, GenerateSubmission, GenerateUpdate, Progress};
 use super::head::{HeadClient, HeadError, HeadStream};
 use super::{NotServing, Route, Routes};
 
+/// Tokens of every prompt that these heads say they had cached, if it has as many; later attempts find more.
+pub(crate) const CACHED_PROMPT_TOKENS: u32 = 2;
+
 /// What a head does with one attempt.
 #[derive(Clone, Debug)]
 pub(crate) enum Act {
@@ -79,6 +82,8 @@ impl ScriptedHeads {
                     Progress::Token {
                         index: index as u32,
                         token,
+                        cached_prompt_tokens: (index == submission.emitted.len())
+                            .then_some(CACHED_PROMPT_TOKENS + index as u32),
                     },
                 )),
             }

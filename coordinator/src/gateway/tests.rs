@@ -10,7 +10,9 @@ use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_proto::{Ended, Progress};
 
 use super::head::HeadError;
-use super::scripted::{Act, ScriptedHeads, always, fence, loading, sampled, serving, unplaceable, update};
+use super::scripted::{
+    Act, CACHED_PROMPT_TOKENS, ScriptedHeads, always, fence, loading, sampled, serving, unplaceable, update,
+};
 use super::*;
 
 const SCRIPT: [u32; 8] = [10, 11, 12, 13, 14, 15, 16, 2];
@@ -46,6 +48,8 @@ fn request(max_tokens: u32) -> NewRequest {
         sampling: SamplingParams::GREEDY,
         max_tokens,
         stop_tokens: vec![EOS],
+        priority: 7,
+        cache_salt: vec![9],
     }
 }
 
@@ -130,8 +134,17 @@ async fn a_broken_stream_is_taken_up_at_the_next_token() {
         }),
     ];
     let world = world(acts);
-    let got = collect(world.submit(request(20)).await.unwrap()).await;
-    assert_eq!(got, (script(), Ok(Finish::Stop)));
+    let mut generation = world.submit(request(20)).await.unwrap();
+    let mut got = Vec::new();
+    while let Some(Event::Token(token)) = generation.next().await {
+        got.push(token);
+        let cached = generation.cached_prompt_tokens();
+        assert_eq!(
+            cached, CACHED_PROMPT_TOKENS,
+            "what a later attempt finds does not count"
+        );
+    }
+    assert_eq!(got, script());
     let seen = world.heads.seen();
     let carried: Vec<_> = seen
         .iter()
@@ -346,6 +359,7 @@ async fn updates_of_another_attempt_or_generation_are_dropped_and_faults_end_the
     let token = |index, token| Progress::Token {
         index,
         token: sampled(token),
+        cached_prompt_tokens: None,
     };
     let good = update(&submission, token(0, 10));
     submission.attempt = 0;

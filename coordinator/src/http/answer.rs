@@ -112,6 +112,7 @@ pub(super) struct Answer {
     stop: StopMatcher,
     characters: usize,
     prompt_tokens: u32,
+    cached_prompt_tokens: u32,
     generated_tokens: u32,
     end: Option<FinishReason>,
 }
@@ -147,6 +148,7 @@ impl Answer {
             stop,
             characters: 0,
             prompt_tokens,
+            cached_prompt_tokens: 0,
             generated_tokens: 0,
             end: None,
         }
@@ -155,6 +157,11 @@ impl Answer {
     /// Tokens of the prompt.
     pub(super) fn prompt_tokens(&self) -> u32 {
         self.prompt_tokens
+    }
+
+    /// Tokens of the prompt that the replica had in its prefix cache, as far as is known.
+    pub(super) fn cached_prompt_tokens(&self) -> u32 {
+        self.cached_prompt_tokens
     }
 
     /// Tokens generated so far.
@@ -167,7 +174,9 @@ impl Answer {
         let Some(generation) = self.generation.as_mut() else {
             return self.end.take().map(|reason| Ok(Step::End(reason)));
         };
-        let step = match generation.next().await {
+        let event = generation.next().await;
+        self.cached_prompt_tokens = generation.cached_prompt_tokens();
+        let step = match event {
             Some(Event::Token(sampled)) => self.take(sampled),
             Some(Event::Ended(Ok(finish))) => Ok(Step::Delta(self.finish(finish))),
             Some(Event::Ended(Err(error))) => Err(error.into()),

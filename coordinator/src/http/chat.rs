@@ -126,6 +126,8 @@ async fn create(
         prompt,
         sampling: params.sampling(logprobs)?,
         ignore_eos: params.ignore_eos,
+        priority: params.priority,
+        cache_salt: params.cache_salt,
     };
     let prompt_tokens = ask.prompt_tokens();
     let generation = api.start(ask, id, 0, deadline).await?;

@@ -99,10 +99,7 @@ impl ChatReply {
         let body = Body {
             header: &Header::new(self.id.clone(), "chat.completion", &self.model),
             choices: vec![choice],
-            usage: Some(Some(Usage::new(
-                answer.prompt_tokens(),
-                answer.generated_tokens(),
-            ))),
+            usage: Some(Some(Usage::of(&answer))),
         };
         Ok(Json(body).into_response())
     }

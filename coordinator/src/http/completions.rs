@@ -84,6 +84,8 @@ async fn create(
             sampling,
             max_tokens,
             ignore_eos: params.ignore_eos,
+            priority: params.priority,
+            cache_salt: params.cache_salt.clone(),
         });
     }
     let answers = try_join_all(asked.into_iter().enumerate().map(|(index, ask)| {
@@ -181,10 +183,7 @@ impl TextReply {
             logprobs: self.logprobs(&tokens),
             finish_reason,
         };
-        Ok((
-            choice,
-            Usage::new(answer.prompt_tokens(), answer.generated_tokens()),
-        ))
+        Ok((choice, Usage::of(&answer)))
     }
 
     fn logprobs(&self, tokens: &[Reported]) -> Option<TextLogprobs> {

@@ -170,6 +170,8 @@ impl Api {
             sampling: ask.sampling,
             max_tokens: ask.max_tokens,
             stop_tokens,
+            priority: ask.priority,
+            cache_salt: ask.cache_salt,
         };
         Ok(self.gateway.submit(ask.permit, request, deadline).await?)
     }
@@ -182,6 +184,8 @@ struct Ask {
     sampling: SamplingParams,
     max_tokens: u32,
     ignore_eos: bool,
+    priority: i32,
+    cache_salt: Vec<u8>,
 }
 
 impl Ask {

@@ -5,6 +5,9 @@
 use serde::Deserialize;
 use tramontane_model::sampling::{MAX_TEMPERATURE, MAX_TOP_LOGPROBS, SamplingParams};
 
+use tramontane_model::step::MAX_PRIORITY;
+use tramontane_proto::MAX_CACHE_SALT_BYTES;
+
 use super::error::{ApiError, ErrorKind};
 use super::fields::{Fields, shown};
 use super::unsupported;
@@ -31,6 +34,10 @@ pub(super) struct Params {
     pub(super) stream: bool,
     /// Whether a stream ends with the usage.
     pub(super) include_usage: bool,
+    /// Lower is served first.
+    pub(super) priority: i32,
+    /// Only requests of one salt share what is cached of their prompts.
+    pub(super) cache_salt: Vec<u8>,
 }
 
 /// A limit and the field that it came from.
@@ -113,6 +120,8 @@ impl Params {
             token_ids: fields.flag("return_tokens_as_token_ids")?,
             stream,
             include_usage: options.and_then(|options| options.include_usage).unwrap_or(false),
+            priority: priority(fields)?,
+            cache_salt: cache_salt(fields)?,
         })
     }
 
@@ -190,6 +199,28 @@ fn seed(fields: &mut Fields<'_>) -> Result<Option<u64>, ApiError> {
         let problem = format!("is {}, it must be a whole number of at most 64 bits", shown(text));
         ApiError::invalid("seed", problem)
     })
+}
+
+/// As vLLM has it: the lower, the earlier.
+fn priority(fields: &mut Fields<'_>) -> Result<i32, ApiError> {
+    let most = i64::from(MAX_PRIORITY);
+    let found = fields.integer("priority", -most, most)?;
+    Ok(found
+        .and_then(|priority| i32::try_from(priority).ok())
+        .unwrap_or(0))
+}
+
+/// As vLLM has it: a secret of the client's that keeps others from finding out what it has asked.
+fn cache_salt(fields: &mut Fields<'_>) -> Result<Vec<u8>, ApiError> {
+    let salt = fields.take::<String>("cache_salt")?.unwrap_or_default();
+    if salt.len() > MAX_CACHE_SALT_BYTES {
+        let problem = format!(
+            "has {} bytes, at most {MAX_CACHE_SALT_BYTES} are allowed",
+            salt.len()
+        );
+        return Err(ApiError::invalid("cache_salt", problem));
+    }
+    Ok(salt.into_bytes())
 }
 
 fn stop(fields: &mut Fields<'_>) -> Result<StopMatcher, ApiError> {

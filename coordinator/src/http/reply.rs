@@ -4,21 +4,34 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::answer::Answer;
+
 /// Tokens of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Usage {
     prompt_tokens: u64,
     completion_tokens: u64,
     total_tokens: u64,
+    prompt_tokens_details: PromptTokensDetails,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+struct PromptTokensDetails {
+    /// Found in the replica's prefix cache.
+    cached_tokens: u64,
 }
 
 impl Usage {
-    pub(super) fn new(prompt: u32, completion: u32) -> Self {
-        let (prompt_tokens, completion_tokens) = (u64::from(prompt), u64::from(completion));
+    /// What an answer has used so far.
+    pub(super) fn of(answer: &Answer) -> Self {
+        let prompt_tokens = u64::from(answer.prompt_tokens());
+        let completion_tokens = u64::from(answer.generated_tokens());
+        let cached_tokens = u64::from(answer.cached_prompt_tokens());
         Self {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens },
         }
     }
 
@@ -26,6 +39,7 @@ impl Usage {
         self.prompt_tokens += other.prompt_tokens;
         self.completion_tokens += other.completion_tokens;
         self.total_tokens += other.total_tokens;
+        self.prompt_tokens_details.cached_tokens += other.prompt_tokens_details.cached_tokens;
     }
 }
 

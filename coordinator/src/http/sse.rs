@@ -163,7 +163,7 @@ impl<C: Chunks> Merge<C> {
 fn steps_of(choice: usize, answer: Answer) -> BoxStream<'static, ChoiceStep> {
     let steps = stream::unfold(answer, move |mut answer| async move {
         let step = answer.next().await?;
-        let usage = Usage::new(answer.prompt_tokens(), answer.generated_tokens());
+        let usage = Usage::of(&answer);
         Some((ChoiceStep { choice, step, usage }, answer))
     });
     steps.boxed()

@@ -53,6 +53,8 @@ fn replica() -> Replica {
             max_prefill_rows: 32,
             max_sequences: 16,
             max_waiting: 8,
+            max_waiting_tokens: 1 << 33,
+            prefix_cache: true,
         },
     }
 }
@@ -170,6 +172,8 @@ fn requests_and_tokens_are_kept() {
         stop_tokens: vec![2],
         ignore_eos: true,
         timeout_ms: 1000,
+        priority: -100,
+        cache_salt: vec![7; 256],
     };
     assert_eq!(
         there_and_back::<_, pb::GenerateRequest>(request.clone()),
@@ -190,7 +194,13 @@ fn requests_and_tokens_are_kept() {
     let progress = ends
         .into_iter()
         .map(Progress::Ended)
-        .chain([Progress::Token { index: 3, token }]);
+        .chain(
+            [None, Some(0), Some(9)].map(|cached_prompt_tokens| Progress::Token {
+                index: 3,
+                token: token.clone(),
+                cached_prompt_tokens,
+            }),
+        );
     for progress in progress {
         let update = GenerateUpdate {
             fence: FENCE,
@@ -296,6 +306,8 @@ fn what_does_not_convert_names_its_field() {
                 max_prefill_rows: 32,
                 max_sequences: 16,
                 max_waiting: 8,
+                max_waiting_tokens: 1,
+                prefix_cache: false,
             }),
             ..good()
         }),

@@ -23,7 +23,7 @@ use super::head::{Head, HeadHandle, OpenPipeline, Pipeline};
 use super::link::{GrpcLink, Link, LinkFuture, LinkLost, LocalLink};
 use super::stage::{LinkEnds, OpenLink, STEP_DEADLINE, StageRunner};
 use crate::executor::{Assignment, DeviceError, DeviceHandle, LocalLinks};
-use crate::scheduler::SchedulerConfig;
+use crate::scheduler::{CacheKey, SchedulerConfig};
 use crate::weights::DeviceSlices;
 
 /// Longest wait for the tasks of an old placement to end.
@@ -56,6 +56,9 @@ pub enum AssignmentError {
     /// The scheduler cannot work with what was placed.
     #[error(transparent)]
     Scheduler(#[from] crate::scheduler::ConfigError),
+    /// The operating system gave no random bytes for the prefix cache's key.
+    #[error("no random bytes for the key of the prefix cache: {0}")]
+    Random(#[from] getrandom::Error),
 }
 
 /// The heads that this worker hosts, by replica.
@@ -311,6 +314,8 @@ impl Assignments {
             max_prefill_rows: replica.steps.max_prefill_rows as usize,
             max_sequences: replica.steps.max_sequences as usize,
             max_waiting: replica.steps.max_waiting as usize,
+            max_waiting_tokens: replica.steps.max_waiting_tokens,
+            prefix_cache: replica.steps.prefix_cache,
             max_positions: self.spec.max_context,
             vocab_size: self.spec.vocab_size,
         };
@@ -321,7 +326,9 @@ impl Assignments {
             ends: self.ends.clone(),
             results,
         };
-        let (head, handle) = Head::new(config, self.load.clone())?;
+        let mut cache_key = CacheKey::default();
+        getrandom::fill(&mut cache_key)?;
+        let (head, handle) = Head::new(config, cache_key, self.load.clone())?;
         tasks.spawn(head.run(opener, stop.clone()));
         self.heads.set(fence.replica, Some(handle));
         Ok(())

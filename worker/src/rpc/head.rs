@@ -18,7 +18,8 @@ use tramontane_proto::{Ended, GenerateUpdate, LinkMessage, Progress};
 
 use super::link::{Link, LinkLost};
 use super::stage::STEP_DEADLINE;
-use crate::scheduler::{EndReason, Event, Refusal, Scheduler, SchedulerConfig, Submission};
+use super::telemetry::SchedulerTelemetry;
+use crate::scheduler::{CacheKey, EndReason, Event, Refusal, Scheduler, SchedulerConfig, Submission};
 
 /// Commands that wait for the head.
 const MAX_COMMANDS: usize = 1024;
@@ -117,7 +118,9 @@ impl HeadHandle {
 /// The head's task.
 pub struct Head {
     config: SchedulerConfig,
+    cache_key: CacheKey,
     scheduler: Scheduler,
+    telemetry: SchedulerTelemetry,
     handle: HeadHandle,
     commands: mpsc::Receiver<Command>,
     requests: HashMap<(RequestId, u32), mpsc::Sender<Update>>,
@@ -131,12 +134,13 @@ enum Left {
 }
 
 impl Head {
-    /// A head and its handle; nothing runs before [`Head::run`].
+    /// A head and its handle; nothing runs before [`Head::run`]. `cache_key` is random, drawn for this head alone.
     pub fn new(
         config: SchedulerConfig,
+        cache_key: CacheKey,
         load: watch::Sender<Option<SchedulerLoad>>,
     ) -> Result<(Self, HeadHandle), crate::scheduler::ConfigError> {
-        let scheduler = Scheduler::new(config.clone())?;
+        let scheduler = Scheduler::new(config.clone(), cache_key)?;
         let (sender, commands) = mpsc::channel(MAX_COMMANDS);
         let handle = HeadHandle {
             fence: config.fence,
@@ -147,7 +151,9 @@ impl Head {
         let own = handle.clone();
         Ok((
             Self {
+                telemetry: SchedulerTelemetry::new(config.fence.replica),
                 config,
+                cache_key,
                 scheduler,
                 handle: own,
                 commands,
@@ -188,8 +194,9 @@ impl Head {
             tracing::warn!(fence = %self.config.fence, %lost, "pipeline lost");
             metrics::counter!("tramontane_pipelines_lost_total").increment(1);
             self.fail_all(&lost);
-            if let Ok(fresh) = Scheduler::new(self.config.clone()) {
+            if let Ok(fresh) = Scheduler::new(self.config.clone(), self.cache_key) {
                 self.scheduler = fresh;
+                self.telemetry.start_anew();
             }
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -313,9 +320,15 @@ impl Head {
                     attempt,
                     index,
                     token,
+                    cached_prompt_tokens,
                 } => {
                     metrics::counter!("tramontane_tokens_generated_total").increment(1);
-                    (request, attempt, Ok(Progress::Token { index, token }))
+                    let progress = Progress::Token {
+                        index,
+                        token,
+                        cached_prompt_tokens,
+                    };
+                    (request, attempt, Ok(progress))
                 }
                 Event::Ended {
                     request,
@@ -347,7 +360,7 @@ impl Head {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let stats = self.scheduler.stats();
         let load = SchedulerLoad {
             fence: self.config.fence,
@@ -356,12 +369,7 @@ impl Head {
             kv_blocks_used: u32::try_from(stats.kv_blocks_used).unwrap_or(u32::MAX),
             kv_blocks_total: u32::try_from(stats.kv_blocks_total).unwrap_or(u32::MAX),
         };
-        let replica = self.config.fence.replica.to_string();
-        metrics::gauge!("tramontane_sequences_running", "replica" => replica.clone()).set(load.running);
-        metrics::gauge!("tramontane_sequences_waiting", "replica" => replica.clone()).set(load.waiting);
-        metrics::gauge!("tramontane_kv_blocks_used", "replica" => replica.clone()).set(load.kv_blocks_used);
-        metrics::gauge!("tramontane_kv_blocks_total", "replica" => replica.clone()).set(load.kv_blocks_total);
-        metrics::counter!("tramontane_preemptions_total").absolute(stats.preemptions);
+        self.telemetry.show(stats);
         self.load.send_if_modified(|published| {
             let changed = *published != Some(load);
             *published = Some(load);

@@ -9,3 +9,4 @@ pub mod link;
 pub mod serving;
 pub mod session;
 pub mod stage;
+mod telemetry;

@@ -46,8 +46,10 @@ impl Serving for ServingServer {
         let submission = Submission {
             request,
             attempt,
+            priority: submitted.priority,
             prompt: submitted.prompt,
             emitted: submitted.emitted,
+            cache_salt: submitted.cache_salt,
             sampling: submitted.sampling,
             max_tokens: submitted.max_tokens,
             stop_tokens: submitted.stop_tokens,
@@ -75,7 +77,9 @@ fn refused(error: &SubmitError) -> Status {
         SubmitError::Unavailable(_) | SubmitError::Refused(Refusal::Failed(_)) => {
             Status::unavailable(message)
         }
-        SubmitError::Refused(Refusal::QueueFull { .. }) => Status::resource_exhausted(message),
+        SubmitError::Refused(Refusal::QueueFull { .. } | Refusal::TokensFull { .. }) => {
+            Status::resource_exhausted(message)
+        }
         SubmitError::Refused(Refusal::DeadlinePassed { .. }) => Status::deadline_exceeded(message),
         SubmitError::Refused(Refusal::Duplicate { .. } | Refusal::Superseded { .. }) => {
             Status::already_exists(message)
@@ -86,6 +90,8 @@ fn refused(error: &SubmitError) -> Status {
             | Refusal::Token { .. }
             | Refusal::MaxTokens { .. }
             | Refusal::StopTokens(_)
+            | Refusal::CacheSalt(_)
+            | Refusal::Priority(_)
             | Refusal::Sampling(_),
         ) => Status::invalid_argument(message),
     }

@@ -2,7 +2,7 @@
 //!
 //! Not for the running program: it looks at every block.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tramontane_model::ids::SequenceId;
 
@@ -22,25 +22,45 @@ impl Scheduler {
     /// Checks ST-1, KV-1, KV-2 and every limit of the configuration against the whole state.
     pub fn check(&self) -> Result<(), Violation> {
         self.check_blocks()?;
+        self.check_prefixes()?;
         self.check_requests()?;
         self.check_running()?;
         self.check_steps()
+    }
+
+    /// What every block of the prefix cache holds: its tokens, and how many of them were given.
+    #[cfg(test)]
+    pub(super) fn cached_blocks(&self) -> Vec<(u32, Vec<u32>, usize)> {
+        let index = self.blocks.index();
+        let contents = index
+            .blocks()
+            .filter_map(|block| Some((block, index.content(block)?)));
+        contents
+            .map(|(block, content)| (block, content.tokens.to_vec(), content.given))
+            .collect()
     }
 
     /// KV-1 and KV-2.
     fn check_blocks(&self) -> Result<(), Violation> {
         let running = self.running.values().map(|running| &running.table);
         let draining = self.in_flight.iter().flat_map(|flight| &flight.draining);
-        let mut held = BTreeSet::new();
+        let mut held: BTreeMap<u32, u32> = BTreeMap::new();
         for &block in running.chain(draining).flat_map(BlockTable::ids) {
+            *held.entry(block).or_default() += 1;
+        }
+        for (&block, &tables) in &held {
             ensure(block < self.config.kv.blocks, || {
                 format!("block {block} does not exist")
             })?;
-            ensure(held.insert(block), || {
-                format!("KV-2: block {block} is in two tables")
+            let holders = self.blocks.holders(block);
+            ensure(holders == tables, || {
+                format!("KV-2: block {block} is in {tables} tables and counts {holders}")
             })?;
             ensure(!self.blocks.is_free(block), || {
                 format!("KV-2: block {block} is in a table and free")
+            })?;
+            ensure(tables == 1 || self.blocks.index().contains(block), || {
+                format!("KV-2: block {block} is in {tables} tables and not in the prefix cache")
             })?;
         }
         let (used, held) = (self.blocks.used(), held.len());
@@ -49,23 +69,60 @@ impl Scheduler {
         })
     }
 
+    /// What the prefix cache says of its blocks, and that each follows on one that is there too.
+    fn check_prefixes(&self) -> Result<(), Violation> {
+        let index = self.blocks.index();
+        let mut kept = 0;
+        for block in index.blocks() {
+            kept += usize::from(self.blocks.holders(block) == 0);
+            let before = index.content(block).and_then(|content| content.before);
+            let follows = before.is_none_or(|before| {
+                index.contains(before) && self.blocks.holders(before) >= self.blocks.holders(block)
+            });
+            ensure(follows, || {
+                format!("block {block} is cached, block {before:?} before it is not, or has fewer holders")
+            })?;
+        }
+        let found = self.blocks.kept();
+        ensure(found == kept, || {
+            format!("{kept} cached blocks are held by nobody, {found} are kept")
+        })?;
+        for running in self.running.values() {
+            let cached = &running.table.ids()[..running.cached];
+            ensure(cached.iter().all(|&block| index.contains(block)), || {
+                let sequence = running.sequence;
+                format!("sequence {sequence} has {cached:?} in front, not all are cached")
+            })?;
+        }
+        Ok(())
+    }
+
     fn check_requests(&self) -> Result<(), Violation> {
         let waiting = self.waiting.iter();
         let running = self
             .running
             .iter()
-            .map(|(arrival, running)| (arrival, &running.request));
-        for (arrival, request) in waiting.chain(running) {
+            .map(|(place, running)| (place, &running.request));
+        for (place, request) in waiting.chain(running) {
             let id = request.request;
             let live = self.live.get(&id);
-            let found = live.is_some_and(|live| live.arrival == *arrival && live.attempt == request.attempt);
+            let found = live.is_some_and(|live| live.place == *place && live.attempt == request.attempt);
             ensure(found, || format!("request {id} is not found by its id"))?;
-            let timed = self.deadlines.contains(&(request.deadline, *arrival));
+            let timed = self.deadlines.contains(&(request.deadline, *place));
             ensure(timed, || format!("request {id} has no deadline"))?;
             ensure(request.completion(self.token_limit).is_none(), || {
                 format!("ST-2: request {id} is complete and has not ended")
             })?;
         }
+        let tokens: u64 = self
+            .waiting
+            .iter()
+            .map(|(_, request)| request.most_tokens())
+            .sum();
+        let found = self.waiting.tokens();
+        ensure(tokens == found, || {
+            format!("{tokens} tokens wait, the queue says {found}")
+        })?;
         let count = self.waiting.len() + self.running.len();
         let indexed = (self.live.len(), self.deadlines.len());
         ensure(indexed == (count, count), || {
@@ -82,13 +139,19 @@ impl Scheduler {
     }
 
     fn check_running(&self) -> Result<(), Violation> {
-        for (arrival, running) in &self.running {
+        for (place, running) in &self.running {
             let id = running.sequence;
             let known = running.request.known();
             let pending = known.checked_sub(running.computed);
+            // A token is missing only while a step is to sample it.
             let expected = usize::from(running.is_idle());
             ensure(pending.is_some_and(|rows| rows >= expected), || {
                 format!("sequence {id}: {} of {known} rows are computed", running.computed)
+            })?;
+            let landed = running.landed;
+            let through = landed <= running.computed && (landed == running.computed || !running.is_idle());
+            ensure(through, || {
+                format!("sequence {id}: {landed} of {} rows are through", running.computed)
             })?;
             let covered = running.table.ids().len();
             ensure(covered >= self.blocks.needed(running.computed), || {
@@ -99,10 +162,10 @@ impl Scheduler {
             })?;
             let steps = self.in_flight.iter().filter(|flight| {
                 let mut chunks = flight.chunks.iter();
-                chunks.any(|chunk| chunk.sequence == id && chunk.arrival == *arrival)
+                chunks.any(|chunk| chunk.sequence == id && chunk.place == *place)
             });
             let steps: Vec<_> = steps.map(|flight| flight.step).collect();
-            ensure(steps.as_slice() == running.in_flight.as_slice(), || {
+            ensure(running.in_flight == steps, || {
                 format!(
                     "sequence {id} is in steps {steps:?}, it says {:?}",
                     running.in_flight

@@ -100,24 +100,31 @@ impl Scheduler {
 
     /// A sequence's rows are through; a sequence that has left since then is none of ours.
     fn land(&mut self, chunk: &FlightChunk, token: Option<SampledToken>, events: &mut Vec<Event>) {
-        let running = match self.running.get_mut(&chunk.arrival) {
+        let running = match self.running.get_mut(&chunk.place) {
             Some(running) if running.sequence == chunk.sequence => running,
             Some(_) | None => return,
         };
-        running.in_flight = None;
-        let Some(token) = token else {
-            return;
-        };
-        let request = &mut running.request;
-        let index = request.push(token.token);
-        events.push(Event::Token {
-            request: request.request,
-            attempt: request.attempt,
-            index,
-            token,
-        });
-        if let Some(reason) = request.completion(self.token_limit) {
-            self.end(chunk.arrival, reason, events);
+        running.in_flight.pop_front();
+        running.landed = chunk.end;
+        let mut completion = None;
+        if let Some(token) = token {
+            let request = &mut running.request;
+            let index = request.push(token.token);
+            if self.config.prefix_cache {
+                request.hash_blocks(&self.cache_key, self.config.kv.block_tokens as usize);
+            }
+            events.push(Event::Token {
+                request: request.request,
+                attempt: request.attempt,
+                index,
+                token,
+                cached_prompt_tokens: request.tell_cached_prompt(),
+            });
+            completion = request.completion(self.token_limit);
+        }
+        self.keep_prefix(chunk.place);
+        if let Some(reason) = completion {
+            self.end(chunk.place, reason, events);
         }
     }
 

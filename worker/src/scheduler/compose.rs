@@ -1,18 +1,20 @@
 //! Batch composition: which rows the next step computes.
 //!
 //! Decode rows come first and prompt rows fill up to `max_prefill_rows`, so a long prompt never holds up a running
-//! stream by more than the rows of one chunk. A sequence has at most one chunk in a step and at most one step in
-//! flight; the two roles of a sequence that is computed again are therefore two steps. Work is shared out evenly over
-//! the steps that may be in flight, so that every stage has some. There is no priority here but age: the oldest takes
-//! blocks from the youngest, never the other way, which is why somebody always moves.
+//! stream by more than the rows of one chunk. A sequence has at most one chunk in a step. Consecutive chunks of known
+//! tokens may be in flight in consecutive steps: every stage runs its steps in order, so that a chunk finds what those
+//! before it wrote. The two roles of a sequence that is computed again are two steps. Work is shared out evenly over
+//! the steps that may be in flight, so that every stage has some.
+//!
+//! Places order everything: who comes first takes blocks from who comes last, never the other way, which is why
+//! somebody always moves.
 
 use std::ops::Bound;
 
-use tramontane_model::ids::{SequenceId, StepId};
+use tramontane_model::ids::StepId;
 use tramontane_model::step::{SequenceChunk, StepBatch};
 
-use super::blocks::BlockTable;
-use super::sequence::{Arrival, Running};
+use super::sequence::{Place, Running};
 use super::{FlightChunk, InFlight, Scheduler};
 
 /// A step being composed.
@@ -77,14 +79,12 @@ impl Scheduler {
         for running in self.running.values() {
             let decode = !running.is_feeding();
             decodes += usize::from(decode);
-            ready_decodes += usize::from(decode && running.is_idle());
-            ready += usize::from(running.is_idle());
+            ready_decodes += usize::from(decode && running.is_ready());
+            ready += usize::from(running.is_ready());
         }
-        let admissible = match self.waiting.values().next() {
-            Some(head) if self.fits(head.known()) => {
-                let places = self.running_limit - self.running.len();
-                self.waiting.len().min(places)
-            }
+        let places = self.running_limit - self.running.len();
+        let admissible = match self.waiting.first() {
+            Some(first) if places > 0 && self.startable(first).is_some() => self.waiting.len().min(places),
             Some(_) | None => 0,
         };
         Share {
@@ -93,87 +93,75 @@ impl Scheduler {
         }
     }
 
-    /// Whether a sequence of so many tokens can have blocks and leave one for each running sequence to grow into:
-    /// without that, an admission would only be preempted.
-    fn fits(&self, tokens: usize) -> bool {
-        self.blocks.needed(tokens) + self.running.len() <= self.blocks.free()
-    }
-
     fn add_decodes(&mut self, plan: &mut Plan, share: usize) {
-        for arrival in self.ready(|running| !running.is_feeding()) {
+        for place in self.ready(|running| !running.is_feeding()) {
             if plan.chunks.len() >= share {
                 return;
             }
-            if self.make_room(arrival) {
-                self.place(arrival, 1, plan);
+            if self.make_room(place) {
+                self.add_chunk(place, 1, plan);
             }
         }
     }
 
+    /// A prompt that goes on after this step does not count towards the step's share: it does not yet decode with the
+    /// others, and each of its chunks is to find a step of its own.
     fn add_feeds(&mut self, plan: &mut Plan, share: usize) {
-        for arrival in self.ready(Running::is_feeding) {
-            if plan.chunks.len() >= share || plan.feed_rows == 0 {
+        for (place, rows_left) in self.ready_feeds() {
+            if plan.feed_rows == 0 || plan.chunks.len() >= self.config.capacity.sequences as usize {
                 return;
             }
-            self.feed(arrival, plan);
+            if plan.chunks.len() < share || rows_left > plan.feed_rows {
+                self.feed(place, plan);
+            }
         }
     }
 
     fn add_waiting(&mut self, plan: &mut Plan, share: usize) {
         while plan.chunks.len() < share && plan.feed_rows > 0 && self.running.len() < self.running_limit {
-            let Some(arrival) = self.admit_oldest() else {
+            let Some(place) = self.start_first() else {
                 return;
             };
-            self.feed(arrival, plan);
+            self.feed(place, plan);
         }
     }
 
-    /// Gives the oldest waiting request a place in the cache, if it fits. What waits behind it stays behind it: first
-    /// come, first served.
-    fn admit_oldest(&mut self) -> Option<Arrival> {
-        let (_, oldest) = self.waiting.first_key_value()?;
-        let known = oldest.known();
-        let mut table = BlockTable::default();
-        if !self.fits(known) || !self.blocks.cover(&mut table, known) {
-            return None;
-        }
-        let (arrival, request) = self.waiting.pop_first()?;
-        let sequence = SequenceId(self.next_sequence);
-        self.next_sequence += 1;
-        self.running
-            .insert(arrival, Running::new(request, sequence, table));
-        Some(arrival)
+    /// Sequences of one sort with rows to compute, first places first.
+    fn ready(&self, sort: impl Fn(&Running) -> bool) -> Vec<Place> {
+        let ready = |running: &Running| running.is_ready() && sort(running);
+        let places = self.running.iter().filter(|(_, running)| ready(running));
+        places.map(|(&place, _)| place).collect()
     }
 
-    /// Idle sequences of one sort, oldest first.
-    fn ready(&self, sort: impl Fn(&Running) -> bool) -> Vec<Arrival> {
-        let ready = |running: &Running| running.is_idle() && sort(running);
-        let arrivals = self.running.iter().filter(|(_, running)| ready(running));
-        arrivals.map(|(&arrival, _)| arrival).collect()
+    fn ready_feeds(&self) -> Vec<(Place, usize)> {
+        let feeds = self.running.iter().filter(|(_, running)| running.is_feeding());
+        feeds
+            .map(|(&place, running)| (place, running.rows_left()))
+            .collect()
     }
 
-    /// Sees to a block for the sequence's next row, if need be from a younger sequence. `false`: it must wait, or
+    /// Sees to a block for the sequence's next row, if need be from one with a later place. `false`: it must wait, or
     /// was itself preempted a moment ago.
-    fn make_room(&mut self, arrival: Arrival) -> bool {
+    fn make_room(&mut self, place: Place) -> bool {
         loop {
-            let Some(running) = self.running.get_mut(&arrival) else {
+            let Some(running) = self.running.get_mut(&place) else {
                 return false;
             };
             if self.blocks.cover(&mut running.table, running.computed + 1) {
                 return true;
             }
-            if !self.preempt_younger_than(arrival) {
+            if !self.preempt_after(place) {
                 return false;
             }
         }
     }
 
-    /// Sends the youngest idle sequence that is younger than this one back to the queue, at its old place. Its tokens
-    /// are computed again once it fits: there is no other copy of its cache.
-    fn preempt_younger_than(&mut self, arrival: Arrival) -> bool {
-        let younger = (Bound::Excluded(arrival), Bound::Unbounded);
-        let mut youngest_first = self.running.range(younger).rev();
-        let Some((&victim, _)) = youngest_first.find(|(_, running)| running.is_idle()) else {
+    /// Sends the last idle sequence with a later place than this one back to the queue, where it keeps its place. Its
+    /// tokens are computed again once it fits, as far as the prefix cache has not kept them until then.
+    fn preempt_after(&mut self, place: Place) -> bool {
+        let later = (Bound::Excluded(place), Bound::Unbounded);
+        let mut last_first = self.running.range(later).rev();
+        let Some((&victim, _)) = last_first.find(|(_, running)| running.is_idle()) else {
             return false;
         };
         if let Some(running) = self.running.remove(&victim) {
@@ -185,19 +173,20 @@ impl Scheduler {
     }
 
     /// Adds the next rows of a sequence whose known tokens have their blocks, as far as the step has room.
-    fn feed(&mut self, arrival: Arrival, plan: &mut Plan) {
-        let rows = self.place(arrival, plan.feed_rows, plan);
+    fn feed(&mut self, place: Place, plan: &mut Plan) {
+        let rows = self.add_chunk(place, plan.feed_rows, plan);
         plan.feed_rows -= rows;
     }
 
-    fn place(&mut self, arrival: Arrival, max_rows: usize, plan: &mut Plan) -> usize {
-        let Some(running) = self.running.get_mut(&arrival) else {
+    fn add_chunk(&mut self, place: Place, max_rows: usize, plan: &mut Plan) -> usize {
+        let Some(running) = self.running.get_mut(&place) else {
             return 0;
         };
         let chunk = running.next_chunk(plan.step, max_rows, &self.blocks);
         plan.flight.push(FlightChunk {
-            arrival,
+            place,
             sequence: chunk.sequence,
+            end: running.computed,
             sampled: chunk.sample,
         });
         let rows = chunk.tokens.len();

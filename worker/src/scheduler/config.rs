@@ -35,6 +35,10 @@ pub struct SchedulerConfig {
     pub max_sequences: usize,
     /// Submissions that may wait for blocks. Preempted sequences wait beside them and are never refused.
     pub max_waiting: usize,
+    /// Tokens, prompts and longest outputs together, that submissions may wait with; one alone may have more.
+    pub max_waiting_tokens: u64,
+    /// Whether full blocks are kept and shared between sequences that begin alike. Never changes a token.
+    pub prefix_cache: bool,
     /// Positions that the model takes.
     pub max_positions: u32,
     /// Token ids are below this.
@@ -67,6 +71,8 @@ impl SchedulerConfig {
         within("steps_in_flight", self.steps_in_flight, MAX_STEPS_IN_FLIGHT);
         within("max_sequences", self.max_sequences, MAX_SEQUENCES);
         within("max_waiting", self.max_waiting, MAX_WAITING);
+        let waiting_tokens = usize::try_from(self.max_waiting_tokens).unwrap_or(usize::MAX);
+        within("max_waiting_tokens", waiting_tokens, usize::MAX);
         within("max_positions", self.max_positions as usize, u32::MAX as usize);
         within("vocab_size", self.vocab_size as usize, u32::MAX as usize);
         faults.extend(self.capacity.validate().err().map(|error| error.to_string()));

@@ -18,6 +18,8 @@ pub enum Event {
         index: u32,
         /// The token.
         token: SampledToken,
+        /// How many tokens of the prompt were found in the prefix cache; with the attempt's first token only.
+        cached_prompt_tokens: Option<u32>,
     },
     /// An accepted attempt is over: once for each, whatever the reason (ST-2).
     Ended {

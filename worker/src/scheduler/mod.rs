@@ -10,7 +10,8 @@
 //!
 //! **ST-1:** token indexes of a request grow by one from the number of tokens submitted as emitted. **ST-2:** every
 //! accepted attempt ends with exactly one [`Event::Ended`]. **KV-1:** without requests and steps no block is used.
-//! **KV-2:** blocks of a sequence whose step is in flight are freed when that step has completed, not before.
+//! A block that only the prefix cache keeps is not used. **KV-2:** blocks of a sequence whose steps are in flight are
+//! freed when the last of them has completed, and a block is shared when every stage has written it, not before.
 
 mod blocks;
 mod check;
@@ -18,7 +19,10 @@ mod complete;
 mod compose;
 mod config;
 mod event;
+mod prefix;
+mod queue;
 mod sequence;
+mod start;
 mod submission;
 #[cfg(test)]
 mod tests;
@@ -35,16 +39,18 @@ pub use config::{
     ConfigError, MAX_KV_BLOCKS, MAX_SEQUENCES, MAX_STEPS_IN_FLIGHT, MAX_WAITING, SchedulerConfig,
 };
 pub use event::{EndReason, Event};
-pub use submission::{MAX_STOP_TOKENS, Refusal, Submission};
+pub use prefix::CacheKey;
+pub use submission::{MAX_CACHE_SALT_BYTES, MAX_STOP_TOKENS, Refusal, Submission};
 
 use blocks::{BlockPool, BlockTable};
-use sequence::{Arrival, Request, Running};
+use queue::Queue;
+use sequence::{Place, Request, Running};
 
 /// Where a live request is found.
 #[derive(Debug)]
 struct Live {
     attempt: u32,
-    arrival: Arrival,
+    place: Place,
 }
 
 /// A step between its start and its result.
@@ -52,15 +58,17 @@ struct Live {
 struct InFlight {
     step: StepId,
     chunks: Vec<FlightChunk>,
-    /// Tables of sequences that left while the step was in flight: it still writes and reads their blocks.
+    /// Tables that were given back while the step was in flight: it still writes and reads their blocks.
     draining: Vec<BlockTable>,
 }
 
 /// Whose rows a step has.
 #[derive(Debug)]
 struct FlightChunk {
-    arrival: Arrival,
+    place: Place,
     sequence: SequenceId,
+    /// Rows of the sequence once the step is through.
+    end: usize,
     sampled: bool,
 }
 
@@ -73,18 +81,27 @@ pub struct SchedulerStats {
     pub requests_waiting: usize,
     /// Steps between start and result.
     pub steps_in_flight: usize,
-    /// Blocks of the cache in use.
+    /// Blocks of the cache that sequences use; one that several share counts once.
     pub kv_blocks_used: usize,
+    /// Blocks that no sequence uses, kept for what they hold; they are free for any use.
+    pub kv_blocks_cached: usize,
     /// Blocks of the cache.
     pub kv_blocks_total: usize,
     /// Sequences preempted since the start.
     pub preemptions: u64,
+    /// Tokens looked up in the prefix cache since the start: all that a sequence has when it starts.
+    pub prefix_lookup_tokens: u64,
+    /// Tokens of these that were found.
+    pub prefix_hit_tokens: u64,
+    /// Cached blocks given out for something else since the start.
+    pub prefix_evictions: u64,
 }
 
 /// Decides every step of one replica generation.
 #[derive(Debug)]
 pub struct Scheduler {
     config: SchedulerConfig,
+    cache_key: CacheKey,
     /// Most tokens of a sequence.
     token_limit: usize,
     /// Most sequences that hold blocks.
@@ -92,9 +109,9 @@ pub struct Scheduler {
     blocks: BlockPool,
     /// Every request that waits or runs.
     live: BTreeMap<RequestId, Live>,
-    deadlines: BTreeSet<(Tick, Arrival)>,
-    waiting: BTreeMap<Arrival, Request>,
-    running: BTreeMap<Arrival, Running>,
+    deadlines: BTreeSet<(Tick, Place)>,
+    waiting: Queue,
+    running: BTreeMap<Place, Running>,
     /// Oldest first, numbered without a gap.
     in_flight: VecDeque<InFlight>,
     /// Sequences that left the cache since the last step.
@@ -103,21 +120,25 @@ pub struct Scheduler {
     next_sequence: u64,
     next_step: u64,
     preemptions: u64,
+    prefix_lookup_tokens: u64,
+    prefix_hit_tokens: u64,
     failed: Option<Arc<str>>,
 }
 
 impl Scheduler {
-    /// A scheduler without requests.
-    pub fn new(config: SchedulerConfig) -> Result<Self, ConfigError> {
+    /// A scheduler without requests. `cache_key` is random, drawn for this scheduler alone: nothing is found in its
+    /// prefix cache but by it.
+    pub fn new(config: SchedulerConfig, cache_key: CacheKey) -> Result<Self, ConfigError> {
         config.validate()?;
         Ok(Self {
             token_limit: config.token_limit() as usize,
             running_limit: config.running_limit(),
             blocks: BlockPool::new(config.kv.block_tokens, config.kv.blocks),
             config,
+            cache_key,
             live: BTreeMap::new(),
             deadlines: BTreeSet::new(),
-            waiting: BTreeMap::new(),
+            waiting: Queue::default(),
             running: BTreeMap::new(),
             in_flight: VecDeque::new(),
             closed: Vec::new(),
@@ -125,6 +146,8 @@ impl Scheduler {
             next_sequence: 0,
             next_step: 0,
             preemptions: 0,
+            prefix_lookup_tokens: 0,
+            prefix_hit_tokens: 0,
             failed: None,
         })
     }
@@ -160,14 +183,13 @@ impl Scheduler {
                     live,
                 });
             }
-            Some(live) => Some(live.arrival),
+            Some(live) => Some(live.place),
         };
-        let submitted = Request::new(submission);
+        let submitted = Request::new(submission, self.token_limit);
         let completion = submitted.completion(self.token_limit);
-        let gives_place = replaced.is_some_and(|earlier| self.waiting.contains_key(&earlier));
-        let (waiting, limit) = (self.waiting.len(), self.config.max_waiting);
-        if waiting >= limit && !gives_place && completion.is_none() {
-            return Err(Refusal::QueueFull { waiting, limit });
+        let gives_place = replaced.is_some_and(|earlier| self.waiting.get(earlier).is_some());
+        if !gives_place && completion.is_none() {
+            self.check_queue(&submitted)?;
         }
         if let Some(earlier) = replaced {
             self.end(earlier, EndReason::Cancelled, events);
@@ -179,11 +201,29 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Whether the queue takes another request. One that nobody waits before is taken whatever it may come to.
+    fn check_queue(&self, submitted: &Request) -> Result<(), Refusal> {
+        let (waiting, limit) = (self.waiting.len(), self.config.max_waiting);
+        if waiting >= limit {
+            return Err(Refusal::QueueFull { waiting, limit });
+        }
+        let (tokens, limit) = (submitted.most_tokens(), self.config.max_waiting_tokens);
+        let waiting = self.waiting.tokens();
+        if waiting > 0 && waiting + tokens > limit {
+            return Err(Refusal::TokensFull {
+                tokens,
+                waiting,
+                limit,
+            });
+        }
+        Ok(())
+    }
+
     /// Ends an attempt; `false` if it is not live, which a cancellation that crosses its end finds.
     pub fn cancel(&mut self, request: RequestId, attempt: u32, events: &mut Vec<Event>) -> bool {
         match self.live.get(&request) {
             Some(live) if live.attempt == attempt => {
-                self.end(live.arrival, EndReason::Cancelled, events);
+                self.end(live.place, EndReason::Cancelled, events);
                 true
             }
             Some(_) | None => false,
@@ -192,10 +232,10 @@ impl Scheduler {
 
     /// Ends every request whose deadline has come.
     pub fn elapsed(&mut self, now: Tick, events: &mut Vec<Event>) {
-        while let Some(&(deadline, arrival)) = self.deadlines.first()
+        while let Some(&(deadline, place)) = self.deadlines.first()
             && deadline <= now
         {
-            self.end(arrival, EndReason::DeadlineExceeded, events);
+            self.end(place, EndReason::DeadlineExceeded, events);
         }
     }
 
@@ -208,9 +248,9 @@ impl Scheduler {
     /// results of steps in flight are refused.
     pub fn fail_all(&mut self, why: &str, events: &mut Vec<Event>) {
         let why: Arc<str> = why.into();
-        let arrivals: Vec<Arrival> = self.live.values().map(|live| live.arrival).collect();
-        for arrival in arrivals {
-            self.end(arrival, EndReason::Failed(Arc::clone(&why)), events);
+        let places: Vec<Place> = self.live.values().map(|live| live.place).collect();
+        for place in places {
+            self.end(place, EndReason::Failed(Arc::clone(&why)), events);
         }
         for table in self.in_flight.drain(..).flat_map(|flight| flight.draining) {
             self.blocks.release(table);
@@ -226,38 +266,49 @@ impl Scheduler {
             requests_waiting: self.waiting.len(),
             steps_in_flight: self.in_flight.len(),
             kv_blocks_used: self.blocks.used(),
+            kv_blocks_cached: self.blocks.kept(),
             kv_blocks_total: self.blocks.total(),
             preemptions: self.preemptions,
+            prefix_lookup_tokens: self.prefix_lookup_tokens,
+            prefix_hit_tokens: self.prefix_hit_tokens,
+            prefix_evictions: self.blocks.evictions(),
         }
     }
 
-    fn enqueue(&mut self, request: Request) {
-        let arrival = Arrival(self.next_arrival);
+    fn enqueue(&mut self, mut request: Request) {
+        if self.config.prefix_cache {
+            request.hash_blocks(&self.cache_key, self.config.kv.block_tokens as usize);
+        }
+        let place = Place {
+            priority: request.priority,
+            arrival: self.next_arrival,
+        };
         self.next_arrival += 1;
         let attempt = request.attempt;
-        self.live.insert(request.request, Live { attempt, arrival });
-        self.deadlines.insert((request.deadline, arrival));
-        self.waiting.insert(arrival, request);
+        self.live.insert(request.request, Live { attempt, place });
+        self.deadlines.insert((request.deadline, place));
+        self.waiting.insert(place, request);
     }
 
     /// The one way out for a live request.
-    fn end(&mut self, arrival: Arrival, reason: EndReason, events: &mut Vec<Event>) {
-        let request = match (self.waiting.remove(&arrival), self.running.remove(&arrival)) {
+    fn end(&mut self, place: Place, reason: EndReason, events: &mut Vec<Event>) {
+        let request = match (self.waiting.remove(place), self.running.remove(&place)) {
             (Some(request), _) => request,
             (None, Some(running)) => self.leave_cache(running),
             (None, None) => return,
         };
         self.live.remove(&request.request);
-        self.deadlines.remove(&(request.deadline, arrival));
+        self.deadlines.remove(&(request.deadline, place));
         events.push(ended(&request, reason));
     }
 
-    /// Gives a sequence's blocks back, at once or with the step that still uses them (KV-2), and lets the last stage
-    /// know.
+    /// Gives a sequence's blocks back, at once or with the last step that still uses them (KV-2), and lets the last
+    /// stage know.
     fn leave_cache(&mut self, running: Running) -> Request {
         self.closed.push(running.sequence);
-        let in_flight = |flight: &&mut InFlight| Some(flight.step) == running.in_flight;
-        match self.in_flight.iter_mut().find(in_flight) {
+        let last = running.in_flight.back().copied();
+        let is_last = |flight: &&mut InFlight| Some(flight.step) == last;
+        match self.in_flight.iter_mut().find(is_last) {
             Some(flight) => flight.draining.push(running.table),
             None => self.blocks.release(running.table),
         }

@@ -2,6 +2,9 @@
 //!
 //! No choice of who runs here: that is `compose`. Which of the two a request is, is the map it lies in.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use tramontane_model::ids::{RequestId, SequenceId, StepId};
 use tramontane_model::sampling::SamplingParams;
 use tramontane_model::step::{RowRole, SequenceChunk};
@@ -9,11 +12,25 @@ use tramontane_model::time::Tick;
 
 use super::blocks::{BlockPool, BlockTable};
 use super::event::EndReason;
+use super::prefix::{BlockHash, CacheKey, Content};
 use super::submission::Submission;
 
-/// Order of submission: a lower one is older. Kept over preemption.
+/// Order of service: the lower priority number, then the earlier submission. Kept over preemption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Arrival(pub(super) u64);
+pub(super) struct Place {
+    pub(super) priority: i32,
+    pub(super) arrival: u64,
+}
+
+/// How much of a request's prompt was found in the cache when it first ran.
+#[derive(Clone, Copy, Debug)]
+enum CachedPrompt {
+    /// It has not run yet.
+    Unknown,
+    /// So many tokens; nobody has been told yet.
+    Found(u32),
+    Told,
+}
 
 /// A live request and every token known of it.
 #[derive(Debug)]
@@ -21,23 +38,33 @@ pub(super) struct Request {
     pub(super) request: RequestId,
     pub(super) attempt: u32,
     pub(super) deadline: Tick,
+    pub(super) priority: i32,
     sampling: SamplingParams,
     max_tokens: usize,
     /// Empty if stop tokens are to be ignored.
     stop_tokens: Vec<u32>,
+    salt: Arc<[u8]>,
     /// The prompt, then every emitted token.
     tokens: Vec<u32>,
     /// How many of `tokens` are the prompt.
     prompt: usize,
+    /// Most tokens that the sequence may come to.
+    most_tokens: usize,
+    /// One for each full block of `tokens`; empty without a prefix cache.
+    hashes: Vec<BlockHash>,
+    cached_prompt: CachedPrompt,
 }
 
 impl Request {
-    pub(super) fn new(submission: Submission) -> Self {
+    /// `token_limit`: the most tokens of a sequence.
+    pub(super) fn new(submission: Submission, token_limit: usize) -> Self {
         let Submission {
             request,
             attempt,
+            priority,
             prompt: mut tokens,
             emitted,
+            cache_salt,
             sampling,
             max_tokens,
             stop_tokens,
@@ -45,16 +72,22 @@ impl Request {
             deadline,
         } = submission;
         let prompt = tokens.len();
+        let max_tokens = max_tokens as usize;
         tokens.extend(emitted);
         Self {
             request,
             attempt,
             deadline,
+            priority,
             sampling,
-            max_tokens: max_tokens as usize,
+            max_tokens,
             stop_tokens: if ignore_eos { Vec::new() } else { stop_tokens },
+            salt: cache_salt.into(),
             tokens,
             prompt,
+            most_tokens: prompt.saturating_add(max_tokens).min(token_limit),
+            hashes: Vec::new(),
+            cached_prompt: CachedPrompt::Unknown,
         }
     }
 
@@ -66,6 +99,11 @@ impl Request {
     /// Tokens emitted, over all attempts.
     pub(super) fn emitted(&self) -> u32 {
         (self.tokens.len() - self.prompt) as u32 // at most the token limit, a u32
+    }
+
+    /// Prompt and the longest output it may come to.
+    pub(super) fn most_tokens(&self) -> u64 {
+        self.most_tokens as u64
     }
 
     /// Takes an emitted token in and gives its index.
@@ -85,6 +123,53 @@ impl Request {
             None
         }
     }
+
+    /// What its full block `at` holds, after the block `before` of the cache.
+    pub(super) fn block(&self, at: usize, block_tokens: usize, before: Option<u32>) -> Content<'_> {
+        let start = at * block_tokens;
+        Content {
+            before,
+            salt: &self.salt,
+            tokens: &self.tokens[start..start + block_tokens],
+            given: self.prompt.saturating_sub(start).min(block_tokens),
+        }
+    }
+
+    /// Hashes the blocks that have filled up since the last call.
+    pub(super) fn hash_blocks(&mut self, key: &CacheKey, block_tokens: usize) {
+        while (self.hashes.len() + 1) * block_tokens <= self.tokens.len() {
+            let block = self.block(self.hashes.len(), block_tokens, None);
+            let hash = block.hash(key, self.hashes.last().copied());
+            self.hashes.push(hash);
+        }
+    }
+
+    /// Hash of full block `at`; none if it is not full yet, or nothing is cached.
+    pub(super) fn hash(&self, at: usize) -> Option<BlockHash> {
+        self.hashes.get(at).copied()
+    }
+
+    /// The sequence starts with so many tokens from the cache; only the first start counts.
+    pub(super) fn starts_after(&mut self, cached: usize) {
+        match self.cached_prompt {
+            CachedPrompt::Unknown => {
+                // At most the token limit, a u32.
+                self.cached_prompt = CachedPrompt::Found(cached.min(self.prompt) as u32);
+            }
+            CachedPrompt::Found(_) | CachedPrompt::Told => {}
+        }
+    }
+
+    /// How many prompt tokens came from the cache, once: to be told with the first token.
+    pub(super) fn tell_cached_prompt(&mut self) -> Option<u32> {
+        match self.cached_prompt {
+            CachedPrompt::Found(cached) => {
+                self.cached_prompt = CachedPrompt::Told;
+                Some(cached)
+            }
+            CachedPrompt::Unknown | CachedPrompt::Told => None,
+        }
+    }
 }
 
 /// A request with a place in the cache.
@@ -94,31 +179,57 @@ pub(super) struct Running {
     /// Names this stay in the cache: a preempted request comes back under another id.
     pub(super) sequence: SequenceId,
     pub(super) table: BlockTable,
-    /// Rows whose keys and values are in the cache, or will be once the step in flight is through.
+    /// Where its own rows begin: what is before came from the cache.
+    start: usize,
+    /// Rows whose keys and values are in the cache, or will be once the steps in flight are through.
     pub(super) computed: usize,
-    /// The step that has rows of the sequence; never more than one.
-    pub(super) in_flight: Option<StepId>,
+    /// Rows whose keys and values every stage has written.
+    pub(super) landed: usize,
+    /// Blocks at the front of the table that are in the prefix cache.
+    pub(super) cached: usize,
+    /// The steps that have rows of the sequence, oldest first. More than one only while its tokens are all known.
+    pub(super) in_flight: VecDeque<StepId>,
 }
 
 impl Running {
-    /// None of its rows are computed yet; the table covers every known token.
-    pub(super) fn new(request: Request, sequence: SequenceId, table: BlockTable) -> Self {
+    /// The first `start` rows, those of `cached` blocks, are in the cache; the table covers every known token.
+    pub(super) fn new(
+        request: Request,
+        sequence: SequenceId,
+        table: BlockTable,
+        cached: usize,
+        start: usize,
+    ) -> Self {
         Self {
             request,
             sequence,
             table,
-            computed: 0,
-            in_flight: None,
+            start,
+            computed: start,
+            landed: start,
+            cached,
+            in_flight: VecDeque::new(),
         }
     }
 
+    /// Whether no step has rows of it.
     pub(super) fn is_idle(&self) -> bool {
-        self.in_flight.is_none()
+        self.in_flight.is_empty()
+    }
+
+    /// Whether there are known tokens that no step has computed: the next chunk needs no result of the one before.
+    pub(super) fn is_ready(&self) -> bool {
+        self.computed < self.request.known()
     }
 
     /// Whether rows other than the newest emitted token's are still to be computed.
     pub(super) fn is_feeding(&self) -> bool {
         self.computed < self.request.prompt.max(self.request.known() - 1)
+    }
+
+    /// Known tokens that no step has computed.
+    pub(super) fn rows_left(&self) -> usize {
+        self.request.known() - self.computed
     }
 
     /// The next rows, at most so many, which are then in flight. One role: a chunk ends where the prompt does.
@@ -137,10 +248,10 @@ impl Running {
         };
         let end = role_end.min(start + max_rows);
         self.computed = end;
-        self.in_flight = Some(step);
+        self.in_flight.push_back(step);
         SequenceChunk {
             sequence: self.sequence,
-            open: (start == 0).then_some(*sampling),
+            open: (start == self.start).then_some(*sampling),
             first_position: start as u32, // below the token limit, a u32
             tokens: tokens[start..end].to_vec(),
             role,

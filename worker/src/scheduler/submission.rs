@@ -7,12 +7,16 @@ use std::sync::Arc;
 
 use tramontane_model::ids::RequestId;
 use tramontane_model::sampling::{SamplingError, SamplingParams};
+use tramontane_model::step::MAX_PRIORITY;
 use tramontane_model::time::Tick;
 
 use super::config::SchedulerConfig;
 
 /// Most stop tokens of a request.
 pub const MAX_STOP_TOKENS: usize = 64;
+
+/// Longest cache salt, in bytes.
+pub const MAX_CACHE_SALT_BYTES: usize = 256;
 
 /// One sequence to be continued. A request for several choices is as many submissions, each with its own id.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,10 +25,14 @@ pub struct Submission {
     pub request: RequestId,
     /// Which attempt at it: a later one replaces an earlier one.
     pub attempt: u32,
+    /// Served before those with a higher number, and preempted after them.
+    pub priority: i32,
     /// Token ids of the prompt; never empty.
     pub prompt: Vec<u32>,
     /// Tokens that earlier attempts emitted, in order. They are computed again as generated rows.
     pub emitted: Vec<u32>,
+    /// Keeps tenants apart in the prefix cache: blocks are shared only under the same salt.
+    pub cache_salt: Vec<u8>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
     /// Most tokens to emit, `emitted` included.
@@ -61,13 +69,25 @@ pub enum Refusal {
         /// The attempt being served.
         live: u32,
     },
-    /// The queue is full: the only refusal that time can heal.
+    /// Too many wait: time can heal it.
     #[error("{waiting} requests are waiting, at most {limit} may")]
     QueueFull {
         /// How many wait.
         waiting: usize,
         /// How many may.
         limit: usize,
+    },
+    /// Those who wait may come to too many tokens: time can heal it.
+    #[error(
+        "the request may come to {tokens} tokens beside {waiting} that are waiting, at most {limit} may wait"
+    )]
+    TokensFull {
+        /// Prompt and longest output of the request.
+        tokens: u64,
+        /// Those of all that wait.
+        waiting: u64,
+        /// How many may wait.
+        limit: u64,
     },
     /// No prompt.
     #[error("prompt is empty, it must have at least one token")]
@@ -114,6 +134,12 @@ pub enum Refusal {
     /// Too many stop tokens.
     #[error("stop_tokens has {0} entries, at most {MAX_STOP_TOKENS} are allowed")]
     StopTokens(usize),
+    /// A cache salt that is too long.
+    #[error("cache_salt has {0} bytes, at most {MAX_CACHE_SALT_BYTES} are allowed")]
+    CacheSalt(usize),
+    /// A priority out of its range.
+    #[error("priority is {0}, it must be -{MAX_PRIORITY} to {MAX_PRIORITY}")]
+    Priority(i32),
     /// A sampling parameter out of its range.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
@@ -152,6 +178,12 @@ impl Submission {
         }
         if self.stop_tokens.len() > MAX_STOP_TOKENS {
             return Err(Refusal::StopTokens(self.stop_tokens.len()));
+        }
+        if self.cache_salt.len() > MAX_CACHE_SALT_BYTES {
+            return Err(Refusal::CacheSalt(self.cache_salt.len()));
+        }
+        if self.priority.unsigned_abs() > MAX_PRIORITY.unsigned_abs() {
+            return Err(Refusal::Priority(self.priority));
         }
         check_tokens("prompt", &self.prompt, config.vocab_size)?;
         check_tokens("emitted", &self.emitted, config.vocab_size)?;

@@ -99,7 +99,11 @@ pub(crate) struct Cluster {
     stop: CancellationToken,
     next_request: u128,
     fence: Option<(Fence, WorkerId)>,
-    steps: StepBounds,
+    /// Of every replica that is assigned from now on; without a prefix cache at first, so that what is compared is
+    /// computed.
+    pub(crate) steps: StepBounds,
+    /// How much of its prompt the last request found in the prefix cache.
+    pub(crate) cached_prompt_tokens: Option<u32>,
 }
 
 /// Layers of a stage, its owner, and its expert groups' ends with their holders.
@@ -175,11 +179,14 @@ impl Cluster {
             stop,
             next_request: 1,
             fence: None,
+            cached_prompt_tokens: None,
             steps: StepBounds {
                 max_rows: 128,
                 max_prefill_rows,
                 max_sequences: 32,
                 max_waiting: 64,
+                prefix_cache: false,
+                ..StepBounds::default()
             },
         };
         let count = workers.len();
@@ -261,6 +268,8 @@ impl Cluster {
             stop_tokens: vec![2],
             ignore_eos: false,
             timeout_ms: 100_000,
+            priority: 0,
+            cache_salt: vec![],
         };
         let answer = async {
             loop {
@@ -273,9 +282,11 @@ impl Cluster {
                 }
             }
         };
-        tokio::time::timeout(DEADLINE, answer)
+        let (tokens, ended, cached) = tokio::time::timeout(DEADLINE, answer)
             .await
-            .expect("an answer in time")
+            .expect("an answer in time");
+        self.cached_prompt_tokens = cached;
+        (tokens, ended)
     }
 
     /// The blocks that the head's scheduler holds, as it reports them.
@@ -297,17 +308,24 @@ impl Drop for Cluster {
 async fn collect(
     client: &mut ServingClient<tonic::transport::Channel>,
     request: pb::GenerateRequest,
-) -> Result<(Vec<SampledToken>, Ended), Status> {
+) -> Result<(Vec<SampledToken>, Ended, Option<u32>), Status> {
     let already = request.emitted.len();
     let mut stream = client.generate(request).await?.into_inner();
     let mut tokens = Vec::new();
+    let mut cached = None;
     while let Some(event) = stream.message().await? {
         match GenerateUpdate::try_from(event)?.progress {
-            Progress::Token { index, token } => {
+            Progress::Token {
+                index,
+                token,
+                cached_prompt_tokens,
+            } => {
+                assert_eq!(cached_prompt_tokens.is_some(), tokens.is_empty(), "told once");
+                cached = cached.or(cached_prompt_tokens);
                 assert_eq!(index as usize, already + tokens.len(), "ST-1");
                 tokens.push(token);
             }
-            Progress::Ended(ended) => return Ok((tokens, ended)),
+            Progress::Ended(ended) => return Ok((tokens, ended, cached)),
         }
     }
     Err(Status::internal("the stream ended without an end"))

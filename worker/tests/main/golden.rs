@@ -8,15 +8,15 @@ use crate::cluster::{Cluster, replica, repository};
 
 /// One line of `golden.jsonl`: what an independent implementation computed.
 #[derive(Deserialize)]
-struct Record {
-    prompt_ids: Vec<u32>,
-    greedy: Vec<u32>,
+pub(crate) struct Record {
+    pub(crate) prompt_ids: Vec<u32>,
+    pub(crate) greedy: Vec<u32>,
     router_gap: Vec<Option<f64>>,
     top5: Vec<Vec<(u32, f64)>>,
 }
 
 /// The first so many records with prompts of at most so many tokens that generate something.
-fn records(most_prompt_tokens: usize, count: usize) -> Vec<Record> {
+pub(crate) fn records(most_prompt_tokens: usize, count: usize) -> Vec<Record> {
     let path = repository().join("tests/fixtures/mini-large-3/golden.jsonl");
     let text = std::fs::read_to_string(path).expect("the fixture");
     let all = text
@@ -27,7 +27,7 @@ fn records(most_prompt_tokens: usize, count: usize) -> Vec<Record> {
         .collect()
 }
 
-const WITH_TOP5: SamplingParams = SamplingParams {
+pub(crate) const WITH_TOP5: SamplingParams = SamplingParams {
     logprobs: Some(5),
     ..SamplingParams::GREEDY
 };

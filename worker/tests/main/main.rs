@@ -5,3 +5,4 @@ mod batch;
 mod cluster;
 mod golden;
 mod ops;
+mod prefix_cache;

@@ -103,6 +103,16 @@ fn shared_cases(limit: &str) -> Vec<Case> {
             "seed: is 0.5, it must be a whole number of at most 64 bits",
         ),
         case(
+            json!({"priority": 101}),
+            "priority",
+            "priority: is 101, it must be a whole number from -100 to 100",
+        ),
+        case(
+            json!({"cache_salt": "a".repeat(257)}),
+            "cache_salt",
+            "cache_salt: has 257 bytes, at most 256 are allowed",
+        ),
+        case(
             json!({"seed": "a"}),
             "seed",
             "seed: is \"a\", it must be a whole number of at most 64 bits",

@@ -45,11 +45,17 @@ async fn a_question_is_answered() {
             "logprobs": null,
             "finish_reason": "stop",
         }],
-        "usage": {"prompt_tokens": 15, "completion_tokens": 14, "total_tokens": 29},
+        "usage": {
+            "prompt_tokens": 15,
+            "completion_tokens": 14,
+            "total_tokens": 29,
+            "prompt_tokens_details": {"cached_tokens": 2},
+        },
     });
     assert_eq!(reply.normal("chatcmpl-"), expected);
     let (_, sent) = &world.heads.seen()[0];
     assert_eq!(sent.prompt, [&[1, 3], &QUESTION[..], &[4]].concat());
+    assert_eq!((sent.priority, &sent.cache_salt[..]), (0, &[][..]));
     // Without a limit the answer may fill the context.
     assert_eq!(sent.max_tokens, MAX_CONTEXT - 15);
 }
@@ -68,6 +74,15 @@ async fn either_name_of_the_limit_is_taken() {
         assert_eq!(reply["choices"][0]["finish_reason"], "length");
         assert_eq!(reply["usage"]["completion_tokens"], limit);
     }
+}
+
+#[tokio::test]
+async fn priority_and_cache_salt_reach_the_head() {
+    let world = world();
+    let fields = json!({"messages": question(), "priority": -100, "cache_salt": "of mine"});
+    world.chat(fields).await.json();
+    let (_, sent) = &world.heads.seen()[0];
+    assert_eq!((sent.priority, &sent.cache_salt[..]), (-100, &b"of mine"[..]));
 }
 
 #[tokio::test]
@@ -95,7 +110,12 @@ async fn an_answer_is_streamed() {
         with_usage(chunk(json!({}), Some("stop")), json!(null)),
         with_usage(
             last,
-            json!({"prompt_tokens": 15, "completion_tokens": 3, "total_tokens": 18}),
+            json!({
+                "prompt_tokens": 15,
+                "completion_tokens": 3,
+                "total_tokens": 18,
+                "prompt_tokens_details": {"cached_tokens": 2},
+            }),
         ),
     ];
     assert_eq!(reply.chunks("chatcmpl-"), expected);

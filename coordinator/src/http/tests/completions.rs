@@ -1,7 +1,7 @@
 //! `/v1/completions`.
 
 use super::*;
-use crate::gateway::scripted::sampled;
+use crate::gateway::scripted::{CACHED_PROMPT_TOKENS, sampled};
 
 fn body(choices: Value, usage: Value) -> Value {
     json!({
@@ -15,10 +15,15 @@ fn body(choices: Value, usage: Value) -> Value {
 }
 
 fn usage(prompt: u64, completion: u64) -> Value {
+    usage_with(prompt, CACHED_PROMPT_TOKENS.into(), completion)
+}
+
+fn usage_with(prompt: u64, cached: u64, completion: u64) -> Value {
     json!({
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
     })
 }
 
@@ -84,7 +89,7 @@ async fn each_prompt_is_a_choice() {
     let choice =
         |index, text| json!({"index": index, "text": text, "logprobs": null, "finish_reason": "length"});
     let choices = json!([choice(0, " cap"), choice(1, "TheThe"), choice(2, " of of of")]);
-    assert_eq!(reply.normal("cmpl-"), body(choices, usage(6, 6)));
+    assert_eq!(reply.normal("cmpl-"), body(choices, usage_with(6, 5, 6)));
     let seen = world.heads.seen();
     assert!(
         seen.iter()
@@ -96,7 +101,7 @@ async fn each_prompt_is_a_choice() {
         .await
         .json();
     // `<s>` and three tokens, `<s>` alone.
-    assert_eq!(texts["usage"], usage(5, 2));
+    assert_eq!(texts["usage"], usage_with(5, 3, 2));
     assert_eq!(texts["choices"][1]["text"], "");
 }
 
@@ -187,7 +192,7 @@ async fn a_stream_shows_the_same_text() {
         chunk("The", None),
         chunk(" cap", None),
         chunk("", Some("stop")),
-        body(json!([]), usage(1, 3)),
+        body(json!([]), usage_with(1, 1, 3)),
     ];
     assert_eq!(reply.chunks("cmpl-"), expected);
 

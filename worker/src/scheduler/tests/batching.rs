@@ -131,10 +131,61 @@ fn no_more_run_than_the_steps_have_room_for() {
 }
 
 #[test]
-fn a_sequence_has_one_chunk_in_one_step_at_a_time() {
+fn chunks_of_one_prompt_are_in_flight_in_consecutive_steps() {
     let mut world = world(4);
+    world.submit(submission(1, &prompt(70), 2)).expect("accepted");
+    let steps = world.compose_all();
+    let chunks: Vec<_> = steps.iter().map(|step| &step.chunks[0]).collect();
+    let shapes: Vec<_> = chunks
+        .iter()
+        .map(|chunk| (chunk.first_position, chunk.tokens.len(), chunk.sample))
+        .collect();
+    assert_eq!(
+        shapes,
+        [(0, 16, false), (16, 16, false), (32, 16, false), (48, 16, false)]
+    );
+    let opened = chunks.iter().filter(|chunk| chunk.open.is_some());
+    assert_eq!(opened.count(), 1);
+    world.pipeline.run_all();
+    assert!(world.complete());
+    let last = world.compose_all();
+    assert_eq!((rows(&last[0]), last[0].chunks[0].sample), (vec![6], true));
+    assert!(
+        world.compose_all().is_empty(),
+        "the next row needs the token of the last"
+    );
+    world.finish();
+}
+
+#[test]
+fn a_long_prompt_has_a_chunk_in_every_step_beside_the_streams() {
+    let mut world = world(2);
+    for request in 1..=2 {
+        world.submit(submission(request, &[1], 40)).expect("accepted");
+    }
+    world.turn();
+    world.turn();
+    world.submit(submission(9, &prompt(100), 1)).expect("accepted");
+    let steps: Vec<StepBatch> = (0..6).flat_map(|_| world.turn()).collect();
+    for step in &steps {
+        let mut rows = rows(step);
+        assert_eq!(rows.pop(), Some(16), "a stage has no prompt rows: {rows:?}");
+        assert_eq!(rows, [1]);
+    }
+    world.finish();
+}
+
+#[test]
+fn what_leaves_with_several_chunks_in_flight_gives_its_blocks_back_with_the_last() {
+    let mut world = world(3);
     world.submit(submission(1, &prompt(40), 2)).expect("accepted");
-    assert_eq!(world.compose_all().len(), 1, "its next chunk waits for the step");
+    assert_eq!(world.compose_all().len(), 3);
+    assert!(world.cancel(RequestId(1), 1));
+    world.pipeline.run_all();
+    for used in [10, 10, 0] {
+        assert!(world.complete());
+        assert_eq!(world.scheduler.stats().kv_blocks_used, used, "KV-2");
+    }
     world.finish();
 }
 

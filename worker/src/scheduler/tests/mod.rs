@@ -4,6 +4,8 @@ mod batching;
 mod cache;
 mod lifecycle;
 mod pipeline;
+mod prefixes;
+mod priorities;
 mod refusals;
 mod simulation;
 mod world;
@@ -14,8 +16,10 @@ use tramontane_model::placement::KvShape;
 use tramontane_model::sampling::SamplingParams;
 use tramontane_model::time::Tick;
 
-use super::{SchedulerConfig, Submission};
+use super::{CacheKey, SchedulerConfig, Submission};
 
+/// Finds everything in the prefix caches of these tests.
+const CACHE_KEY: CacheKey = [9; 16];
 /// Ends a sequence in these tests.
 const STOP: u32 = 0;
 
@@ -37,6 +41,8 @@ fn config() -> SchedulerConfig {
         max_prefill_rows: 16,
         max_sequences: 16,
         max_waiting: 16,
+        max_waiting_tokens: 1 << 20,
+        prefix_cache: false,
         max_positions: 128,
         vocab_size: 50,
     }
@@ -47,8 +53,10 @@ fn submission(request: u128, prompt: &[u32], max_tokens: u32) -> Submission {
     Submission {
         request: RequestId(request),
         attempt: 1,
+        priority: 0,
         prompt: prompt.to_vec(),
         emitted: vec![],
+        cache_salt: vec![],
         sampling: SamplingParams::GREEDY,
         max_tokens,
         stop_tokens: vec![STOP],

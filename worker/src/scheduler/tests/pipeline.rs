@@ -103,6 +103,13 @@ impl Pipeline {
         self.stages[0].inbox.push_back((batch, states));
     }
 
+    /// What a block of a stage's cache holds; nothing where the stage has not written.
+    pub(super) fn block(&self, stage: usize, block: u32) -> Vec<Option<(u32, RowRole)>> {
+        let cells = 0..self.config.kv.block_tokens;
+        let cache = &self.stages[stage].cache;
+        cells.map(|cell| cache.get(&(block, cell)).copied()).collect()
+    }
+
     /// Runs one stage's next step, if it has one.
     pub(super) fn run(&mut self, stage: usize) -> bool {
         let block_tokens = self.config.kv.block_tokens;
@@ -143,7 +150,7 @@ impl Pipeline {
             if let Some(sampling) = chunk.open {
                 let opened = Open {
                     sampling,
-                    next_position: 0,
+                    next_position: chunk.first_position,
                     role: RowRole::Given,
                 };
                 assert!(self.open.insert(chunk.sequence, opened).is_none(), "opened twice");

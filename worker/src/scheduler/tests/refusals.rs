@@ -1,16 +1,19 @@
 //! What is refused, in the words that say what would be right.
 
+use tramontane_model::ids::RequestId;
 use tramontane_model::sampling::SamplingError;
 use tramontane_model::time::Tick;
 
 use super::world::World;
-use super::{config, prompt, submission};
-use crate::scheduler::{MAX_STOP_TOKENS, Refusal, Scheduler, SchedulerConfig, Submission};
+use super::{CACHE_KEY, config, prompt, submission};
+use crate::scheduler::{
+    MAX_CACHE_SALT_BYTES, MAX_STOP_TOKENS, Refusal, Scheduler, SchedulerConfig, Submission,
+};
 
 #[test]
 fn each_field_of_a_submission_is_checked() {
     type Change = fn(&mut Submission);
-    let changes: [(Change, &str); 11] = [
+    let changes: [(Change, &str); 14] = [
         (|s| s.prompt.clear(), "prompt is empty"),
         (|s| s.prompt = prompt(128), "prompt has 128 tokens"),
         (|s| s.emitted = prompt(124), "and 124 were emitted"),
@@ -20,6 +23,9 @@ fn each_field_of_a_submission_is_checked() {
         (|s| s.max_tokens = 0, "max_tokens is 0"),
         (|s| s.emitted = prompt(9), "not below the 9 tokens"),
         (|s| s.stop_tokens = vec![1; MAX_STOP_TOKENS + 1], "65 entries"),
+        (|s| s.cache_salt = vec![0; MAX_CACHE_SALT_BYTES + 1], "257 bytes"),
+        (|s| s.priority = 101, "priority is 101, it must be -100 to 100"),
+        (|s| s.priority = i32::MIN, "priority is -2147483648"),
         (|s| s.sampling.top_p = 0.0, "top_p"),
         (|s| s.deadline = Tick(0), "deadline"),
     ];
@@ -66,9 +72,40 @@ fn a_full_queue_says_how_full_it_is() {
 }
 
 #[test]
+fn tokens_that_wait_are_bounded_but_one_request_may_always_wait() {
+    let config = SchedulerConfig {
+        max_waiting_tokens: 60,
+        max_sequences: 1,
+        ..config()
+    };
+    let mut world = World::new(config, 1);
+    world
+        .submit(submission(1, &prompt(20), 80))
+        .expect("nobody waits");
+    let refusal = |tokens, waiting| {
+        Err(Refusal::TokensFull {
+            tokens,
+            waiting,
+            limit: 60,
+        })
+    };
+    assert_eq!(world.submit(submission(2, &prompt(5), 1)), refusal(6, 100));
+    world.turn();
+    world
+        .submit(submission(2, &prompt(20), 20))
+        .expect("nobody waits");
+    assert_eq!(world.submit(submission(3, &prompt(5), 16)), refusal(21, 40));
+    world
+        .submit(submission(3, &prompt(5), 15))
+        .expect("60 tokens wait");
+    world.resubmit(RequestId(2)).expect("it gives its place");
+    world.finish();
+}
+
+#[test]
 fn each_field_of_a_configuration_is_checked() {
     type Change = fn(&mut SchedulerConfig);
-    let changes: [(Change, &str); 13] = [
+    let changes: [(Change, &str); 14] = [
         (|c| c.kv.block_tokens = 0, "kv.block_tokens is 0"),
         (|c| c.kv.blocks = 0, "kv.blocks is 0"),
         (|c| c.kv.blocks = u32::MAX, "kv.blocks is 4294967295"),
@@ -78,6 +115,7 @@ fn each_field_of_a_configuration_is_checked() {
         (|c| c.max_prefill_rows = 0, "max_prefill_rows is 0"),
         (|c| c.max_sequences = 0, "max_sequences is 0"),
         (|c| c.max_waiting = 0, "max_waiting is 0"),
+        (|c| c.max_waiting_tokens = 0, "max_waiting_tokens is 0"),
         (|c| c.max_positions = 1, "no room for one token"),
         (|c| c.vocab_size = 0, "vocab_size is 0"),
         (|c| c.max_prefill_rows = 64, "max_prefill_rows is 64"),
@@ -89,11 +127,11 @@ fn each_field_of_a_configuration_is_checked() {
     for (change, words) in changes {
         let mut changed = config();
         change(&mut changed);
-        let error = Scheduler::new(changed).expect_err(words).to_string();
+        let error = Scheduler::new(changed, CACHE_KEY).expect_err(words).to_string();
         assert!(error.contains(words), "{error:?} does not say {words:?}");
     }
     let mut twice = config();
     (twice.max_waiting, twice.vocab_size) = (0, 0);
-    let error = Scheduler::new(twice).expect_err("two faults");
+    let error = Scheduler::new(twice, CACHE_KEY).expect_err("two faults");
     assert_eq!(error.faults.len(), 2, "all faults at once: {error}");
 }

@@ -11,7 +11,7 @@ use tramontane_model::step::StepResult;
 
 use super::pipeline::Pipeline;
 use super::world::World;
-use super::{STOP, config};
+use super::{CACHE_KEY, STOP, config};
 use crate::scheduler::{EndReason, Refusal, Scheduler, SchedulerConfig, Submission};
 
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ enum Op {
         seed: u64,
         ignore_eos: bool,
         timeout_ms: u64,
+        priority: i32,
+        salt: bool,
     },
     Resubmit(Index),
     Cancel(Index),
@@ -35,20 +37,19 @@ enum Op {
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let timeout = prop_oneof![3 => Just(1_000_000), 1 => 1..200u64];
-    let submit = (
-        prop::collection::vec(0..40u32, 1..30),
-        1..24u32,
-        any::<u64>(),
-        any::<bool>(),
-        timeout,
+    let who = (-1..=1i32, prop::bool::weighted(0.2));
+    let submit = (prompts(), 1..24u32, any::<u64>(), any::<bool>(), timeout, who);
+    let submit = submit.prop_map(
+        |(prompt, max_tokens, seed, ignore_eos, timeout_ms, (priority, salt))| Op::Submit {
+            prompt,
+            max_tokens,
+            seed,
+            ignore_eos,
+            timeout_ms,
+            priority,
+            salt,
+        },
     );
-    let submit = submit.prop_map(|(prompt, max_tokens, seed, ignore_eos, timeout_ms)| Op::Submit {
-        prompt,
-        max_tokens,
-        seed,
-        ignore_eos,
-        timeout_ms,
-    });
     let op = prop_oneof![
         20 => submit,
         4 => any::<Index>().prop_map(Op::Resubmit),
@@ -63,11 +64,22 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     prop::collection::vec(op, 1..500)
 }
 
+/// Prompts of which many begin alike.
+fn prompts() -> impl Strategy<Value = Vec<u32>> {
+    let tail = |most| prop::collection::vec(0..40u32, 0..most);
+    prop_oneof![
+        prop::collection::vec(0..40u32, 1..30),
+        (1..25u32, tail(6)).prop_map(|(common, tail)| (0..common).chain(tail).collect()),
+    ]
+}
+
 fn configs() -> impl Strategy<Value = (SchedulerConfig, usize)> {
     let shape = (1..5u32, 3..24u32, 1..4usize, 0..2usize);
     let capacity = (1..6u32, 1..6u32);
     let limits = (1..12usize, 1..9usize, 1..10usize, 8..48u32);
-    let configs = (shape, capacity, limits).prop_map(|(shape, capacity, limits)| {
+    let waiting = (1..400u64, prop::bool::weighted(0.8));
+    let configs = (shape, capacity, limits, waiting).prop_map(|(shape, capacity, limits, waiting)| {
+        let (max_waiting_tokens, prefix_cache) = waiting;
         let (block_tokens, blocks, stages, spare_steps) = shape;
         let (max_prefill_rows, max_sequences, max_waiting, max_positions) = limits;
         let steps_in_flight = stages + spare_steps;
@@ -81,6 +93,8 @@ fn configs() -> impl Strategy<Value = (SchedulerConfig, usize)> {
             max_prefill_rows,
             max_sequences,
             max_waiting,
+            max_waiting_tokens,
+            prefix_cache,
             max_positions,
             vocab_size: 40,
             ..config()
@@ -107,11 +121,15 @@ impl Simulation {
                 seed,
                 ignore_eos,
                 timeout_ms,
+                priority,
+                salt,
             } => self.submit(Submission {
                 request: RequestId(self.world.clients.len() as u128),
                 attempt: 1,
+                priority,
                 prompt,
                 emitted: vec![],
+                cache_salt: vec![1; usize::from(salt)],
                 sampling: SamplingParams {
                     seed,
                     ..SamplingParams::GREEDY
@@ -158,6 +176,7 @@ impl Simulation {
             Ok(()) => assert!(prompt < limit),
             Err(Refusal::TooLong { .. }) => assert!(prompt >= limit),
             Err(Refusal::QueueFull { .. }) => assert!(waiting >= self.config.max_waiting),
+            Err(Refusal::TokensFull { .. }) => assert!(waiting > 0),
             Err(refusal) => panic!("refused: {refusal}"),
         }
     }
@@ -167,6 +186,7 @@ impl Simulation {
         match self.world.resubmit(request) {
             Ok(()) => {}
             Err(Refusal::QueueFull { .. }) => assert!(waiting >= self.config.max_waiting),
+            Err(Refusal::TokensFull { .. }) => assert!(waiting > 0),
             Err(refusal) => panic!("refused: {refusal}"),
         }
     }
@@ -213,7 +233,7 @@ impl Simulation {
             replica,
             generation: Generation(generation.0 + 1),
         };
-        self.world.scheduler = Scheduler::new(self.config.clone()).expect("a valid configuration");
+        self.world.scheduler = Scheduler::new(self.config.clone(), CACHE_KEY).expect("a valid configuration");
         self.world.pipeline = Pipeline::new(&self.config, self.stages);
         let lost = self.world.clients.iter().filter(|(_, client)| {
             let failed = matches!(client.ended, Some(EndReason::Failed(_)));

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tramontane_model::ids::RequestId;
-use tramontane_model::step::StepBatch;
+use tramontane_model::step::{RowRole, StepBatch};
 use tramontane_model::time::Tick;
 
-use super::STOP;
 use super::pipeline::{Pipeline, alone};
+use super::{CACHE_KEY, STOP};
 use crate::scheduler::{EndReason, Event, Refusal, Scheduler, SchedulerConfig, Submission};
 
 /// What a gateway knows of a request.
@@ -19,6 +19,8 @@ pub(super) struct Client {
     pub(super) tokens: Vec<u32>,
     /// How its latest attempt ended.
     pub(super) ended: Option<EndReason>,
+    /// What its latest attempt was told of its prompt.
+    pub(super) cached_prompt_tokens: Option<u32>,
 }
 
 pub(super) struct World {
@@ -35,7 +37,7 @@ impl World {
     pub(super) fn new(config: SchedulerConfig, stages: usize) -> Self {
         Self {
             pipeline: Pipeline::new(&config, stages),
-            scheduler: Scheduler::new(config).expect("a valid configuration"),
+            scheduler: Scheduler::new(config, CACHE_KEY).expect("a valid configuration"),
             now: Tick(0),
             clients: BTreeMap::new(),
             live: BTreeSet::new(),
@@ -54,9 +56,11 @@ impl World {
             attempt: key.1,
             tokens: emitted,
             ended: None,
+            cached_prompt_tokens: None,
         });
         client.attempt = key.1;
         client.ended = None;
+        client.cached_prompt_tokens = None;
         self.take(events);
         Ok(())
     }
@@ -98,6 +102,7 @@ impl World {
         let batch = self.scheduler.next_step();
         self.pipeline_start(batch.clone());
         self.scheduler.check().expect("the invariants");
+        self.check_cached();
         batch
     }
 
@@ -195,9 +200,31 @@ impl World {
         }
     }
 
+    /// Every block of the prefix cache holds on every stage what the scheduler says.
+    fn check_cached(&self) {
+        for (block, tokens, given) in self.scheduler.cached_blocks() {
+            let roles = (0..).map(|at| {
+                if at < given {
+                    RowRole::Given
+                } else {
+                    RowRole::Generated
+                }
+            });
+            let expected: Vec<_> = tokens.iter().copied().zip(roles).map(Some).collect();
+            for stage in 0..self.stages {
+                assert_eq!(
+                    self.pipeline.block(stage, block),
+                    expected,
+                    "block {block}, stage {stage}"
+                );
+            }
+        }
+    }
+
     /// ST-1 and ST-2, event by event.
     fn take(&mut self, events: Vec<Event>) {
         self.scheduler.check().expect("the invariants");
+        self.check_cached();
         for event in events {
             match event {
                 Event::Token {
@@ -205,6 +232,7 @@ impl World {
                     attempt,
                     index,
                     token,
+                    cached_prompt_tokens,
                 } => {
                     assert!(
                         self.live.contains(&(request, attempt)),
@@ -217,6 +245,11 @@ impl World {
                     );
                     assert_eq!(client.tokens.len(), index as usize, "ST-1: {request}");
                     client.tokens.push(token.token);
+                    if cached_prompt_tokens.is_some() {
+                        assert_eq!(client.cached_prompt_tokens, None, "told twice: {request}");
+                        client.cached_prompt_tokens = cached_prompt_tokens;
+                    }
+                    assert!(client.cached_prompt_tokens.is_some(), "not told: {request}");
                 }
                 Event::Ended {
                     request,
