@@ -4,7 +4,7 @@
 
 use tramontane_model::ids::{RequestId, SequenceId, StepId};
 use tramontane_model::sampling::SamplingParams;
-use tramontane_model::step::{RowRole, SequenceChunk};
+use tramontane_model::step::{Opening, RowRole, SequenceChunk};
 use tramontane_model::time::Tick;
 
 use super::blocks::{BlockPool, BlockTable};
@@ -140,7 +140,7 @@ impl Running {
         self.in_flight = Some(step);
         SequenceChunk {
             sequence: self.sequence,
-            open: (start == 0).then_some(*sampling),
+            open: (start == 0).then(|| Opening::new(sampling, tokens, *prompt, start)),
             first_position: start as u32, // below the token limit, a u32
             tokens: tokens[start..end].to_vec(),
             role,

@@ -10,7 +10,7 @@ use crate::scheduler::{MAX_STOP_TOKENS, Refusal, Scheduler, SchedulerConfig, Sub
 #[test]
 fn each_field_of_a_submission_is_checked() {
     type Change = fn(&mut Submission);
-    let changes: [(Change, &str); 11] = [
+    let changes: [(Change, &str); 13] = [
         (|s| s.prompt.clear(), "prompt is empty"),
         (|s| s.prompt = prompt(128), "prompt has 128 tokens"),
         (|s| s.emitted = prompt(124), "and 124 were emitted"),
@@ -21,6 +21,8 @@ fn each_field_of_a_submission_is_checked() {
         (|s| s.emitted = prompt(9), "not below the 9 tokens"),
         (|s| s.stop_tokens = vec![1; MAX_STOP_TOKENS + 1], "65 entries"),
         (|s| s.sampling.top_p = 0.0, "top_p"),
+        (|s| s.sampling.logit_bias = vec![(50, 1.0)], "logit_bias"),
+        (|s| s.sampling.held_back = vec![50], "held_back"),
         (|s| s.deadline = Tick(0), "deadline"),
     ];
     for (change, words) in changes {
@@ -41,7 +43,11 @@ fn a_sampling_fault_keeps_its_type() {
     let mut world = World::new(config(), 1);
     let mut hot = submission(1, &prompt(5), 8);
     hot.sampling.temperature = 3.0;
-    let refusal = Refusal::Sampling(SamplingError::Temperature(3.0));
+    let refusal = Refusal::Sampling(SamplingError::Range {
+        field: "temperature",
+        found: 3.0,
+        right: "between 0 and 2",
+    });
     assert_eq!(world.submit(hot), Err(refusal));
 }
 
