@@ -16,7 +16,11 @@ const WORD: u64 = 4;
 /// Words that accompany a row: position, slot, block table, query scale.
 const ROW_META_WORDS: u64 = 4;
 /// Words of one row's sampling parameters.
-const SAMPLE_PARAM_WORDS: u64 = 8;
+const SAMPLE_PARAM_WORDS: u64 = 12;
+/// Words that say which logits an adjusted copy is made of and which adjustments are its own.
+const ADJUSTED_ROW_WORDS: u64 = 4;
+/// Words of the adjustment of one token's logit.
+const ADJUSTMENT_WORDS: u64 = 4;
 /// Words of one row's sampling result: token, log-probability, and the alternatives with theirs.
 pub const SAMPLE_RESULT_WORDS: u64 = 2 + 2 * MAX_TOP_LOGPROBS as u64;
 
@@ -132,10 +136,14 @@ pub struct HeadScratch {
     pub picks: u64,
     /// Their norms, `[LOGIT_ROWS, dim]`.
     pub normed: u64,
-    /// Their logits, `[LOGIT_ROWS, vocab]`.
+    /// Their logits, then adjusted copies of some of them, `[2 * LOGIT_ROWS, vocab]`.
     pub logits: u64,
-    /// Their sampling parameters, `[LOGIT_ROWS, 8]`.
+    /// Their sampling parameters, `[LOGIT_ROWS, 12]`.
     pub params: u64,
+    /// The adjusted copies, `[LOGIT_ROWS, 4]`.
+    pub adjusted: u64,
+    /// Adjustments of tokens, as many as one row can have, `[vocab, 4]`.
+    pub adjustments: u64,
     /// What the sampler says, `[LOGIT_ROWS, 42]`.
     pub sampled: u64,
 }
@@ -256,19 +264,23 @@ impl HeadScratch {
         Self {
             picks: rows(1),
             normed: rows(spec.dim.into()),
-            logits: rows(spec.vocab_size.into()),
+            logits: rows(2 * u64::from(spec.vocab_size)),
             params: rows(SAMPLE_PARAM_WORDS),
+            adjusted: rows(ADJUSTED_ROW_WORDS),
+            adjustments: words(spec.vocab_size.into(), ADJUSTMENT_WORDS),
             sampled: rows(SAMPLE_RESULT_WORDS),
         }
     }
 
     /// All buffers with their names.
-    pub fn each(&self) -> [(&'static str, u64); 5] {
+    pub fn each(&self) -> [(&'static str, u64); 7] {
         [
             ("sampled rows", self.picks),
             ("normed sampled rows", self.normed),
             ("logits", self.logits),
             ("sampling parameters", self.params),
+            ("adjusted rows", self.adjusted),
+            ("adjustments", self.adjustments),
             ("sampling results", self.sampled),
         ]
     }
@@ -385,7 +397,7 @@ mod tests {
         assert_eq!(owner.expert_results, 409_600);
         assert_eq!(owner.tables, 10 * 64 * 4);
         assert_eq!(kv_layer_bytes(&spec, KV), 64 * 16 * 80 * 4);
-        assert_eq!(HeadScratch::new(&spec).logits, 32 * 8192 * 4);
+        assert_eq!(HeadScratch::new(&spec).logits, 2 * 32 * 8192 * 4);
         assert_eq!(ExpertScratchBytes::new(&spec, CAPACITY).plan, 1680);
         let sum: u64 = owner.each().iter().map(|(_, bytes)| bytes).sum();
         assert_eq!(owner.total(), sum);

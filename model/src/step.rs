@@ -2,6 +2,8 @@
 //!
 //! Decided by the scheduler on the head, run unchanged by every stage. No hidden states here: they travel beside it.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::Faults;
@@ -93,13 +95,103 @@ pub enum RowRole {
     Generated,
 }
 
+/// What the last stage needs to sample a sequence, beside the rows that follow.
+///
+/// Sampling looks at what the sequence holds, so a sequence whose first rows are not its own first ones brings what came
+/// before them, as far as its parameters look at it: the same tokens are then chosen wherever a stay in the cache begins.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Opening {
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// Tokens of the whole prompt: what comes after them is generated.
+    pub prompt_tokens: u32,
+    /// Ids of the prompt before the chunk's first row, each once, ascending. Empty unless the repetition penalty looks at
+    /// them.
+    pub prompt_before: Vec<u32>,
+    /// Generated tokens before the chunk's first row, in order. Empty unless a penalty looks at them.
+    pub generated_before: Vec<u32>,
+}
+
+impl Opening {
+    /// For a sequence of `tokens`, the first `prompt_tokens` of them its prompt, whose first chunk begins at `start`.
+    pub fn new(sampling: &SamplingParams, tokens: &[u32], prompt_tokens: usize, start: usize) -> Self {
+        let before = &tokens[..start.min(tokens.len())];
+        let (prompt, generated) = before.split_at(prompt_tokens.min(before.len()));
+        let distinct = || {
+            prompt
+                .iter()
+                .copied()
+                .collect::<BTreeSet<u32>>()
+                .into_iter()
+                .collect()
+        };
+        Self {
+            sampling: sampling.clone(),
+            prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
+            prompt_before: if sampling.looks_at_prompt() {
+                distinct()
+            } else {
+                Vec::new()
+            },
+            generated_before: if sampling.looks_at_generated() {
+                generated.to_vec()
+            } else {
+                Vec::new()
+            },
+        }
+    }
+
+    /// Checks what came before a chunk at `first_position`: ids, and that there is as much of it as there must be.
+    fn validate(&self, chunk: &SequenceChunk, step: StepId, limits: &StepLimits) -> Result<(), StepError> {
+        let sequence = chunk.sequence;
+        let ids = || self.prompt_before.iter().chain(&self.generated_before);
+        if let Some(&token) = ids().find(|&&token| token >= limits.vocab_size) {
+            return Err(StepError::Token {
+                step,
+                sequence,
+                token,
+                vocab_size: limits.vocab_size,
+            });
+        }
+        let before = |problem: String| {
+            Err(StepError::Before {
+                step,
+                sequence,
+                problem,
+            })
+        };
+        let (prompt, generated) = (
+            chunk.first_position.min(self.prompt_tokens) as usize,
+            chunk.first_position.saturating_sub(self.prompt_tokens) as usize,
+        );
+        let distinct = self.prompt_before.len();
+        let is_expected = self.sampling.looks_at_prompt() && prompt > 0;
+        if distinct > prompt || is_expected == self.prompt_before.is_empty() {
+            return before(format!("{distinct} distinct tokens of {prompt} of its prompt"));
+        }
+        if !self.prompt_before.is_sorted_by(|one, next| one < next) {
+            return before("tokens of its prompt that do not ascend".to_owned());
+        }
+        let found = self.generated_before.len();
+        let expected = if self.sampling.looks_at_generated() {
+            generated
+        } else {
+            0
+        };
+        if found != expected {
+            return before(format!("{found} generated tokens, {expected} are needed"));
+        }
+        Ok(())
+    }
+}
+
 /// New rows of one sequence, all of one role, at consecutive positions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SequenceChunk {
     /// The sequence.
     pub sequence: SequenceId,
     /// Present in the sequence's first chunk only: what the last stage needs to sample it.
-    pub open: Option<SamplingParams>,
+    pub open: Option<Opening>,
     /// Position of the first row, counted from 0.
     pub first_position: u32,
     /// Token ids of the rows; never empty.
@@ -183,6 +275,16 @@ pub enum StepError {
         /// Ids are below this.
         vocab_size: u32,
     },
+    /// An opening that does not say what the sampler needs of the rows before it.
+    #[error("step {step}: sequence {sequence} opens with {problem}")]
+    Before {
+        /// The step.
+        step: StepId,
+        /// The sequence.
+        sequence: SequenceId,
+        /// What it opens with, and what would be right.
+        problem: String,
+    },
     /// A row past the longest sequence the model takes.
     #[error("step {step}: sequence {sequence} ends at position {end}, the longest sequence has {limit}")]
     Position {
@@ -263,6 +365,9 @@ impl SequenceChunk {
                 token,
                 vocab_size: limits.vocab_size,
             });
+        }
+        if let Some(opening) = &self.open {
+            opening.validate(self, step, limits)?;
         }
         let end = u64::from(self.first_position) + self.tokens.len() as u64;
         if end > u64::from(limits.max_positions) {
@@ -354,5 +459,53 @@ mod tests {
             rows.validate(&LIMITS),
             Err(StepError::TooLarge { what: "rows", .. })
         ));
+    }
+
+    #[test]
+    fn an_opening_brings_what_its_parameters_look_at() {
+        let tokens = [9, 4, 9, 7, 50, 51, 50];
+        let open = |sampling: &SamplingParams, start| Opening::new(sampling, &tokens, 4, start);
+        let before = |opening: &Opening| (opening.prompt_before.clone(), opening.generated_before.clone());
+        let greedy = SamplingParams::GREEDY;
+        assert_eq!(before(&open(&greedy, 6)), (vec![], vec![]));
+        let frequency = SamplingParams {
+            frequency_penalty: 1.0,
+            ..greedy.clone()
+        };
+        assert_eq!(before(&open(&frequency, 6)), (vec![], vec![50, 51]));
+        let repetition = SamplingParams {
+            repetition_penalty: 1.5,
+            ..greedy.clone()
+        };
+        assert_eq!(before(&open(&repetition, 0)), (vec![], vec![]));
+        assert_eq!(before(&open(&repetition, 3)), (vec![4, 9], vec![]));
+        assert_eq!(before(&open(&repetition, 7)), (vec![4, 7, 9], vec![50, 51, 50]));
+        for sampling in [greedy, frequency, repetition] {
+            for start in 0..7 {
+                let chunk = |change: fn(&mut Opening)| {
+                    let mut opening = open(&sampling, start);
+                    change(&mut opening);
+                    let chunk = SequenceChunk {
+                        open: Some(opening),
+                        first_position: start as u32,
+                        tokens: vec![tokens[start]],
+                        block_table: vec![0],
+                        ..chunk()
+                    };
+                    batch(chunk).validate(&LIMITS)
+                };
+                assert_eq!(chunk(|_| {}), Ok(()));
+                let token = chunk(|opening| opening.generated_before.push(100));
+                assert!(matches!(token, Err(StepError::Token { token: 100, .. })));
+                let many = chunk(|opening| opening.generated_before.push(1));
+                assert!(matches!(many, Err(StepError::Before { .. })));
+                let distinct = chunk(|opening| opening.prompt_before = (10..15).collect());
+                assert!(matches!(distinct, Err(StepError::Before { .. })));
+                let falling = chunk(|opening| opening.prompt_before.reverse());
+                if before(&open(&sampling, start)).0.len() > 1 {
+                    assert!(matches!(falling, Err(StepError::Before { .. })));
+                }
+            }
+        }
     }
 }

@@ -1614,7 +1614,7 @@ pub struct GenerateRequest {
     #[prost(bytes = "bytes", tag = "12")]
     pub cache_salt: ::prost::bytes::Bytes,
 }
-#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Sampling {
     #[prost(float, tag = "1")]
     pub temperature: f32,
@@ -1627,6 +1627,33 @@ pub struct Sampling {
     /// Absent: no log-probabilities. Else how many alternatives to report, 0 to 20.
     #[prost(uint32, optional, tag = "5")]
     pub logprobs: ::core::option::Option<u32>,
+    /// 0: all tokens.
+    #[prost(uint32, tag = "6")]
+    pub top_k: u32,
+    #[prost(float, tag = "7")]
+    pub min_p: f32,
+    #[prost(float, tag = "8")]
+    pub presence_penalty: f32,
+    #[prost(float, tag = "9")]
+    pub frequency_penalty: f32,
+    /// 1 changes nothing; 0 is not valid.
+    #[prost(float, tag = "10")]
+    pub repetition_penalty: f32,
+    /// At most 300, ids ascending.
+    #[prost(message, repeated, tag = "11")]
+    pub logit_bias: ::prost::alloc::vec::Vec<TokenBias>,
+    #[prost(uint32, tag = "12")]
+    pub min_tokens: u32,
+    /// Tokens not emitted before min_tokens are; ids ascending.
+    #[prost(uint32, repeated, tag = "13")]
+    pub held_back: ::prost::alloc::vec::Vec<u32>,
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct TokenBias {
+    #[prost(uint32, tag = "1")]
+    pub token: u32,
+    #[prost(float, tag = "2")]
+    pub bias: f32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GenerateEvent {
@@ -2060,7 +2087,7 @@ pub struct SequenceChunk {
     pub sequence: u64,
     /// Present in the first chunk of a sequence.
     #[prost(message, optional, tag = "2")]
-    pub open: ::core::option::Option<Sampling>,
+    pub open: ::core::option::Option<Opening>,
     #[prost(uint32, tag = "3")]
     pub first_position: u32,
     #[prost(uint32, repeated, tag = "4")]
@@ -2071,6 +2098,21 @@ pub struct SequenceChunk {
     pub sample: bool,
     #[prost(uint32, repeated, tag = "7")]
     pub block_table: ::prost::alloc::vec::Vec<u32>,
+}
+/// What the last stage needs to sample a sequence, beside the rows that follow.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Opening {
+    #[prost(message, optional, tag = "1")]
+    pub sampling: ::core::option::Option<Sampling>,
+    /// Tokens of the whole prompt.
+    #[prost(uint32, tag = "2")]
+    pub prompt_tokens: u32,
+    /// Ids of the prompt before the chunk's first row, each once, ascending: if the repetition penalty looks at them.
+    #[prost(uint32, repeated, tag = "3")]
+    pub prompt_before: ::prost::alloc::vec::Vec<u32>,
+    /// Generated tokens before the chunk's first row, in order: if a penalty looks at them.
+    #[prost(uint32, repeated, tag = "4")]
+    pub generated_before: ::prost::alloc::vec::Vec<u32>,
 }
 /// Hidden states of rows first_row .. of a step: f32, little-endian, row-major, dim values a row.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

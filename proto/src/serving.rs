@@ -1,7 +1,7 @@
 //! Requests to a replica's head and the tokens it answers with.
 
 use tramontane_model::ids::{Fence, RequestId};
-use tramontane_model::sampling::{MAX_TOP_LOGPROBS, SampledToken, SamplingParams};
+use tramontane_model::sampling::{MAX_LOGIT_BIASES, MAX_TOP_LOGPROBS, SampledToken, SamplingParams};
 use tramontane_model::step::MAX_PRIORITY;
 
 use crate::fields::{at_most, exact, fence, invalid, required};
@@ -88,9 +88,27 @@ pub struct GenerateUpdate {
 impl TryFrom<pb::Sampling> for SamplingParams {
     type Error = WireError;
     fn try_from(wire: pb::Sampling) -> Result<Self, WireError> {
+        at_most(
+            "sampling.logit_bias",
+            "tokens",
+            wire.logit_bias.len(),
+            MAX_LOGIT_BIASES,
+        )?;
         let params = Self {
             temperature: wire.temperature,
             top_p: wire.top_p,
+            top_k: wire.top_k,
+            min_p: wire.min_p,
+            presence_penalty: wire.presence_penalty,
+            frequency_penalty: wire.frequency_penalty,
+            repetition_penalty: wire.repetition_penalty,
+            logit_bias: wire
+                .logit_bias
+                .into_iter()
+                .map(|entry| (entry.token, entry.bias))
+                .collect(),
+            min_tokens: wire.min_tokens,
+            held_back: wire.held_back,
             seed: wire.seed,
             choice: wire.choice,
             logprobs: wire.logprobs,
@@ -102,9 +120,18 @@ impl TryFrom<pb::Sampling> for SamplingParams {
 
 impl From<SamplingParams> for pb::Sampling {
     fn from(params: SamplingParams) -> Self {
+        let bias = |(token, bias)| pb::TokenBias { token, bias };
         Self {
             temperature: params.temperature,
             top_p: params.top_p,
+            top_k: params.top_k,
+            min_p: params.min_p,
+            presence_penalty: params.presence_penalty,
+            frequency_penalty: params.frequency_penalty,
+            repetition_penalty: params.repetition_penalty,
+            logit_bias: params.logit_bias.into_iter().map(bias).collect(),
+            min_tokens: params.min_tokens,
+            held_back: params.held_back,
             seed: params.seed,
             choice: params.choice,
             logprobs: params.logprobs,

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tramontane_model::ids::{Fence, SequenceId, StepId};
 use tramontane_model::step::{
-    MAX_STEP_ROWS, MAX_STEP_SEQUENCES, RowRole, SequenceChunk, StepBatch, StepResult,
+    MAX_STEP_ROWS, MAX_STEP_SEQUENCES, Opening, RowRole, SequenceChunk, StepBatch, StepResult,
 };
 
 use crate::fields::{at_most, fence, invalid, required};
@@ -11,6 +11,8 @@ use crate::{WireError, v1 as pb};
 
 /// Most blocks in one block table.
 const MAX_BLOCK_TABLE: usize = 1 << 20;
+/// Most tokens of one kind that an opening tells of: above any context that a model of the family takes.
+const MAX_TOKENS_BEFORE: usize = 1 << 20;
 
 /// Hidden states of some of a step's rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,35 @@ pub enum LinkMessage {
     Rows(RowsChunk),
     /// What the last stage sampled.
     Result(StepResult),
+}
+
+impl TryFrom<pb::Opening> for Opening {
+    type Error = WireError;
+    fn try_from(wire: pb::Opening) -> Result<Self, WireError> {
+        for (field, found) in [
+            ("open.prompt_before", wire.prompt_before.len()),
+            ("open.generated_before", wire.generated_before.len()),
+        ] {
+            at_most(field, "tokens", found, MAX_TOKENS_BEFORE)?;
+        }
+        Ok(Self {
+            sampling: required("open.sampling", wire.sampling)?.try_into()?,
+            prompt_tokens: wire.prompt_tokens,
+            prompt_before: wire.prompt_before,
+            generated_before: wire.generated_before,
+        })
+    }
+}
+
+impl From<Opening> for pb::Opening {
+    fn from(opening: Opening) -> Self {
+        Self {
+            sampling: Some(opening.sampling.into()),
+            prompt_tokens: opening.prompt_tokens,
+            prompt_before: opening.prompt_before,
+            generated_before: opening.generated_before,
+        }
+    }
 }
 
 impl TryFrom<pb::SequenceChunk> for SequenceChunk {

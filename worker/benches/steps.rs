@@ -13,7 +13,7 @@ use tramontane_model::ids::{
 };
 use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
 use tramontane_model::sampling::SamplingParams;
-use tramontane_model::step::{RowRole, SequenceChunk, StepBatch, StepBounds};
+use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch, StepBounds};
 use tramontane_proto::ExpertWork;
 use tramontane_worker::config::DeviceConfig;
 use tramontane_worker::executor::{
@@ -75,7 +75,7 @@ fn replica(layers: u32, experts: u32) -> Result<(Replica, DeviceRef), Box<dyn Er
 fn batch(fence: Fence, sequences: u32, rows: u32, position: u32, role: RowRole) -> StepBatch {
     let chunk = |sequence: u32| SequenceChunk {
         sequence: SequenceId(sequence.into()),
-        open: Some(SamplingParams::GREEDY),
+        open: Some(Opening::new(&SamplingParams::GREEDY, &[], 0, 0)),
         first_position: position,
         tokens: (0..rows).map(|row| 100 + 37 * sequence + row).collect(),
         role,

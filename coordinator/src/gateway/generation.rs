@@ -199,7 +199,7 @@ impl Run {
             attempt,
             prompt: request.prompt.to_vec(),
             emitted: self.journal.emitted().to_vec(),
-            sampling: request.sampling,
+            sampling: request.sampling.clone(),
             max_tokens: request.max_tokens,
             stop_tokens: request.stop_tokens.clone(),
             ignore_eos: request.stop_tokens.is_empty(),

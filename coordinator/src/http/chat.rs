@@ -33,7 +33,12 @@ impl ChatCompletionRequest {
         params::model(&mut fields, &api.model.name)?;
         let mut chat = conversation(body, &mut fields)?;
         let names = ["max_completion_tokens", "max_tokens"];
-        let params = Params::read(&mut fields, &names, api.model.max_context)?;
+        let params = Params::read(
+            &mut fields,
+            &names,
+            api.model.max_context,
+            api.tokenizer.vocab_size(),
+        )?;
         let logprobs = logprobs(&mut fields)?;
         if !calls_tools(&mut fields)? {
             chat.tools.clear();
@@ -128,6 +133,7 @@ async fn create(
         ignore_eos: params.ignore_eos,
         priority: params.priority,
         cache_salt: params.cache_salt,
+        stop_token_ids: params.choosing.stop_token_ids.clone(),
     };
     let prompt_tokens = ask.prompt_tokens();
     let generation = api.start(ask, id, 0, deadline).await?;

@@ -44,7 +44,12 @@ impl CompletionRequest {
         params::model(&mut fields, &api.model.name)?;
         let prompts = prompt::take(&mut fields, api.tokenizer.vocab_size())?;
         let names = ["max_tokens", "max_completion_tokens"];
-        let params = Params::read(&mut fields, &names, api.model.max_context)?;
+        let params = Params::read(
+            &mut fields,
+            &names,
+            api.model.max_context,
+            api.tokenizer.vocab_size(),
+        )?;
         let logprobs = params::top_logprobs(&mut fields, "logprobs")?;
         params::log_ignored(&fields);
         Ok(Self {
@@ -81,11 +86,12 @@ async fn create(
         asked.push(Ask {
             permit,
             prompt: ids,
-            sampling,
+            sampling: sampling.clone(),
             max_tokens,
             ignore_eos: params.ignore_eos,
             priority: params.priority,
             cache_salt: params.cache_salt.clone(),
+            stop_token_ids: params.choosing.stop_token_ids.clone(),
         });
     }
     let answers = try_join_all(asked.into_iter().enumerate().map(|(index, ask)| {

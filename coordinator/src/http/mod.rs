@@ -20,6 +20,7 @@ mod observe;
 mod params;
 mod prompt;
 mod reply;
+mod sampling;
 mod serve;
 mod sse;
 #[cfg(test)]
@@ -159,15 +160,12 @@ impl Api {
         if own_id != id {
             tracing::info!(request = %id, prompt = index, as_request = %own_id, "prompt submitted");
         }
-        let stop_tokens = if ask.ignore_eos {
-            Vec::new()
-        } else {
-            vec![self.tokenizer.eos()]
-        };
+        let (mut sampling, eos) = (ask.sampling, self.tokenizer.eos());
+        let stop_tokens = sampling::end_tokens(&mut sampling, eos, ask.ignore_eos, ask.stop_token_ids);
         let request = NewRequest {
             id: own_id,
             prompt: ask.prompt.into(),
-            sampling: ask.sampling,
+            sampling,
             max_tokens: ask.max_tokens,
             stop_tokens,
             priority: ask.priority,
@@ -186,6 +184,7 @@ struct Ask {
     ignore_eos: bool,
     priority: i32,
     cache_salt: Vec<u8>,
+    stop_token_ids: Vec<u32>,
 }
 
 impl Ask {

@@ -10,6 +10,7 @@ use tramontane_proto::MAX_CACHE_SALT_BYTES;
 
 use super::error::{ApiError, ErrorKind};
 use super::fields::{Fields, shown};
+use super::sampling::Choosing;
 use super::unsupported;
 use crate::text::StopMatcher;
 
@@ -22,6 +23,8 @@ pub(super) struct Params {
     pub(super) temperature: f32,
     /// In `(0, 1]`.
     pub(super) top_p: f32,
+    /// How tokens are chosen beside that.
+    pub(super) choosing: Choosing,
     /// Key of the sampler's generator, if the client says.
     pub(super) seed: Option<u64>,
     /// Looks for the stop strings.
@@ -83,6 +86,7 @@ impl Params {
         fields: &mut Fields<'_>,
         max_tokens_names: &[&'static str],
         max_context: u32,
+        vocab_size: usize,
     ) -> Result<Self, ApiError> {
         unsupported::refuse(fields)?;
         let mut max_tokens = None;
@@ -114,6 +118,7 @@ impl Params {
             temperature: temperature.unwrap_or(1.0) as f32,
             // A value above 0 stays above 0.
             top_p: (top_p.unwrap_or(1.0) as f32).max(f32::MIN_POSITIVE),
+            choosing: Choosing::read(fields, vocab_size, max_context)?,
             seed: seed(fields)?,
             stop: stop(fields)?,
             ignore_eos: fields.flag("ignore_eos")?,
@@ -138,10 +143,11 @@ impl Params {
             seed,
             choice: 0,
             logprobs,
+            ..self.choosing.params()
         })
     }
 
-    /// Most tokens to generate after a prompt of so many, `default` where the client says nothing.
+    /// Most tokens to generate after a prompt of so many, `default` where the client says nothing; no fewer than the least.
     pub(super) fn budget(
         &self,
         prompt_field: &str,
@@ -160,17 +166,23 @@ impl Params {
             );
             return Err(ApiError::field(ErrorKind::ContextLength, prompt_field, problem));
         };
-        match self.max_tokens {
-            None => Ok(default.min(left)),
-            Some(MaxTokens { tokens, .. }) if tokens <= left => Ok(tokens),
+        let budget = match self.max_tokens {
+            None => default.min(left),
+            Some(MaxTokens { tokens, .. }) if tokens <= left => tokens,
             Some(MaxTokens { field, tokens }) => {
                 let problem = format!(
                     "is {tokens}, after a prompt of {prompt_tokens} tokens at most {left} fit the context of \
                      {max_context}"
                 );
-                Err(ApiError::field(ErrorKind::ContextLength, field, problem))
+                return Err(ApiError::field(ErrorKind::ContextLength, field, problem));
             }
+        };
+        let min_tokens = self.choosing.min_tokens;
+        if min_tokens > budget {
+            let problem = format!("is {min_tokens}, at most {budget} tokens will be generated");
+            return Err(ApiError::invalid("min_tokens", problem));
         }
+        Ok(budget)
     }
 }
 

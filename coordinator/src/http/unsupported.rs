@@ -23,7 +23,6 @@ const fn refused(field: &'static str, harmless: fn(&Value) -> bool, right: &'sta
 }
 
 const ONLY_ONE: &str = "is not supported yet other than 1";
-const ONLY_ZERO: &str = "is not supported yet other than 0";
 const ONLY_FALSE: &str = "is not supported yet other than false";
 const ONLY_TRUE: &str = "is not supported yet other than true";
 const LEAVE_OUT: &str = "is not supported yet, leave it out";
@@ -33,22 +32,6 @@ const REFUSED: &[Refused] = &[
     refused("best_of", |value| value.as_f64() == Some(1.0), ONLY_ONE),
     refused("echo", is_false, ONLY_FALSE),
     refused("suffix", is_empty, LEAVE_OUT),
-    refused("logit_bias", is_empty, LEAVE_OUT),
-    refused("presence_penalty", is_zero, ONLY_ZERO),
-    refused("frequency_penalty", is_zero, ONLY_ZERO),
-    refused(
-        "repetition_penalty",
-        |value| value.as_f64() == Some(1.0),
-        ONLY_ONE,
-    ),
-    refused(
-        "top_k",
-        |value| is_zero(value) || value.as_f64() == Some(-1.0),
-        "is not supported yet other than 0 or -1",
-    ),
-    refused("min_p", is_zero, ONLY_ZERO),
-    refused("min_tokens", is_zero, ONLY_ZERO),
-    refused("stop_token_ids", is_empty, LEAVE_OUT),
     refused("bad_words", is_empty, LEAVE_OUT),
     refused("allowed_token_ids", never, LEAVE_OUT),
     refused("include_stop_str_in_output", is_false, ONLY_FALSE),
@@ -85,10 +68,6 @@ const REFUSED: &[Refused] = &[
     refused("random_seed", never, "is not supported, use seed"),
     refused("safe_prompt", is_false, ONLY_FALSE),
 ];
-
-fn is_zero(value: &Value) -> bool {
-    value.as_f64() == Some(0.0)
-}
 
 fn is_false(value: &Value) -> bool {
     value.as_bool() == Some(false)

@@ -11,7 +11,7 @@ use tramontane_model::members::{
 };
 use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
-use tramontane_model::step::{RowRole, SequenceChunk, StepBatch, StepBounds, StepResult};
+use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch, StepBounds, StepResult};
 use tramontane_proto::{
     Directive, Ended, ExpertResults, ExpertWork, GenerateSubmission, GenerateUpdate, Joining, LinkMessage,
     Progress, RowsChunk, WireError, WorkerUpdate, v1 as pb,
@@ -157,6 +157,14 @@ fn requests_and_tokens_are_kept() {
     let sampling = SamplingParams {
         temperature: 0.7,
         top_p: 0.9,
+        top_k: 40,
+        min_p: 0.05,
+        presence_penalty: -1.5,
+        frequency_penalty: 0.5,
+        repetition_penalty: 1.25,
+        logit_bias: vec![(3, -100.0), (900, 0.5)],
+        min_tokens: 6,
+        held_back: vec![2, 13],
         seed: u64::MAX,
         choice: 1,
         logprobs: Some(20),
@@ -214,7 +222,15 @@ fn requests_and_tokens_are_kept() {
 fn chunk() -> SequenceChunk {
     SequenceChunk {
         sequence: SequenceId(8),
-        open: Some(SamplingParams::GREEDY),
+        open: Some(Opening {
+            sampling: SamplingParams {
+                repetition_penalty: 0.5,
+                ..SamplingParams::GREEDY
+            },
+            prompt_tokens: 28,
+            prompt_before: vec![3, 5],
+            generated_before: vec![9, 9],
+        }),
         first_position: 30,
         tokens: vec![4, 5],
         role: RowRole::Generated,
@@ -335,10 +351,23 @@ fn what_does_not_convert_names_its_field() {
     assert!(chunk(|c| c.role = 77).contains("chunk.role"));
     assert!(chunk(|c| c.tokens = vec![0; 8193]).contains("chunk.tokens"));
     assert!(
-        chunk(|c| c.open = Some(pb::Sampling {
-            top_p: f32::NAN,
-            ..pb::Sampling::default()
+        chunk(|c| c.open = Some(pb::Opening {
+            sampling: Some(pb::Sampling {
+                top_p: f32::NAN,
+                ..pb::Sampling::default()
+            }),
+            ..pb::Opening::default()
         }))
         .contains("sampling")
     );
+    assert!(chunk(|c| c.open = Some(pb::Opening::default())).contains("open.sampling"));
+    let bias = pb::TokenBias { token: 1, bias: 1.0 };
+    let sampling = pb::Sampling {
+        logit_bias: vec![bias; 301],
+        ..SamplingParams::GREEDY.into()
+    };
+    let refused = SamplingParams::try_from(sampling)
+        .expect_err("refused")
+        .to_string();
+    assert!(refused.contains("sampling.logit_bias"), "{refused}");
 }

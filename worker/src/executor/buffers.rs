@@ -43,6 +43,8 @@ pub(super) struct HeadBuffers<B> {
     pub(super) normed: B,
     pub(super) logits: B,
     pub(super) params: B,
+    pub(super) adjusted: B,
+    pub(super) adjustments: B,
     pub(super) sampled: B,
 }
 
@@ -109,6 +111,8 @@ impl<B: DeviceBuffer> HeadBuffers<B> {
             normed: new("normed sampled rows", bytes.normed)?,
             logits: new("logits", bytes.logits)?,
             params: new("sampling parameters", bytes.params)?,
+            adjusted: new("adjusted rows", bytes.adjusted)?,
+            adjustments: new("adjustments", bytes.adjustments)?,
             sampled: new("sampling results", bytes.sampled)?,
         })
     }

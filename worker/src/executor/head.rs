@@ -1,23 +1,26 @@
 //! The end of the last stage: final norm and head on the rows to be sampled, and the sampler.
 //!
-//! Logits stay on the device. Sampling parameters are kept from the chunk that opens a sequence until it is closed.
+//! Logits stay on the device. Sampling parameters are kept from the chunk that opens a sequence until it is closed. A row
+//! that is to be adjusted is sampled from a copy of its logits; a step without such rows makes no copy.
 
 use tramontane_model::footprint::LOGIT_ROWS;
 use tramontane_model::ids::SequenceId;
-use tramontane_model::sampling::{SampledToken, SamplingParams};
+use tramontane_model::sampling::SampledToken;
 use tramontane_model::step::{RowRole, StepBatch, StepResult};
 
 use super::DeviceError;
+use super::open::{self, OpenSequence};
 use super::plan::SampledRow;
 use super::run::{MAX_OPEN_SEQUENCES, OwnedStage, StageRun};
 use crate::ops::{
-    Backend, DeviceBuffer, Linear, OpError, ReadRange, RmsNorm, Rows, Sample, SampleParams, SampleResult,
+    Adjust, Adjustment, Backend, DeviceBuffer, Linear, OpError, ReadRange, RmsNorm, Rows, Sample,
+    SampleParams, SampleResult,
 };
 
 impl<B: DeviceBuffer> OwnedStage<B> {
-    /// Drops the parameters of sequences that have closed and keeps those of sequences that open. Refuses a step, without
-    /// opening any, that would sample a sequence that was never opened.
-    pub(super) fn open_and_close(&mut self, batch: &StepBatch) -> Result<(), DeviceError> {
+    /// Drops sequences that have closed, keeps those that open, and counts the tokens of those whose penalties look at them.
+    /// Refuses a step, without opening any, that would sample a sequence that was never opened.
+    pub(super) fn open_and_close(&mut self, batch: &StepBatch, vocab_size: u32) -> Result<(), DeviceError> {
         for sequence in &batch.closed {
             self.sampling.remove(sequence);
         }
@@ -26,10 +29,11 @@ impl<B: DeviceBuffer> OwnedStage<B> {
             batch
                 .chunks
                 .iter()
-                .filter_map(|chunk| Some((chunk.sequence, chunk.open?)))
+                .filter_map(|chunk| Some((chunk, chunk.open.as_ref()?)))
         };
-        for (sequence, params) in opened() {
-            params.validate().map_err(|problem| DeviceError::Sampling {
+        for (chunk, opening) in opened() {
+            let (sequence, valid) = (chunk.sequence, opening.sampling.validate_for(vocab_size));
+            valid.map_err(|problem| DeviceError::Sampling {
                 step,
                 sequence,
                 problem,
@@ -37,7 +41,9 @@ impl<B: DeviceBuffer> OwnedStage<B> {
         }
         for chunk in batch.chunks.iter().filter(|chunk| chunk.sample) {
             let sequence = chunk.sequence;
-            if !self.sampling.contains_key(&sequence) && !opened().any(|(id, _)| id == sequence) {
+            if !self.sampling.contains_key(&sequence)
+                && !opened().any(|(chunk, _)| chunk.sequence == sequence)
+            {
                 return Err(DeviceError::NotOpened { step, sequence });
             }
         }
@@ -50,7 +56,15 @@ impl<B: DeviceBuffer> OwnedStage<B> {
                 limit: MAX_OPEN_SEQUENCES,
             });
         }
-        self.sampling.extend(opened());
+        for (chunk, opening) in opened() {
+            let sequence = OpenSequence::new(opening, chunk.first_position);
+            self.sampling.insert(chunk.sequence, sequence);
+        }
+        for chunk in &batch.chunks {
+            if let Some(sequence) = self.sampling.get_mut(&chunk.sequence) {
+                sequence.take_in(chunk);
+            }
+        }
         Ok(())
     }
 }
@@ -60,11 +74,8 @@ impl<D: Backend> StageRun<'_, D> {
     pub(super) fn sample(&mut self) -> Result<StepResult, DeviceError> {
         let mut tokens: Vec<Option<(SequenceId, SampledToken)>> = vec![None; self.batch.chunks.len()];
         for samples in self.plan.samples.chunks(LOGIT_ROWS as usize) {
-            let params = samples
-                .iter()
-                .map(|sample| self.params(sample))
-                .collect::<Result<Vec<_>, _>>()?;
-            let results = self.sample_rows(samples, &params)?;
+            let (params, adjustments) = self.params(samples)?;
+            let results = self.sample_rows(samples, &params, &adjustments)?;
             for (sample, result) in samples.iter().zip(results) {
                 let sequence = self.batch.chunks[sample.chunk].sequence;
                 tokens[sample.chunk] = Some((
@@ -87,31 +98,29 @@ impl<D: Backend> StageRun<'_, D> {
         })
     }
 
-    fn params(&self, sample: &SampledRow) -> Result<SampleParams, DeviceError> {
-        let chunk = &self.batch.chunks[sample.chunk];
-        let Some(params) = self.stage.sampling.get(&chunk.sequence) else {
-            return Err(DeviceError::NotOpened {
-                step: self.batch.step,
-                sequence: chunk.sequence,
-            });
-        };
-        let SamplingParams {
-            temperature,
-            top_p,
-            seed,
-            choice,
-            logprobs,
-        } = *params;
-        Ok(SampleParams {
-            seed_low: seed as u32,
-            seed_high: (seed >> 32) as u32,
-            choice,
-            position: chunk.first_position + chunk.tokens.len() as u32,
-            temperature,
-            top_p,
-            top: logprobs.unwrap_or(0),
-            reserved: 0,
-        })
+    /// How each row is sampled, and what is done to its logits before.
+    fn params(
+        &self,
+        samples: &[SampledRow],
+    ) -> Result<(Vec<SampleParams>, Vec<Vec<Adjustment>>), DeviceError> {
+        let vocab_size = self.device.model.spec.vocab_size;
+        let each = samples.iter().zip(LOGIT_ROWS..).map(|(sample, copy)| {
+            let chunk = &self.batch.chunks[sample.chunk];
+            let Some(open) = self.stage.sampling.get(&chunk.sequence) else {
+                return Err(DeviceError::NotOpened {
+                    step: self.batch.step,
+                    sequence: chunk.sequence,
+                });
+            };
+            let position = chunk.first_position + chunk.tokens.len() as u32;
+            let mut params = open.params(position, vocab_size);
+            let adjustments = open.adjustments(position);
+            if !adjustments.is_empty() {
+                params.copy = copy;
+            }
+            Ok((params, adjustments))
+        });
+        each.collect()
     }
 
     /// Samples at most [`LOGIT_ROWS`] rows, generated ones first.
@@ -119,6 +128,7 @@ impl<D: Backend> StageRun<'_, D> {
         &mut self,
         samples: &[SampledRow],
         params: &[SampleParams],
+        adjustments: &[Vec<Adjustment>],
     ) -> Result<Vec<SampleResult>, DeviceError> {
         let (Some(buffers), Some(head)) = (&self.stage.head, self.device.weights.head()) else {
             return Err(OpError::shape("head", "it is not loaded").into());
@@ -146,6 +156,18 @@ impl<D: Backend> StageRun<'_, D> {
             add: false,
             rows,
         })?;
+        for copies in open::copies(adjustments, LOGIT_ROWS, spec.vocab_size as usize) {
+            backend.write(&buffers.adjusted, 0, bytemuck::cast_slice(&copies.rows))?;
+            let list = bytemuck::cast_slice(&copies.adjustments);
+            backend.write(&buffers.adjustments, 0, list)?;
+            backend.adjust(&Adjust {
+                logits: &buffers.logits,
+                rows: &buffers.adjusted,
+                adjustments: &buffers.adjustments,
+                vocab: spec.vocab_size,
+                count: copies.rows.len() as u32,
+            })?;
+        }
         backend.sample(&Sample {
             logits: &buffers.logits,
             params: &buffers.params,

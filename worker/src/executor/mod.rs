@@ -18,6 +18,7 @@ mod inbox;
 mod layer;
 mod links;
 mod moe;
+mod open;
 mod plan;
 mod remote;
 mod run;

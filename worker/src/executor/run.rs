@@ -8,11 +8,11 @@ use bytes::Bytes;
 use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::{Fence, SequenceId};
 use tramontane_model::rope::RotaryTable;
-use tramontane_model::sampling::SamplingParams;
 use tramontane_model::step::{MAX_STEP_SEQUENCES, StepBatch};
 use tramontane_proto::{ExpertResults, ExpertWork};
 
 use super::buffers::{self, HeadBuffers, HolderBuffers, OwnerBuffers};
+use super::open::OpenSequence;
 use super::plan::{self, StepPlan};
 use super::{DeviceError, ExpertExchange, StageInput, StageOutput};
 use crate::ops::{Backend, DeviceInfo, ExpertScratch, LatentCache, OpError, ReadRange};
@@ -38,8 +38,8 @@ pub(super) struct OwnedStage<B> {
     pub(super) buffers: OwnerBuffers<B>,
     /// There on the last stage.
     pub(super) head: Option<HeadBuffers<B>>,
-    /// Sampling parameters of the open sequences; empty but on the last stage.
-    pub(super) sampling: BTreeMap<SequenceId, SamplingParams>,
+    /// What is sampled from the open sequences' logits, and how; empty but on the last stage.
+    pub(super) sampling: BTreeMap<SequenceId, OpenSequence>,
 }
 
 /// What the device needs to compute routed experts, its own stage's or others'.
@@ -233,7 +233,7 @@ impl<D: Backend> Executor<D> {
         let spec = &self.model.spec;
         plan::check(batch, spec, stage.slice.kv, capacity)?;
         if stage.slice.last {
-            stage.open_and_close(batch)?;
+            stage.open_and_close(batch, spec.vocab_size)?;
         }
         let plan = StepPlan::new(batch, spec, stage.slice.kv, &self.rotary);
         device.upload(stage, &plan, batch, input)?;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tramontane_model::ids::{DeviceRef, SequenceId, StepId};
 use tramontane_model::sampling::SamplingParams;
-use tramontane_model::step::{RowRole, SequenceChunk, StepBatch};
+use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch};
 use tramontane_proto::{ExpertResults, ExpertWork};
 
 use super::run::Executor;
@@ -97,11 +97,20 @@ struct Duties {
 }
 
 fn chunk(sequence: SequenceId, role: RowRole, rows: u32) -> SequenceChunk {
+    let tokens = vec![0; rows as usize];
+    let prompt_tokens = match role {
+        RowRole::Given => tokens.len(),
+        RowRole::Generated => 0,
+    };
+    let sampling = SamplingParams {
+        logit_bias: vec![(0, 1.0)],
+        ..SamplingParams::GREEDY
+    };
     SequenceChunk {
         sequence,
-        open: Some(SamplingParams::GREEDY),
+        open: Some(Opening::new(&sampling, &tokens, prompt_tokens, 0)),
         first_position: 0,
-        tokens: vec![0; rows as usize],
+        tokens,
         role,
         sample: true,
         block_table: vec![0],

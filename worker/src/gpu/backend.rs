@@ -14,8 +14,8 @@ use super::staging::Staging;
 use super::tuning::Tuning;
 use super::{ops, staging};
 use crate::ops::{
-    Attention, Backend, Combine, DeviceInfo, Embed, Experts, GateUp, LatentWrite, Linear, OpError, Queries,
-    ReadRange, RmsNorm, Route, Sample, Values,
+    Adjust, Attention, Backend, Combine, DeviceInfo, Embed, Experts, GateUp, LatentWrite, Linear, OpError,
+    Queries, ReadRange, RmsNorm, Route, Sample, Values,
 };
 
 /// Most workgroups in one dimension: what every Vulkan device has.
@@ -314,6 +314,10 @@ impl Backend for GpuBackend {
 
     fn combine(&mut self, op: &Combine<'_, GpuBuffer>) -> Result<(), OpError> {
         ops::elementwise::combine(self, op)
+    }
+
+    fn adjust(&mut self, op: &Adjust<'_, GpuBuffer>) -> Result<(), OpError> {
+        ops::adjust::record(self, op)
     }
 
     fn sample(&mut self, op: &Sample<'_, GpuBuffer>) -> Result<(), OpError> {

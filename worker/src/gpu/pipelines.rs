@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::mem::size_of;
 
-use super::ops::{attention, elementwise, experts, matmul, norm, queries, route, sample};
+use super::ops::{adjust, attention, elementwise, experts, matmul, norm, queries, route, sample};
 use super::tuning::Tuning;
 use crate::ops::WeightFormat;
 
@@ -29,6 +29,7 @@ pub(super) struct Variant {
 /// A shader in one of its variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
+    Adjust,
     Attention,
     Combine,
     Embed,
@@ -67,6 +68,7 @@ macro_rules! matrix_sources {
 impl Kernel {
     fn all() -> Vec<Self> {
         let mut kernels = vec![
+            Self::Adjust,
             Self::Attention,
             Self::Combine,
             Self::Embed,
@@ -106,6 +108,7 @@ impl Kernel {
             Self::RmsNorm => 8,
             Self::Route => 9,
             Self::Sample => 10,
+            Self::Adjust => 11,
         }
     }
 
@@ -118,6 +121,13 @@ impl Kernel {
             immediate_bytes,
         };
         match self {
+            Self::Adjust => new(
+                "adjust",
+                sources!["adjust.wgsl"],
+                2,
+                1,
+                size_of::<adjust::Params>(),
+            ),
             Self::Attention => {
                 let sources = match tuning.shares_loads {
                     true => sources!["attention_subgroup.wgsl"],
@@ -197,7 +207,7 @@ impl Kernel {
                 }
                 constants
             }
-            Self::GroupExperts | Self::Sample => lanes(tuning.lanes_wide),
+            Self::Adjust | Self::GroupExperts | Self::Sample => lanes(tuning.lanes_wide),
             Self::LatentWrite | Self::RmsNorm => lanes(tuning.lanes_row),
             Self::Queries(variant) => {
                 let mut constants = of_variant(variant);

@@ -10,6 +10,7 @@
 //! and on the row's own values, position and role only. The number of rows in a call, their order, the parts a
 //! matrix is split in and the experts that are local change nothing in it.
 
+mod adjust;
 mod attention;
 mod cache;
 mod combine;
@@ -30,6 +31,7 @@ mod values;
 
 use std::time::Instant;
 
+pub use adjust::{Adjust, AdjustedRow, Adjustment, HELD_BACK};
 pub use attention::Attention;
 pub use cache::{LatentCache, LatentCacheShape};
 pub use combine::Combine;
@@ -47,6 +49,7 @@ pub use queries::{MlaDims, Queries};
 pub use rms_norm::RmsNorm;
 pub use route::{MAX_EXPERTS, MAX_TOP_K, Route};
 pub use rows::{NO_ROW, RowMeta, Rows};
+pub(crate) use sample::PARAM_WORDS;
 pub use sample::{MAX_TOP, Sample, SampleParams, SampleResult};
 pub use values::Values;
 
@@ -141,6 +144,8 @@ pub trait Backend {
     fn experts(&mut self, op: &Experts<'_, Self::Buffer>) -> Result<(), OpError>;
     /// Adds routed and shared expert results to the residual stream, in expert order.
     fn combine(&mut self, op: &Combine<'_, Self::Buffer>) -> Result<(), OpError>;
+    /// Adjusted copies of logits.
+    fn adjust(&mut self, op: &Adjust<'_, Self::Buffer>) -> Result<(), OpError>;
     /// Samples a token per row of logits, with log-probabilities.
     fn sample(&mut self, op: &Sample<'_, Self::Buffer>) -> Result<(), OpError>;
 }

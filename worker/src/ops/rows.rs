@@ -79,6 +79,12 @@ pub(crate) fn check_words<B: DeviceBuffer>(
     Ok(())
 }
 
+/// Whole rows of `width` values of 4 bytes that a buffer has room for.
+pub(crate) fn whole_rows<B: DeviceBuffer>(buffer: &B, width: u32) -> u32 {
+    let rows = buffer.bytes() / (u64::from(width.max(1)) * 4);
+    u32::try_from(rows).unwrap_or(u32::MAX)
+}
+
 /// Refuses a width that is zero or not a multiple of `align`.
 pub(crate) fn check_width(op: &'static str, what: &str, width: u32, align: u32) -> Result<(), OpError> {
     if width == 0 || !width.is_multiple_of(align) {

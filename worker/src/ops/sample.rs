@@ -1,16 +1,23 @@
 //! Sampler: one token per row of logits, with log-probabilities of the unmodified distribution.
 //!
-//! Temperature 0 takes the largest logit (ties to the lowest id). Else logits are divided by the temperature, the
-//! tokens below the nucleus threshold are dropped (the largest threshold whose tokens hold at least `top_p` of the
-//! mass; tokens equal to the threshold stay), and the token with the largest `logit / temperature + gumbel` wins
-//! (Gumbel-max), where the noise of a token is a function of (seed, choice, position, token id) alone: Philox 4x32-10
-//! (Salmon et al. 2011).
+//! Temperature 0 takes the largest logit (ties to the lowest id). Else logits are divided by the temperature and tokens are
+//! dropped: those below the `top_k`-th largest; of those left, what is below the nucleus threshold (the largest threshold
+//! whose tokens hold at least `top_p` of their mass); and what is less than `min_p` times as likely as the likeliest
+//! (Nguyen et al. 2024). Tokens equal to a threshold stay. Of the tokens left the one with the largest
+//! `logit / temperature + gumbel` wins (Gumbel-max), where the noise of a token is a function of (seed, choice, position,
+//! token id) alone: Philox 4x32-10 (Salmon et al. 2011).
+//!
+//! The token may be chosen from an adjusted copy of its row ([`super::Adjust`]); log-probabilities and the most likely
+//! tokens are those of the row itself.
 
 use super::rows::check_rows;
-use super::{DeviceBuffer, OpError};
+use super::{DeviceBuffer, NO_ROW, OpError};
 
 /// Most tokens whose log-probabilities are returned per row.
 pub const MAX_TOP: usize = 20;
+
+/// Largest vocabulary whose tokens are counted in an f32.
+const MAX_VOCAB: u32 = 1 << 24;
 
 /// How a row is sampled; a buffer of these, one per row.
 #[repr(C)]
@@ -30,9 +37,18 @@ pub struct SampleParams {
     pub top_p: f32,
     /// Number of most likely tokens to report, at most [`MAX_TOP`].
     pub top: u32,
-    /// Keeps rows 32 bytes long; 0.
-    pub reserved: u32,
+    /// Number of most likely tokens that are kept, and those as likely as the last of them; 0 keeps all tokens.
+    pub top_k: u32,
+    /// In [0, 1]; 0 keeps all tokens.
+    pub min_p: f32,
+    /// Row of the logits that the token is chosen from, or [`NO_ROW`] for the row itself.
+    pub copy: u32,
+    /// Keeps rows 48 bytes long; 0.
+    pub reserved: [u32; 2],
 }
+
+/// Words of one row's [`SampleParams`].
+pub(crate) const PARAM_WORDS: usize = size_of::<SampleParams>() / 4;
 
 impl SampleParams {
     /// Greedy, reporting the `top` most likely tokens.
@@ -45,7 +61,10 @@ impl SampleParams {
             temperature: 0.0,
             top_p: 1.0,
             top,
-            reserved: 0,
+            top_k: 0,
+            min_p: 0.0,
+            copy: NO_ROW,
+            reserved: [0; 2],
         }
     }
 }
@@ -110,7 +129,7 @@ impl SampleResult {
 /// Operands of the sampler.
 #[derive(Clone, Debug)]
 pub struct Sample<'a, B> {
-    /// `[rows, vocab]` f32.
+    /// `[rows, vocab]` f32, and any adjusted copies after them.
     pub logits: &'a B,
     /// [`SampleParams`] per row.
     pub params: &'a B,
@@ -127,6 +146,12 @@ impl<B: DeviceBuffer> Sample<'_, B> {
     pub fn check(&self) -> Result<(), OpError> {
         const OP: &str = "sample";
         super::rows::check_width(OP, "vocab", self.vocab, 4)?;
+        if self.vocab > MAX_VOCAB {
+            return Err(OpError::shape(
+                OP,
+                format!("vocab is {}, at most {MAX_VOCAB} can be counted", self.vocab),
+            ));
+        }
         if (self.vocab as usize) < MAX_TOP {
             return Err(OpError::shape(
                 OP,
@@ -134,7 +159,12 @@ impl<B: DeviceBuffer> Sample<'_, B> {
             ));
         }
         check_rows(OP, "logits", self.logits, self.rows, self.vocab)?;
-        check_rows(OP, "params", self.params, self.rows, 8)?;
+        check_rows(OP, "params", self.params, self.rows, PARAM_WORDS as u32)?;
         check_rows(OP, "output", self.output, self.rows, RESULT_WORDS as u32)
+    }
+
+    /// Whole rows that the logits have room for, copies included.
+    pub fn logit_rows(&self) -> u32 {
+        super::rows::whole_rows(self.logits, self.vocab)
     }
 }

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::{
-    CpuBuffer, attention, combine, embed, experts, gate_up, latent, linear, queries, rms_norm, route, sample,
-    values,
+    CpuBuffer, adjust, attention, combine, embed, experts, gate_up, latent, linear, queries, rms_norm, route,
+    sample, values,
 };
 use crate::ops::{
-    Attention, Backend, Combine, DeviceBuffer, DeviceInfo, Embed, Experts, GateUp, LatentWrite, Linear,
-    OpError, Queries, ReadRange, RmsNorm, Route, Sample, Values,
+    Adjust, Attention, Backend, Combine, DeviceBuffer, DeviceInfo, Embed, Experts, GateUp, LatentWrite,
+    Linear, OpError, Queries, ReadRange, RmsNorm, Route, Sample, Values,
 };
 
 /// The reference backend.
@@ -174,6 +174,12 @@ impl Backend for CpuBackend {
     fn combine(&mut self, op: &Combine<'_, CpuBuffer>) -> Result<(), OpError> {
         op.check()?;
         combine::run(op);
+        Ok(())
+    }
+
+    fn adjust(&mut self, op: &Adjust<'_, CpuBuffer>) -> Result<(), OpError> {
+        op.check()?;
+        adjust::run(op);
         Ok(())
     }
 

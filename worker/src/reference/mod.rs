@@ -3,6 +3,7 @@
 //! Plain loops over whole buffers, written from the formulas and independent of the shaders. No speed, no staging:
 //! calls take effect at once. Results are rounded to f32 where the device stores them.
 
+mod adjust;
 mod attention;
 mod backend;
 mod buffer;

@@ -1,7 +1,7 @@
 //! Twin of `shaders/sample.wgsl`.
 
 use super::CpuBuffer;
-use crate::ops::{MAX_TOP, Sample, SampleParams};
+use crate::ops::{MAX_TOP, PARAM_WORDS, Sample, SampleParams};
 
 /// Philox 4x32 with 10 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
@@ -31,15 +31,17 @@ pub fn gumbel(params: &SampleParams, token: u32) -> f64 {
 
 pub(super) fn run(op: &Sample<'_, CpuBuffer>) {
     let (rows, vocab) = (op.rows as usize, op.vocab as usize);
-    let logits = op.logits.f32s(rows * vocab);
+    let logits = op.logits.f32s(op.logit_rows() as usize * vocab);
+    let all: Vec<&[f32]> = logits.chunks_exact(vocab).collect();
     let params: Vec<SampleParams> = op
         .params
-        .u32s(rows * 8)
-        .chunks_exact(8)
+        .u32s(rows * PARAM_WORDS)
+        .chunks_exact(PARAM_WORDS)
         .map(|words| bytemuck::pod_read_unaligned(bytemuck::cast_slice(words)))
         .collect();
-    for (row, (logits, params)) in logits.chunks_exact(vocab).zip(&params).enumerate() {
-        let words = sample_row(logits, params);
+    for (row, (logits, params)) in all.iter().zip(&params).enumerate() {
+        let copy = all.get(params.copy as usize).unwrap_or(logits);
+        let words = sample_row(logits, copy, params);
         let start = row * words.len();
         for (target, word) in op.output.words()[start..].iter_mut().zip(words) {
             *target = word;
@@ -47,14 +49,21 @@ pub(super) fn run(op: &Sample<'_, CpuBuffer>) {
     }
 }
 
-fn sample_row(logits: &[f32], params: &SampleParams) -> Vec<u32> {
-    let logprobs = log_softmax(logits, 1.0);
+/// Token ids by falling logit, ties by rising id.
+fn by_logit(logits: &[f32]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    order
+}
+
+/// The token is chosen from `copy`, the rest is told of `logits`.
+fn sample_row(logits: &[f32], copy: &[f32], params: &SampleParams) -> Vec<u32> {
+    let logprobs = log_softmax(logits, 1.0);
+    let (order, chosen) = (by_logit(logits), by_logit(copy));
     let token = if params.temperature > 0.0 {
-        drawn(logits, params, &order)
+        drawn(copy, params, &chosen)
     } else {
-        order[0]
+        chosen[0]
     };
     let top = &order[..(params.top as usize).min(MAX_TOP)];
     let mut words = vec![token as u32, (logprobs[token] as f32).to_bits()];
@@ -76,21 +85,31 @@ fn log_softmax(logits: &[f32], temperature: f64) -> Vec<f64> {
     scaled.iter().map(|logit| logit - largest - total.ln()).collect()
 }
 
-/// Gumbel-max over the nucleus; `order` is by falling logit.
+/// Gumbel-max over what the thresholds leave; `order` is by falling logit.
 fn drawn(logits: &[f32], params: &SampleParams, order: &[usize]) -> usize {
     let logprobs = log_softmax(logits, f64::from(params.temperature));
-    let mut mass = 0.0;
-    let mut threshold = f32::NEG_INFINITY;
+    let last = (params.top_k as usize)
+        .checked_sub(1)
+        .and_then(|last| order.get(last));
+    let mut threshold = last.map_or(f32::NEG_INFINITY, |&id| logits[id]);
     if params.top_p < 1.0 {
-        for &id in order {
+        let left: Vec<usize> = order
+            .iter()
+            .copied()
+            .filter(|&id| logits[id] >= threshold)
+            .collect();
+        let total: f64 = left.iter().map(|&id| logprobs[id].exp()).sum();
+        let mut mass = 0.0;
+        for id in left {
             mass += logprobs[id].exp();
             threshold = logits[id];
-            if mass >= f64::from(params.top_p) {
+            if mass >= f64::from(params.top_p) * total {
                 break;
             }
         }
     }
-    let kept = (0..logits.len()).filter(|&id| logits[id] >= threshold);
+    let likely = logprobs[order[0]] + f64::from(params.min_p).ln();
+    let kept = (0..logits.len()).filter(|&id| logits[id] >= threshold && logprobs[id] >= likely);
     let noisy = kept.map(|id| (logprobs[id] + gumbel(params, id as u32), id));
     let best = noisy.fold((f64::NEG_INFINITY, order[0]), |best, next| {
         if next.0 > best.0 { next } else { best }

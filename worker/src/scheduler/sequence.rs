@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tramontane_model::ids::{RequestId, SequenceId, StepId};
 use tramontane_model::sampling::SamplingParams;
-use tramontane_model::step::{RowRole, SequenceChunk};
+use tramontane_model::step::{Opening, RowRole, SequenceChunk};
 use tramontane_model::time::Tick;
 
 use super::blocks::{BlockPool, BlockTable};
@@ -251,7 +251,7 @@ impl Running {
         self.in_flight.push_back(step);
         SequenceChunk {
             sequence: self.sequence,
-            open: (start == self.start).then_some(*sampling),
+            open: (start == self.start).then(|| Opening::new(sampling, tokens, *prompt, start)),
             first_position: start as u32, // below the token limit, a u32
             tokens: tokens[start..end].to_vec(),
             role,

@@ -188,7 +188,7 @@ impl Submission {
         check_tokens("prompt", &self.prompt, config.vocab_size)?;
         check_tokens("emitted", &self.emitted, config.vocab_size)?;
         check_tokens("stop_tokens", &self.stop_tokens, config.vocab_size)?;
-        self.sampling.validate()?;
+        self.sampling.validate_for(config.vocab_size)?;
         if self.deadline <= now {
             let deadline = self.deadline;
             return Err(Refusal::DeadlinePassed { deadline, now });

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tramontane_model::ids::{DeviceRef, SequenceId, StepId};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
-use tramontane_model::step::{RowRole, SequenceChunk, StepBatch};
+use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch};
 use tramontane_proto::ExpertWork;
 use tramontane_worker::config::DeviceConfig;
 use tramontane_worker::executor::{
@@ -54,19 +54,28 @@ fn executor() -> Executor<GpuBackend> {
     executor
 }
 
+/// Greedy and drawn, each with and without adjusted logits.
+fn sampling(sequence: u64) -> SamplingParams {
+    let biases = if sequence % 4 < 2 { 0 } else { 9 };
+    SamplingParams {
+        temperature: if sequence.is_multiple_of(2) { 0.0 } else { 0.8 },
+        top_p: 0.9,
+        top_k: 50,
+        min_p: 0.001,
+        seed: 5,
+        logit_bias: (0..biases).map(|i| (1000 + 300 * i, 1.5)).collect(),
+        logprobs: Some(3),
+        ..SamplingParams::GREEDY
+    }
+}
+
 /// Rows of a sequence: which, from which position, and in which role.
 type Chunk<'a> = (u64, u32, &'a [u32], RowRole);
 
 fn step(executor: &mut Executor<GpuBackend>, chunks: &[Chunk<'_>]) -> Vec<SampledToken> {
     let chunk = |&(sequence, first_position, tokens, role): &Chunk<'_>| SequenceChunk {
         sequence: SequenceId(sequence),
-        open: Some(SamplingParams {
-            temperature: if sequence.is_multiple_of(2) { 0.0 } else { 0.8 },
-            top_p: 0.9,
-            seed: 5,
-            logprobs: Some(3),
-            ..SamplingParams::GREEDY
-        }),
+        open: Some(Opening::new(&sampling(sequence), &[], 0, 0)),
         first_position,
         tokens: tokens.to_vec(),
         role,
@@ -75,10 +84,14 @@ fn step(executor: &mut Executor<GpuBackend>, chunks: &[Chunk<'_>]) -> Vec<Sample
             .map(|block| block * 32 + sequence as u32 % 32)
             .collect(),
     };
+    run(executor, chunks.iter().map(chunk).collect())
+}
+
+fn run(executor: &mut Executor<GpuBackend>, chunks: Vec<SequenceChunk>) -> Vec<SampledToken> {
     let batch = StepBatch {
         fence: replica(1, &[(0, 6, "w1/0", &[])]).fence(),
         step: StepId(1),
-        chunks: chunks.iter().map(chunk).collect(),
+        chunks,
         closed: Vec::new(),
     };
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -151,5 +164,99 @@ fn a_sequence_has_the_same_bits_alone_in_a_batch_and_in_chunks() {
             &[(*sequence, prompt.len() as u32, &next, Generated)],
         );
         assert_eq!(second[0], pair[1].1, "sequence {sequence} alone");
+    }
+}
+
+/// A sequence whose penalties look at all its tokens, and those that it has.
+struct Penalised {
+    sequence: u64,
+    tokens: Vec<u32>,
+    prompt: usize,
+    done: usize,
+}
+
+impl Penalised {
+    fn sampling() -> SamplingParams {
+        SamplingParams {
+            temperature: 0.9,
+            presence_penalty: 0.5,
+            frequency_penalty: 1.5,
+            repetition_penalty: 1.4,
+            seed: 8,
+            logprobs: Some(2),
+            ..SamplingParams::GREEDY
+        }
+    }
+
+    /// The next rows of one role; opens under a new id if `reopens`, in the same blocks.
+    fn chunk(&mut self, rows: usize, opens: bool) -> SequenceChunk {
+        let start = self.done;
+        let (role, role_end) = match start < self.prompt {
+            true => (RowRole::Given, self.prompt),
+            false => (RowRole::Generated, self.tokens.len()),
+        };
+        let blocks = self.sequence as u32 % 32;
+        self.sequence += if opens { 32 } else { 0 };
+        self.done = role_end.min(start + rows);
+        SequenceChunk {
+            sequence: SequenceId(self.sequence),
+            open: opens.then(|| Opening::new(&Self::sampling(), &self.tokens, self.prompt, start)),
+            first_position: start as u32,
+            tokens: self.tokens[start..self.done].to_vec(),
+            role,
+            sample: true,
+            block_table: (0..BLOCKS).map(|block| block * 32 + blocks).collect(),
+        }
+    }
+}
+
+#[test]
+fn penalties_are_the_same_alone_in_a_batch_and_wherever_a_sequence_opens() {
+    let mut executor = executor();
+    let new = |sequence: u64| {
+        let length = 6 + 3 * sequence as u32;
+        let tokens = (0..length).map(|i| 400 + 31 * sequence as u32 + 11 * (i % 7));
+        let tokens: Vec<u32> = tokens.collect();
+        Penalised {
+            sequence,
+            prompt: tokens.len(),
+            tokens,
+            done: 0,
+        }
+    };
+    let mut alone = Vec::new();
+    for sequence in 0..4 {
+        let mut penalised = new(sequence);
+        let mut found = Vec::new();
+        for generated in 0..8 {
+            let chunk = penalised.chunk(64, generated == 0);
+            let sampled = run(&mut executor, vec![chunk]).remove(0);
+            penalised.tokens.push(sampled.token);
+            found.push(sampled);
+        }
+        alone.push(found);
+    }
+    let mut all: Vec<Penalised> = (0..4).map(new).collect();
+    for generated in 0..8 {
+        let chunks = all.iter_mut().map(|one| one.chunk(64, generated == 0)).collect();
+        for ((one, sampled), alone) in all.iter_mut().zip(run(&mut executor, chunks)).zip(&alone) {
+            assert_eq!(sampled, alone[generated], "token {generated} in a batch");
+            one.tokens.push(sampled.token);
+        }
+    }
+    // What is in the cache already need not come again: each opens anew at some place of its prompt or its output.
+    for (one, alone) in all.iter_mut().zip(&alone) {
+        for start in [1, one.prompt - 1, one.prompt, one.prompt + 4] {
+            one.done = start;
+            let rows = if start < one.prompt { one.prompt } else { 3 };
+            let chunk = one.chunk(rows, true);
+            let sampled = run(&mut executor, vec![chunk]).remove(0);
+            assert_eq!(sampled, alone[one.done - one.prompt], "opened at {start}");
+            if start < one.prompt {
+                let chunk = one.chunk(3, false);
+                let sampled = run(&mut executor, vec![chunk]).remove(0);
+                assert_eq!(sampled, alone[3], "opened at {start}, then went on");
+            }
+        }
     }
 }

@@ -27,16 +27,20 @@ pub(crate) fn records(most_prompt_tokens: usize, count: usize) -> Vec<Record> {
         .collect()
 }
 
-pub(crate) const WITH_TOP5: SamplingParams = SamplingParams {
-    logprobs: Some(5),
-    ..SamplingParams::GREEDY
-};
+pub(crate) fn with_top5() -> SamplingParams {
+    SamplingParams {
+        logprobs: Some(5),
+        ..SamplingParams::GREEDY
+    }
+}
 
 async fn run(cluster: &mut Cluster, records: &[Record]) -> Vec<Vec<SampledToken>> {
     let mut outputs = Vec::new();
     for record in records {
         let limit = u32::try_from(record.greedy.len()).expect("short");
-        let (tokens, _) = cluster.generate(&record.prompt_ids, &[], WITH_TOP5, limit).await;
+        let (tokens, _) = cluster
+            .generate(&record.prompt_ids, &[], with_top5(), limit)
+            .await;
         outputs.push(tokens);
     }
     cluster.until_idle().await;
@@ -127,7 +131,7 @@ async fn chunks_devices_and_resubmission_change_no_bit() {
         let limit = u32::try_from(tokens.len()).expect("short");
         let half = tokens.len() / 2;
         let (rest, _) = cluster
-            .generate(&record.prompt_ids, &tokens[..half], WITH_TOP5, limit)
+            .generate(&record.prompt_ids, &tokens[..half], with_top5(), limit)
             .await;
         assert_eq!(rest, output[half..], "resubmitted after {half} tokens");
     }

@@ -2,6 +2,7 @@
 //! between them, against recorded answers.
 
 mod batch;
+mod choosing;
 mod cluster;
 mod golden;
 mod ops;

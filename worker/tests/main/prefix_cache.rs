@@ -1,7 +1,7 @@
 //! DET-1: what a prefix cache holds is what would be computed again, on or off, bit for bit.
 
 use crate::cluster::{Cluster, replica};
-use crate::golden::{WITH_TOP5, records};
+use crate::golden::{records, with_top5};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prompt_from_the_cache_gives_the_same_bits() {
@@ -19,7 +19,9 @@ async fn a_prompt_from_the_cache_gives_the_same_bits() {
     let mut plain = Vec::new();
     for record in &records {
         let limit = u32::try_from(record.greedy.len()).expect("short");
-        let (tokens, _) = cluster.generate(&record.prompt_ids, &[], WITH_TOP5, limit).await;
+        let (tokens, _) = cluster
+            .generate(&record.prompt_ids, &[], with_top5(), limit)
+            .await;
         let ids: Vec<u32> = tokens.iter().map(|token| token.token).collect();
         assert_eq!(ids, record.greedy);
         assert_eq!(cluster.cached_prompt_tokens, Some(0));
@@ -31,7 +33,9 @@ async fn a_prompt_from_the_cache_gives_the_same_bits() {
         let limit = u32::try_from(record.greedy.len()).expect("short");
         let full = u32::try_from((record.prompt_ids.len() - 1) / 16 * 16).expect("short");
         for again in 0..2 {
-            let (tokens, _) = cluster.generate(&record.prompt_ids, &[], WITH_TOP5, limit).await;
+            let (tokens, _) = cluster
+                .generate(&record.prompt_ids, &[], with_top5(), limit)
+                .await;
             assert_eq!(tokens, *plain, "time {again}");
             if again > 0 {
                 assert_eq!(cluster.cached_prompt_tokens, Some(full));
@@ -41,13 +45,13 @@ async fn a_prompt_from_the_cache_gives_the_same_bits() {
         let half = plain.len() / 2;
         let emitted = &record.greedy[..half];
         let (rest, _) = cluster
-            .generate(&record.prompt_ids, emitted, WITH_TOP5, limit)
+            .generate(&record.prompt_ids, emitted, with_top5(), limit)
             .await;
         assert_eq!(rest, plain[half..], "resubmitted after {half} tokens");
         // The next turn gives the same tokens as prompt: other keys and values than those of generated rows.
         let turn = [&record.prompt_ids[..], emitted].concat();
-        let first = cluster.generate(&turn, &[], WITH_TOP5, 3).await;
-        let second = cluster.generate(&turn, &[], WITH_TOP5, 3).await;
+        let first = cluster.generate(&turn, &[], with_top5(), 3).await;
+        let second = cluster.generate(&turn, &[], with_top5(), 3).await;
         assert_eq!(first, second);
         assert!(cluster.cached_prompt_tokens >= Some(full));
     }

@@ -69,6 +69,46 @@ async fn token_ids_are_taken_as_they_are() {
 }
 
 #[tokio::test]
+async fn how_tokens_are_chosen_reaches_the_head() {
+    let world = world();
+    let fields = json!({
+        "prompt": QUESTION,
+        "max_completion_tokens": 9,
+        "top_k": 40,
+        "min_p": 0.05,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 1.5,
+        "repetition_penalty": 1.25,
+        "logit_bias": {"900": -100, "31": 2.5},
+        "min_tokens": 4,
+        "stop_token_ids": [77, 5],
+    });
+    world.complete(fields.clone()).await;
+    let mut ignoring = fields;
+    ignoring["ignore_eos"] = json!(true);
+    world.complete(ignoring).await;
+    let seen = world.heads.seen();
+    for ((_, sent), stop_tokens) in seen.iter().zip([&[2, 5, 77][..], &[5, 77]]) {
+        let expected = SamplingParams {
+            temperature: 1.0,
+            top_k: 40,
+            min_p: 0.05,
+            presence_penalty: -0.5,
+            frequency_penalty: 1.5,
+            repetition_penalty: 1.25,
+            logit_bias: vec![(31, 2.5), (900, -100.0)],
+            min_tokens: 4,
+            held_back: vec![2, 5, 77],
+            seed: sent.sampling.seed,
+            ..SamplingParams::GREEDY
+        };
+        assert_eq!(sent.sampling, expected);
+        assert_eq!((sent.max_tokens, sent.ignore_eos), (9, false));
+        assert_eq!(sent.stop_tokens, stop_tokens);
+    }
+}
+
+#[tokio::test]
 async fn each_prompt_is_a_choice() {
     // What follows a prompt is its own last token, once for each of its tokens.
     let script: Script = Arc::new(|prompt| {

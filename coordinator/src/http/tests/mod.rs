@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tower::ServiceExt;
 use tramontane_model::ids::Fence;
-use tramontane_model::sampling::SampledToken;
+use tramontane_model::sampling::{SampledToken, SamplingParams};
 
 use super::{Api, ApiLimits, ClusterAdmin, ClusterAdminError, ModelCard, router};
 use crate::gateway::scripted::{Act, Script, ScriptedHeads, always, fence, serving};

@@ -2,6 +2,7 @@
 //!
 //! Offsets and strides are in the units of the shaders: words of 4 bytes, or groups of 4 values.
 
+pub(super) mod adjust;
 pub(super) mod attention;
 pub(super) mod elementwise;
 pub(super) mod experts;

@@ -147,9 +147,9 @@ impl Pipeline {
         }
         let mut tokens = Vec::new();
         for (chunk, &state) in batch.chunks.iter().zip(states) {
-            if let Some(sampling) = chunk.open {
+            if let Some(opening) = &chunk.open {
                 let opened = Open {
-                    sampling,
+                    sampling: opening.sampling.clone(),
                     next_position: chunk.first_position,
                     role: RowRole::Given,
                 };

@@ -13,7 +13,7 @@ use crate::scheduler::{
 #[test]
 fn each_field_of_a_submission_is_checked() {
     type Change = fn(&mut Submission);
-    let changes: [(Change, &str); 14] = [
+    let changes: [(Change, &str); 16] = [
         (|s| s.prompt.clear(), "prompt is empty"),
         (|s| s.prompt = prompt(128), "prompt has 128 tokens"),
         (|s| s.emitted = prompt(124), "and 124 were emitted"),
@@ -27,6 +27,8 @@ fn each_field_of_a_submission_is_checked() {
         (|s| s.priority = 101, "priority is 101, it must be -100 to 100"),
         (|s| s.priority = i32::MIN, "priority is -2147483648"),
         (|s| s.sampling.top_p = 0.0, "top_p"),
+        (|s| s.sampling.logit_bias = vec![(50, 1.0)], "logit_bias"),
+        (|s| s.sampling.held_back = vec![50], "held_back"),
         (|s| s.deadline = Tick(0), "deadline"),
     ];
     for (change, words) in changes {
@@ -47,7 +49,11 @@ fn a_sampling_fault_keeps_its_type() {
     let mut world = World::new(config(), 1);
     let mut hot = submission(1, &prompt(5), 8);
     hot.sampling.temperature = 3.0;
-    let refusal = Refusal::Sampling(SamplingError::Temperature(3.0));
+    let refusal = Refusal::Sampling(SamplingError::Range {
+        field: "temperature",
+        found: 3.0,
+        right: "between 0 and 2",
+    });
     assert_eq!(world.submit(hot), Err(refusal));
 }
 

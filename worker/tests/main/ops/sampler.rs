@@ -1,9 +1,11 @@
-//! The sampler against its twin: greedy, drawn, nucleus, and the most likely tokens, ties included.
+//! The sampler and the adjustment of logits against their twins: greedy, drawn, every threshold, copies, ties.
 
-use tramontane_worker::ops::{Backend, Sample, SampleParams, SampleResult};
+use tramontane_worker::ops::{
+    Adjust, AdjustedRow, Adjustment, Backend, HELD_BACK, Sample, SampleParams, SampleResult,
+};
 use tramontane_worker::reference::CpuBackend;
 
-use super::rig::{Numbers, Rig, device, on_every_kernel};
+use super::rig::{Case, Numbers, Rig, check, device, on_every_kernel};
 
 fn sample<B: Backend>(
     rig: &mut Rig<'_, B>,
@@ -36,7 +38,7 @@ fn drawn(row: u32, temperature: f32, top_p: f32, top: u32) -> SampleParams {
         temperature,
         top_p,
         top,
-        reserved: 0,
+        ..SampleParams::greedy(top)
     }
 }
 
@@ -96,4 +98,229 @@ fn equal_logits_go_to_the_lowest_id() {
     let ids: Vec<u32> = results[0].top.iter().map(|top| top.0).collect();
     assert_eq!(results[0].token, 9);
     assert_eq!(ids, [9, 33, 61, 0, 1, 2]);
+}
+
+/// Rows of logits after those that are sampled: the first has other best tokens.
+fn with_copy(mut logits: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+    let copy = logits[0].iter().map(|logit| 3.0 - logit).collect();
+    logits.push(copy);
+    logits
+}
+
+#[test]
+fn thresholds_and_copies_are_as_the_twin_has_them() {
+    let numbers = &mut Numbers::new(21);
+    let mut narrowed = 0;
+    for vocab in [20, 1000, 8192] {
+        let logits: Vec<Vec<f32>> = numbers
+            .rows(24, vocab)
+            .into_iter()
+            .map(|row| row.into_iter().map(|logit| logit * 6.0).collect())
+            .collect();
+        let params: Vec<SampleParams> = (0..24)
+            .map(|row| {
+                let plain = drawn(row, 0.6 + 0.05 * row as f32, 1.0, row % 3);
+                match row % 8 {
+                    0 => SampleParams { top_k: 1, ..plain },
+                    1 => SampleParams { top_k: 7, ..plain },
+                    2 => SampleParams {
+                        top_k: vocab as u32 - 1,
+                        ..plain
+                    },
+                    3 => SampleParams { min_p: 0.3, ..plain },
+                    4 => SampleParams { min_p: 1.0, ..plain },
+                    5 => SampleParams {
+                        top_k: 9,
+                        top_p: 0.6,
+                        ..plain
+                    },
+                    6 => SampleParams {
+                        top_k: 15,
+                        top_p: 0.8,
+                        min_p: 0.2,
+                        ..plain
+                    },
+                    _ => SampleParams {
+                        top_k: u32::MAX,
+                        min_p: 1e-30,
+                        ..plain
+                    },
+                }
+            })
+            .collect();
+        let twin = |params: &[SampleParams]| {
+            sample(&mut Rig(&mut CpuBackend::new(1 << 30, 1 << 30)), &logits, params)
+        };
+        let expected = twin(&params);
+        for (row, result) in expected
+            .iter()
+            .enumerate()
+            .filter(|(row, _)| matches!(row % 8, 0 | 4))
+        {
+            let largest = logits[row].iter().copied().fold(f32::MIN, f32::max);
+            assert_eq!(logits[row][result.token as usize], largest, "row {row}");
+        }
+        let all: Vec<SampleParams> = (params.iter())
+            .map(|&params| drawn(params.position - 1000, params.temperature, 1.0, 0))
+            .collect();
+        let free = twin(&all);
+        narrowed += free
+            .iter()
+            .zip(&expected)
+            .filter(|(free, kept)| free.token != kept.token)
+            .count();
+        on_every_kernel(|device| compare(&mut Rig(device), &logits, &params, &expected));
+    }
+    assert!(narrowed > 20, "thresholds changed {narrowed} tokens only");
+}
+
+#[test]
+fn a_copy_decides_on_the_token_and_on_nothing_else() {
+    let numbers = &mut Numbers::new(22);
+    let logits = with_copy(numbers.rows(3, 40));
+    let copied = |params: SampleParams, copy| SampleParams { copy, ..params };
+    for (own, copy) in [(SampleParams::greedy(5), 3), (drawn(1, 0.7, 0.9, 4), 3)] {
+        let plain = sample(&mut Rig(&mut *device()), &logits[..1], &[own])[0].clone();
+        let of_copy = sample(&mut Rig(&mut *device()), &logits[3..], &[own])[0].clone();
+        let mut twin = CpuBackend::new(1 << 30, 1 << 30);
+        let params = [copied(own, copy), own, copied(own, 4), own];
+        let found = sample(&mut Rig(&mut *device()), &logits, &params);
+        let expected = sample(&mut Rig(&mut twin), &logits, &params);
+        assert_eq!(found[0].top, plain.top);
+        assert_eq!(found[0].token, of_copy.token);
+        assert_eq!(
+            found.iter().map(|row| row.token).collect::<Vec<_>>(),
+            expected.iter().map(|row| row.token).collect::<Vec<_>>(),
+        );
+        let token = found[0].token as usize;
+        let logit = f64::from(logits[0][token]);
+        let total: f64 = logits[0].iter().map(|&logit| f64::from(logit).exp()).sum();
+        assert!((f64::from(found[0].logprob) - (logit - total.ln())).abs() < 1e-4);
+    }
+}
+
+/// Rows of logits, and what is done to each.
+struct Adjusting {
+    logits: Vec<Vec<f32>>,
+    lists: Vec<Vec<Adjustment>>,
+}
+
+impl Adjusting {
+    fn new(seed: u64, vocab: usize) -> Self {
+        let numbers = &mut Numbers::new(seed);
+        let logits = numbers.rows(7, vocab);
+        let most = vocab.min(700);
+        let lengths = [0, 1, 2, most / 2, most, vocab.min(3), vocab];
+        let lists = lengths.map(|length| {
+            // A row has a token once.
+            let length = length.min(vocab);
+            let stride = vocab / length.max(1);
+            let entries = (0..length).map(|entry| Adjustment {
+                token: (entry * stride) as u32,
+                bias: match entry % 5 {
+                    0 => HELD_BACK,
+                    1 => 0.0,
+                    _ => 100.0 * numbers.float(),
+                },
+                repetition: 0.1 + 3.0 * numbers.float().abs(),
+                penalty: 2.0 * numbers.float(),
+            });
+            entries.collect()
+        });
+        Self {
+            logits,
+            lists: lists.to_vec(),
+        }
+    }
+}
+
+impl Case for Adjusting {
+    fn rows(&self) -> usize {
+        self.logits.len()
+    }
+
+    fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], split: bool) -> Vec<Vec<u32>> {
+        let (vocab, count) = (self.logits[0].len(), order.len() as u32);
+        // The copies come after the rows, the last row's first.
+        let room = vec![0.5_f32; vocab];
+        let plain = order.iter().map(|&row| &self.logits[row]);
+        let words: Vec<f32> = plain
+            .chain(order.iter().map(|_| &room))
+            .flatten()
+            .copied()
+            .collect();
+        let logits = rig.words(&words);
+        let calls: Vec<Vec<u32>> = match split {
+            true => (0..count).map(|from| vec![from]).collect(),
+            false => vec![(0..count).collect()],
+        };
+        for call in calls {
+            let mut list = vec![Adjustment::none(0)];
+            let rows: Vec<AdjustedRow> = (call.iter())
+                .map(|&from| {
+                    let own = &self.lists[order[from as usize]];
+                    let first = list.len() as u32;
+                    list.extend(own);
+                    AdjustedRow {
+                        from,
+                        to: 2 * count - 1 - from,
+                        first,
+                        count: own.len() as u32,
+                    }
+                })
+                .collect();
+            let op = Adjust {
+                logits: &logits,
+                rows: &rig.words(&rows),
+                adjustments: &rig.words(&list),
+                vocab: vocab as u32,
+                count: rows.len() as u32,
+            };
+            rig.0.adjust(&op).expect("valid");
+        }
+        let found = rig.rows(&logits, 2 * order.len(), vocab);
+        let (plain, copies) = found.split_at(order.len());
+        for (&row, plain) in order.iter().zip(plain) {
+            let bits: Vec<u32> = self.logits[row].iter().map(|logit| logit.to_bits()).collect();
+            assert_eq!(plain, &bits, "row {row} itself");
+        }
+        copies.iter().rev().cloned().collect()
+    }
+}
+
+#[test]
+fn adjust_as_the_twin_does() {
+    for (seed, vocab) in [(23, 1), (24, 20), (25, 257), (26, 8192)] {
+        let case = Adjusting::new(seed, vocab);
+        check(&format!("adjust of {vocab}"), &case, 1e-5);
+    }
+}
+
+#[test]
+fn what_names_no_token_or_row_is_bounded() {
+    let mut device = device();
+    let rig = &mut Rig(&mut *device);
+    let logits = rig.words(&[1.0_f32, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0]);
+    let row = AdjustedRow {
+        from: 0,
+        to: u32::MAX,
+        first: 0,
+        count: u32::MAX,
+    };
+    let entry = |token| Adjustment {
+        bias: 1.0,
+        ..Adjustment::none(token)
+    };
+    let op = Adjust {
+        logits: &logits,
+        rows: &rig.words(&[row]),
+        adjustments: &rig.words(&[entry(2), entry(4), entry(u32::MAX)]),
+        vocab: 4,
+        count: 1,
+    };
+    rig.0.adjust(&op).expect("valid");
+    let found: Vec<f32> = rig.read(&logits).into_iter().map(f32::from_bits).collect();
+    assert_eq!(found, [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 4.0, 4.0]);
+    let small = Adjust { count: 2, ..op };
+    assert!(small.check().is_err());
 }

@@ -1,0 +1,38 @@
+// adjust: z = x for tokens that are not in the row's list; else y / repetition - penalty for positive y = x + bias, and
+// y * repetition - penalty for others. One workgroup per copy; lanes take every LANES-th token, then every LANES-th entry.
+// Twin: src/reference/adjust.rs
+override LANES: u32 = 256;
+// AdjustedRow: from, to, first, count.
+@group(0) @binding(0) var<storage, read> rows: array<vec4<u32>>;
+// Adjustment: token, and the bits of bias, repetition and penalty.
+@group(0) @binding(1) var<storage, read> adjustments: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read_write> logits: array<f32>;
+
+struct Params {
+    vocab: u32,
+    logit_rows: u32,
+    adjustments: u32,
+}
+var<immediate> p: Params;
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = rows[workgroup.x];
+    let start = min(row.x, p.logit_rows - 1u) * p.vocab;
+    let copy = min(row.y, p.logit_rows - 1u) * p.vocab;
+    for (var token = lane; token < p.vocab; token += LANES) {
+        logits[copy + token] = logits[start + token];
+    }
+    storageBarrier();
+    let first = min(row.z, p.adjustments);
+    let end = first + min(row.w, p.adjustments - first);
+    for (var i = first + lane; i < end; i += LANES) {
+        let entry = adjustments[i];
+        if (entry.x < p.vocab) {
+            let biased = logits[start + entry.x] + bitcast<f32>(entry.y);
+            let repetition = bitcast<f32>(entry.z);
+            let repeated = select(biased * repetition, biased / repetition, biased > 0.0);
+            logits[copy + entry.x] = repeated - bitcast<f32>(entry.w);
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Adjusted copies of logits: one workgroup per copy.
+
+use super::units;
+use crate::gpu::backend::GpuBackend;
+use crate::gpu::memory::GpuBuffer;
+use crate::gpu::pipelines::Kernel;
+use crate::ops::{Adjust, DeviceBuffer, OpError};
+
+/// Immediates of `adjust.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(in crate::gpu) struct Params {
+    vocab: u32,
+    logit_rows: u32,
+    adjustments: u32,
+}
+
+pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Adjust<'_, GpuBuffer>) -> Result<(), OpError> {
+    op.check()?;
+    let params = Params {
+        vocab: op.vocab,
+        logit_rows: op.logit_rows(),
+        adjustments: units(op.adjustments.bytes(), 16),
+    };
+    let buffers = [op.rows, op.adjustments, op.logits];
+    backend.dispatch(Kernel::Adjust, &buffers, &params, [op.count, 1, 1])
+}
