@@ -481,14 +481,14 @@ mod tests {
         assert_eq!(before(&open(&repetition, 3)), (vec![4, 9], vec![]));
         assert_eq!(before(&open(&repetition, 7)), (vec![4, 7, 9], vec![50, 51, 50]));
         for sampling in [greedy, frequency, repetition] {
-            for start in 0..7 {
+            for (start, &token) in tokens.iter().enumerate().take(7) {
                 let chunk = |change: fn(&mut Opening)| {
                     let mut opening = open(&sampling, start);
                     change(&mut opening);
                     let chunk = SequenceChunk {
                         open: Some(opening),
                         first_position: start as u32,
-                        tokens: vec![tokens[start]],
+                        tokens: vec![token],
                         block_table: vec![0],
                         ..chunk()
                     };

@@ -34,7 +34,7 @@ pub type Update = Result<GenerateUpdate, LinkLost>;
 
 enum Command {
     Submit {
-        submission: Submission,
+        submission: Box<Submission>,
         updates: mpsc::Sender<Update>,
         answer: oneshot::Sender<Result<(), SubmitError>>,
     },
@@ -95,7 +95,7 @@ impl HeadHandle {
         let (updates, receiver) = mpsc::channel(room);
         let (answer, answered) = oneshot::channel();
         let command = Command::Submit {
-            submission,
+            submission: Box::new(submission),
             updates,
             answer,
         };
@@ -276,7 +276,7 @@ impl Head {
             } => {
                 let key = (submission.request, submission.attempt);
                 let mut events = Vec::new();
-                let taken = self.scheduler.submit(self.handle.now(), submission, &mut events);
+                let taken = self.scheduler.submit(self.handle.now(), *submission, &mut events);
                 self.tell(events);
                 if taken.is_ok() {
                     self.requests.insert(key, updates);
