@@ -107,7 +107,7 @@ impl Params {
             temperature: temperature.unwrap_or(1.0) as f32,
             // A value above 0 stays above 0.
             top_p: (top_p.unwrap_or(1.0) as f32).max(f32::MIN_POSITIVE),
-            seed: seed(fields)?,
+            seed: seed(fields, "seed")?,
             stop: stop(fields)?,
             ignore_eos: fields.flag("ignore_eos")?,
             token_ids: fields.flag("return_tokens_as_token_ids")?,
@@ -179,8 +179,8 @@ pub(super) fn log_ignored(fields: &Fields<'_>) {
 }
 
 /// A seed is any 64-bit whole number, signed or not.
-fn seed(fields: &mut Fields<'_>) -> Result<Option<u64>, ApiError> {
-    let Some(value) = fields.raw("seed") else {
+pub(super) fn seed(fields: &mut Fields<'_>, field: &str) -> Result<Option<u64>, ApiError> {
+    let Some(value) = fields.raw(field) else {
         return Ok(None);
     };
     let text = value.get();
@@ -188,7 +188,7 @@ fn seed(fields: &mut Fields<'_>) -> Result<Option<u64>, ApiError> {
     let signed = || serde_json::from_str::<i64>(text).ok().map(i64::cast_unsigned);
     unsigned.or_else(signed).map(Some).ok_or_else(|| {
         let problem = format!("is {}, it must be a whole number of at most 64 bits", shown(text));
-        ApiError::invalid("seed", problem)
+        ApiError::invalid(field, problem)
     })
 }
 
