@@ -77,7 +77,9 @@ enum ContentChunk {
     },
     Thinking {
         thinking: [ThinkingText; 1],
-        closed: bool,
+        /// Left out of a stream's chunks: a client may send them back as they came.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        closed: Option<bool>,
     },
 }
 
@@ -103,7 +105,7 @@ struct Function {
 
 impl Content {
     /// A string if there is no reasoning among the parts.
-    fn new(parts: Vec<Part>, closed: bool) -> Self {
+    fn new(parts: Vec<Part>, closed: Option<bool>) -> Self {
         let is_text = |part: &Part| match part {
             Part::Text(_) => true,
             Part::Reasoning(_) => false,
@@ -161,7 +163,7 @@ fn choice(reply: &ChatReply, index: usize, collected: Collected) -> Choice {
         index,
         message: Message {
             role: "assistant",
-            content: Content::new(collected.parts, true),
+            content: Content::new(collected.parts, Some(true)),
             tool_calls: (!calls.is_empty()).then_some(calls),
             prefix: false,
         },
@@ -253,7 +255,7 @@ impl Chunks for MistralChunks {
         }
         let delta = ChunkDelta {
             role: None,
-            content: Content::new(parts, false),
+            content: Content::new(parts, None),
             tool_calls: calls,
         };
         self.chunk(choice, delta, Some(tokens), None).map(Some)

@@ -17,8 +17,8 @@ fn paths() -> BTreeSet<(String, String)> {
 fn body_of(operation: &Operation) -> Value {
     match operation.path {
         "/v1/completions" => json!({"model": MODEL, "prompt": "a"}),
-        "/tokenize" => json!({"messages": [{"role": "user", "content": "a"}]}),
-        "/detokenize" => json!({"tokens": [7]}),
+        "/tokenize" => json!({"model": MODEL, "messages": [{"role": "user", "content": "a"}]}),
+        "/detokenize" => json!({"model": MODEL, "tokens": [7]}),
         _ => json!({"model": MODEL, "messages": [{"role": "user", "content": "a"}], "logprobs": true}),
     }
 }

@@ -131,6 +131,8 @@ impl io::Write for Kept {
 
 #[tokio::test]
 async fn logs_have_ids_and_never_prompts() {
+    // With one subscriber alone, a thread without any could decide for all that a line is never wanted.
+    let _another = tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish());
     let kept = Kept::default();
     let writer = kept.clone();
     let subscriber = tracing_subscriber::fmt()
