@@ -59,6 +59,13 @@ impl Admission {
             })
     }
 
+    /// Resolves once no request is live. None finds room while this waits.
+    pub(super) async fn empty(&self) {
+        let all = u32::try_from(self.limit).unwrap_or(u32::MAX);
+        // The semaphore is never closed.
+        let _ = self.room.acquire_many(all).await;
+    }
+
     /// Requests that are live.
     pub(super) fn live(&self) -> usize {
         self.limit - self.room.available_permits().min(self.limit)

@@ -75,9 +75,11 @@ impl Run {
     /// Drives the request to its end and tells it to `end`. Returns at once when the client's side is gone.
     pub(super) async fn run(mut self, end: oneshot::Sender<Result<Finish, GatewayError>>) {
         let client = self.tokens.clone();
+        let over = self.shared.over.clone();
         let result = tokio::select! {
             biased;
             () = client.closed() => None,
+            () = over.cancelled() => Some(Err(GatewayError::ShuttingDown)),
             result = timeout_at(self.deadline, self.drive()) => {
                 let limit = self.shared.options.request_timeout;
                 Some(result.unwrap_or(Err(GatewayError::Deadline { limit })))
@@ -293,10 +295,12 @@ impl Run {
     }
 }
 
-/// Resolves once the placement map no longer has this generation: its head may be cut off without knowing.
+/// Resolves once the placement map no longer has this generation: its head may be cut off without knowing. When nobody
+/// follows the map any more, as in a shutdown, what runs may go on until it breaks.
 async fn superseded(routes: &mut watch::Receiver<Arc<Routes>>, fence: Fence) -> Attempted {
-    match routes.wait_for(|routes| !routes.has(fence)).await {
-        Ok(_) => Attempted::broken("the placement map has another generation"),
-        Err(_) => Attempted::Over(GatewayError::ShuttingDown),
+    let followed = routes.wait_for(|routes| !routes.has(fence)).await.is_ok();
+    if !followed {
+        std::future::pending::<()>().await;
     }
+    Attempted::broken("the placement map has another generation")
 }

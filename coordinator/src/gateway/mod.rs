@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tramontane_model::ids::{Fence, RequestId};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 
@@ -84,6 +85,10 @@ struct Shared {
     options: GatewayOptions,
     admission: Admission,
     load: Arc<ReplicaLoad>,
+    /// Cancelled once no new request is taken in.
+    draining: CancellationToken,
+    /// Cancelled once live requests are to end.
+    over: CancellationToken,
 }
 
 /// Cheap handle to a coordinator's gateway.
@@ -106,6 +111,8 @@ impl Gateway {
             options,
             admission,
             load: Arc::default(),
+            draining: CancellationToken::new(),
+            over: CancellationToken::new(),
         };
         Self {
             shared: Arc::new(shared),
@@ -127,12 +134,42 @@ impl Gateway {
 
     /// Room for `count` requests, or for none of them.
     pub fn admit(&self, count: usize) -> Result<Vec<Permit>, GatewayError> {
+        self.check_open()?;
         self.shared.admission.admit(count)
     }
 
     /// Room for one request.
     pub fn admit_one(&self) -> Result<Permit, GatewayError> {
+        self.check_open()?;
         self.shared.admission.admit_one()
+    }
+
+    /// Takes in no new request from now on; live ones go on.
+    pub fn drain(&self) {
+        self.shared.draining.cancel();
+    }
+
+    /// Whether the gateway takes in no new request because the coordinator is shutting down.
+    pub fn is_draining(&self) -> bool {
+        self.shared.draining.is_cancelled()
+    }
+
+    /// Resolves once no request is live; to be called after [`Gateway::drain`].
+    pub async fn drained(&self) {
+        self.shared.admission.empty().await;
+    }
+
+    /// Ends every live request with [`GatewayError::ShuttingDown`].
+    pub fn end_all(&self) {
+        self.shared.draining.cancel();
+        self.shared.over.cancel();
+    }
+
+    fn check_open(&self) -> Result<(), GatewayError> {
+        if self.is_draining() {
+            return Err(GatewayError::ShuttingDown);
+        }
+        Ok(())
     }
 
     /// Submits a request and resolves once a head has taken it in. Dropping the future, or the generation that comes

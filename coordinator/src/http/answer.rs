@@ -1,4 +1,5 @@
-//! From a live generation to the pieces of an answer: text, tool calls, tokens with their log-probabilities, the end.
+//! From a live generation to the pieces of an answer: text, reasoning, tool calls, tokens with their
+//! log-probabilities, the end.
 //!
 //! One value per choice, the same for streams and whole answers, so that both show the same text. No JSON here.
 
@@ -17,14 +18,14 @@ use crate::text::{
 enum Decoder {
     /// All text is content.
     Plain(StreamDecoder),
-    /// Tool calls are told from content.
-    Calls(OutputParser),
+    /// Reasoning and tool calls are told from content.
+    Chat(OutputParser),
 }
 
 impl Decoder {
     fn push(&mut self, id: u32, events: &mut Vec<OutputEvent>) -> Result<(), UnknownToken> {
         match self {
-            Self::Calls(parser) => parser.push(id, events),
+            Self::Chat(parser) => parser.push(id, events),
             Self::Plain(decoder) => {
                 let mut text = String::new();
                 decoder.push(id, &mut text)?;
@@ -36,7 +37,7 @@ impl Decoder {
 
     fn finish(&mut self, events: &mut Vec<OutputEvent>) {
         match self {
-            Self::Calls(parser) => parser.finish(events),
+            Self::Chat(parser) => parser.finish(events),
             Self::Plain(decoder) => {
                 let mut text = String::new();
                 decoder.finish(&mut text);
@@ -47,17 +48,30 @@ impl Decoder {
 
     fn calls(&self) -> u32 {
         match self {
-            Self::Calls(parser) => parser.tool_calls(),
+            Self::Chat(parser) => parser.tool_calls(),
             Self::Plain(_) => 0,
         }
     }
 }
 
-/// A generated token, where its text starts.
+/// How many tools an answer may call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Calls {
+    /// None: it was shown no tools.
+    None,
+    /// One, with which it ends.
+    One,
+    /// Any number.
+    Many,
+}
+
+/// A token of the answer, or of the prompt where that is repeated, and where its text starts.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Reported {
     /// The token.
-    pub(super) sampled: SampledToken,
+    pub(super) id: u32,
+    /// How it was chosen; a token of the prompt was not.
+    pub(super) sampled: Option<SampledToken>,
     /// Characters of the answer before it.
     pub(super) offset: usize,
 }
@@ -67,8 +81,8 @@ pub(super) struct Reported {
 pub(super) struct Delta {
     /// Text and tool calls, in order; no content is empty.
     pub(super) pieces: Vec<OutputEvent>,
-    /// The token, if one was generated.
-    pub(super) token: Option<Reported>,
+    /// The token that was generated, if one was; the prompt's, where that is repeated.
+    pub(super) tokens: Vec<Reported>,
 }
 
 /// Why an answer ended.
@@ -106,6 +120,9 @@ pub(super) enum Step {
 pub(super) struct Answer {
     /// Gone once it has ended.
     generation: Option<Generation>,
+    /// The prompt, to be shown before anything else.
+    opening: Option<Delta>,
+    calls: Calls,
     decoder: Decoder,
     /// At the start of a run of content.
     fresh_stop: StopMatcher,
@@ -126,23 +143,44 @@ impl Answer {
         prompt_tokens: u32,
     ) -> Self {
         let decoder = StreamDecoder::new(Arc::clone(tokenizer), SpecialText::Skip);
-        Self::new(generation, Decoder::Plain(decoder), stop, prompt_tokens)
+        Self::new(
+            generation,
+            Decoder::Plain(decoder),
+            Calls::None,
+            stop,
+            prompt_tokens,
+        )
     }
 
-    /// An answer that may hold tool calls.
-    pub(super) fn with_calls(
+    /// The next turn of a conversation; `in_reasoning` if the prompt ends within it.
+    pub(super) fn chat(
         generation: Generation,
         tokenizer: &Arc<Tokenizer>,
+        (calls, in_reasoning): (Calls, bool),
         stop: StopMatcher,
         prompt_tokens: u32,
     ) -> Self {
-        let parser = OutputParser::new(Arc::clone(tokenizer), generation.id(), 0);
-        Self::new(generation, Decoder::Calls(parser), stop, prompt_tokens)
+        let mut parser = OutputParser::new(Arc::clone(tokenizer), generation.id(), 0);
+        if calls == Calls::None {
+            parser = parser.without_calls();
+        }
+        if in_reasoning {
+            parser = parser.within_reasoning();
+        }
+        Self::new(generation, Decoder::Chat(parser), calls, stop, prompt_tokens)
     }
 
-    fn new(generation: Generation, decoder: Decoder, stop: StopMatcher, prompt_tokens: u32) -> Self {
+    fn new(
+        generation: Generation,
+        decoder: Decoder,
+        calls: Calls,
+        stop: StopMatcher,
+        prompt_tokens: u32,
+    ) -> Self {
         Self {
             generation: Some(generation),
+            opening: None,
+            calls,
             decoder,
             fresh_stop: stop.clone(),
             stop,
@@ -154,7 +192,34 @@ impl Answer {
         }
     }
 
-    /// Tokens of the prompt.
+    /// Shows the prompt before the answer. Stop strings do not end it, and a character that it leaves unfinished
+    /// may be finished by the answer.
+    pub(super) fn after_prompt(mut self, prompt: &[u32]) -> Result<Self, ApiError> {
+        let mut opening = Delta::default();
+        let mut shown = String::new();
+        for &id in prompt {
+            opening.tokens.push(Reported {
+                id,
+                sampled: None,
+                offset: self.characters,
+            });
+            let mut events = Vec::new();
+            self.decoder.push(id, &mut events).map_err(|error| {
+                ApiError::new(ErrorKind::Failed, format!("the prompt cannot be shown: {error}"))
+            })?;
+            for event in events {
+                if let OutputEvent::Content(text) = event {
+                    self.characters += text.chars().count();
+                    shown.push_str(&text);
+                }
+            }
+        }
+        push_content(&mut opening.pieces, shown);
+        self.opening = Some(opening);
+        Ok(self)
+    }
+
+    /// Tokens of the prompt; 0 for all but one of the choices that continue it.
     pub(super) fn prompt_tokens(&self) -> u32 {
         self.prompt_tokens
     }
@@ -171,6 +236,9 @@ impl Answer {
 
     /// The next step; `None` after the end or an error.
     pub(super) async fn next(&mut self) -> Option<Result<Step, ApiError>> {
+        if let Some(opening) = self.opening.take() {
+            return Some(Ok(Step::Delta(opening)));
+        }
         let Some(generation) = self.generation.as_mut() else {
             return self.end.take().map(|reason| Ok(Step::End(reason)));
         };
@@ -200,12 +268,18 @@ impl Answer {
             ApiError::new(ErrorKind::Failed, format!("the replica emitted a token: {error}"))
         })?;
         let (pieces, stopped) = self.before_stop(events);
-        if stopped && let Some(generation) = self.generation.take() {
+        if let Some(reason) = stopped
+            && let Some(generation) = self.generation.take()
+        {
             generation.satisfied();
-            self.end = Some(FinishReason::Stop);
+            self.end = Some(reason);
         }
-        let token = Some(Reported { sampled, offset });
-        Ok(Step::Delta(Delta { pieces, token }))
+        let tokens = vec![Reported {
+            id: sampled.token,
+            sampled: Some(sampled),
+            offset,
+        }];
+        Ok(Step::Delta(Delta { pieces, tokens }))
     }
 
     fn finish(&mut self, finish: Finish) -> Delta {
@@ -213,20 +287,21 @@ impl Answer {
         let mut events = Vec::new();
         self.decoder.finish(&mut events);
         let (mut pieces, stopped) = self.before_stop(events);
-        if !stopped {
+        if stopped.is_none() {
             self.release(&mut pieces);
         }
-        self.end = Some(match finish {
-            Finish::Length if !stopped => FinishReason::Length,
-            Finish::Stop if !stopped && self.decoder.calls() > 0 => FinishReason::ToolCalls,
-            Finish::Length | Finish::Stop => FinishReason::Stop,
-        });
-        Delta { pieces, token: None }
+        self.end = stopped.or(Some(match finish {
+            Finish::Length => FinishReason::Length,
+            Finish::Stop if self.decoder.calls() > 0 => FinishReason::ToolCalls,
+            Finish::Stop => FinishReason::Stop,
+        }));
+        let tokens = Vec::new();
+        Delta { pieces, tokens }
     }
 
-    /// What may be shown of new events, and whether a stop string ended the answer. Stop strings end content only:
-    /// a tool call is not text.
-    fn before_stop(&mut self, events: Vec<OutputEvent>) -> (Vec<OutputEvent>, bool) {
+    /// What may be shown of new events, and why they ended the answer if they did. Stop strings end content only:
+    /// reasoning and tool calls are not what the client reads for its stop strings.
+    fn before_stop(&mut self, events: Vec<OutputEvent>) -> (Vec<OutputEvent>, Option<FinishReason>) {
         let mut pieces = Vec::new();
         for event in events {
             match event {
@@ -236,16 +311,20 @@ impl Answer {
                     let stopped = self.stop.push(&text, &mut shown).is_some();
                     push_content(&mut pieces, shown);
                     if stopped {
-                        return (pieces, true);
+                        return (pieces, Some(FinishReason::Stop));
                     }
                 }
-                OutputEvent::ToolCall { .. } | OutputEvent::Arguments { .. } => {
+                OutputEvent::ToolCall { index, .. } if index > 0 && self.calls == Calls::One => {
+                    self.release(&mut pieces);
+                    return (pieces, Some(FinishReason::ToolCalls));
+                }
+                OutputEvent::Reasoning(_) | OutputEvent::ToolCall { .. } | OutputEvent::Arguments { .. } => {
                     self.release(&mut pieces);
                     pieces.push(event);
                 }
             }
         }
-        (pieces, false)
+        (pieces, None)
     }
 
     /// Gives out what was held back as the possible start of a stop string.

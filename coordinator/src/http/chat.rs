@@ -1,51 +1,78 @@
-//! `POST /v1/chat/completions`: the answer to a conversation, tool calls told from text.
+//! `POST /v1/chat/completions` and `/mistral/v1/chat/completions`: answers to a conversation, reasoning and tool calls
+//! told from text.
 
 use std::sync::Arc;
 
 use axum::extract::{Extension, Request, State};
 use axum::response::Response;
-use axum::{Router, routing};
+use futures_util::future::try_join_all;
 use tramontane_model::ids::RequestId;
+use tramontane_model::sampling::SamplingParams;
 
-use super::answer::Answer;
+use super::answer::{Answer, Calls};
 use super::chat_reply::ChatReply;
+use super::choices;
 use super::error::{ApiError, ErrorKind};
 use super::fields::{Fields, parse, shown, without_place};
+use super::labels;
+use super::mistral::{self, Dialect};
+use super::mistral_reply;
 use super::params::{self, Params};
 use super::sse;
+use super::table::Routes;
 use super::{Api, Ask};
-use crate::text::{ChatRequest, encode_chat};
+use crate::text::{ChatError, ChatRequest, encode_chat};
 
-pub(super) fn routes() -> Router<Arc<Api>> {
-    Router::new().route("/v1/chat/completions", routing::post(create))
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .post("/v1/chat/completions", create)
+        .post("/mistral/v1/chat/completions", create_mistral)
 }
 
 struct ChatCompletionRequest {
     chat: ChatRequest,
+    dialect: Dialect,
+    calls: Calls,
+    n: u32,
     params: Params,
     /// How many alternatives to report.
     logprobs: Option<u32>,
 }
 
 impl ChatCompletionRequest {
-    fn read(body: &[u8], api: &Api) -> Result<Self, ApiError> {
+    fn read(body: &[u8], api: &Api, route: Dialect) -> Result<Self, ApiError> {
         let mut fields = Fields::read(body)?;
         params::model(&mut fields, &api.model.name)?;
         let mut chat = conversation(body, &mut fields)?;
+        let own = mistral::Fields::take(&mut fields)?;
+        let dialect = own.dialect(route, &chat);
+        chat.preamble = own.preamble();
+        let n = choices::take(&mut fields, 1)?;
+        let one_call = fields.take::<bool>("parallel_tool_calls")? == Some(false);
         let names = ["max_completion_tokens", "max_tokens"];
-        let params = Params::read(
+        let mut params = Params::read(
             &mut fields,
             &names,
             api.model.max_context,
             api.tokenizer.vocab_size(),
         )?;
+        params.seed = params.seed.or(own.random_seed);
         let logprobs = logprobs(&mut fields)?;
         if !calls_tools(&mut fields)? {
             chat.tools.clear();
         }
+        labels::check(&mut fields)?;
         params::log_ignored(&fields);
+        let calls = match (chat.tools.is_empty(), one_call) {
+            (true, _) => Calls::None,
+            (false, true) => Calls::One,
+            (false, false) => Calls::Many,
+        };
         Ok(Self {
             chat,
+            dialect,
+            calls,
+            n,
             params,
             logprobs,
         })
@@ -53,7 +80,7 @@ impl ChatCompletionRequest {
 }
 
 /// Reads `messages` and `tools` from the body as a whole: their types keep parts of it as raw text.
-fn conversation(body: &[u8], fields: &mut Fields<'_>) -> Result<ChatRequest, ApiError> {
+pub(super) fn conversation(body: &[u8], fields: &mut Fields<'_>) -> Result<ChatRequest, ApiError> {
     if fields.raw("messages").is_none() {
         let problem = "is missing, it must be an array of at least one message";
         return Err(ApiError::invalid("messages", problem));
@@ -100,60 +127,96 @@ fn calls_tools(fields: &mut Fields<'_>) -> Result<bool, ApiError> {
     }
 }
 
+/// As OpenAI's clients ask, unless the request names fields that only Mistral has.
 async fn create(
     State(api): State<Arc<Api>>,
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    answer(api, id, request, Dialect::OpenAi).await
+}
+
+async fn create_mistral(
+    State(api): State<Arc<Api>>,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    answer(api, id, request, Dialect::Mistral).await
+}
+
+async fn answer(
+    api: Arc<Api>,
+    id: RequestId,
+    request: Request,
+    route: Dialect,
+) -> Result<Response, ApiError> {
     let deadline = api.deadline();
     let body = api.read_body(request).await?;
     let ChatCompletionRequest {
         chat,
+        dialect,
+        calls,
+        n,
         params,
         logprobs,
-    } = ChatCompletionRequest::read(&body, &api)?;
+    } = ChatCompletionRequest::read(&body, &api, route)?;
     drop(body);
-    let permit = api.gateway.admit_one()?;
-    let has_tools = !chat.tools.is_empty();
-    let prompt = api
+    let permits = api.gateway.admit(n as usize)?;
+    let (prompt, in_reasoning) = api
         .encode(deadline, move |tokenizer| {
-            encode_chat(tokenizer, &chat).map_err(|error| ApiError {
-                kind: ErrorKind::Invalid,
-                message: error.to_string(),
-                param: Some(error.field),
-            })
+            let prompt = encode_chat(tokenizer, &chat).map_err(of_conversation)?;
+            let in_reasoning = tokenizer.leaves_reasoning_open(&prompt);
+            Ok((prompt, in_reasoning))
         })
         .await?;
     let max_context = api.model.max_context;
-    let ask = Ask {
+    let max_tokens = params.budget("messages", prompt.len(), max_context, max_context)?;
+    let sampling = params.sampling(logprobs)?;
+    let prompt: Arc<[u32]> = prompt.into();
+    let asked = (0..n).zip(permits).map(|(choice, permit)| Ask {
         permit,
-        max_tokens: params.budget("messages", prompt.len(), max_context, max_context)?,
-        prompt,
-        sampling: params.sampling(logprobs)?,
+        prompt: Arc::clone(&prompt),
+        sampling: SamplingParams {
+            choice,
+            ..sampling.clone()
+        },
+        max_tokens,
         ignore_eos: params.ignore_eos,
         priority: params.priority,
-        cache_salt: params.cache_salt,
+        cache_salt: params.cache_salt.clone(),
         stop_token_ids: params.choosing.stop_token_ids.clone(),
-    };
-    let prompt_tokens = ask.prompt_tokens();
-    let generation = api.start(ask, id, 0, deadline).await?;
-    let tokenizer = &api.tokenizer;
-    let answer = if has_tools {
-        Answer::with_calls(generation, tokenizer, params.stop, prompt_tokens)
-    } else {
-        Answer::plain(generation, tokenizer, params.stop, prompt_tokens)
-    };
+    });
+    let answers = try_join_all(asked.enumerate().map(|(index, ask)| {
+        let (api, stop) = (&api, params.stop.clone());
+        async move {
+            let prompt_tokens = ask.prompt_tokens();
+            let generation = api.start(ask, id, index, deadline).await?;
+            let how = (calls, in_reasoning);
+            Ok::<_, ApiError>(Answer::chat(generation, &api.tokenizer, how, stop, prompt_tokens))
+        }
+    }))
+    .await?;
     let reply = ChatReply {
         id: format!("chatcmpl-{id}"),
         model: api.model.name.clone(),
-        tokenizer: Arc::clone(tokenizer),
+        tokenizer: Arc::clone(&api.tokenizer),
         token_ids: params.token_ids,
         logprobs: logprobs.is_some(),
         include_usage: params.include_usage,
     };
-    if params.stream {
-        Ok(sse::respond(vec![answer], reply.streamed()))
-    } else {
-        reply.whole(answer).await
+    match (dialect, params.stream) {
+        (Dialect::OpenAi, true) => Ok(sse::respond(answers, reply.streamed())),
+        (Dialect::OpenAi, false) => reply.whole(answers).await,
+        (Dialect::Mistral, true) => Ok(sse::respond(answers, mistral_reply::streamed(reply))),
+        (Dialect::Mistral, false) => mistral_reply::whole(&reply, answers).await,
+    }
+}
+
+/// The error of a conversation, which names its field itself.
+pub(super) fn of_conversation(error: ChatError) -> ApiError {
+    ApiError {
+        kind: ErrorKind::Invalid,
+        message: error.to_string(),
+        param: Some(error.field),
     }
 }

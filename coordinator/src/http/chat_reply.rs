@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
+use futures_util::future::try_join_all;
 use serde::Serialize;
 
-use super::answer::{Answer, Delta, FinishReason, Reported, Step};
+use super::answer::{Answer, Delta, FinishReason, Reported};
+use super::collected::{Call, Collected, collect};
 use super::error::ApiError;
 use super::logprobs::{ChatLogprobs, Names};
 use super::reply::{Header, Usage, null_if};
@@ -45,6 +47,8 @@ struct Message {
     role: &'static str,
     /// Null if the answer is tool calls and nothing else.
     content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
     refusal: (),
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<ToolCall>,
@@ -65,43 +69,36 @@ struct Function {
 }
 
 impl ChatReply {
-    pub(super) async fn whole(&self, mut answer: Answer) -> Result<Response, ApiError> {
-        let mut content = String::new();
-        let mut tool_calls = Vec::new();
-        let mut tokens = Vec::new();
-        let mut finish_reason = None;
-        while let Some(step) = answer.next().await {
-            match step? {
-                Step::Delta(delta) => {
-                    for piece in delta.pieces {
-                        take_piece(piece, &mut content, &mut tool_calls);
-                    }
-                    if self.logprobs {
-                        tokens.extend(delta.token);
-                    }
-                }
-                Step::End(reason) => finish_reason = Some(reason.name()),
-            }
-        }
-        let no_content = content.is_empty() && !tool_calls.is_empty();
-        let message = Message {
-            role: "assistant",
-            content: (!no_content).then_some(content),
-            refusal: (),
-            tool_calls,
-        };
-        let choice = Choice {
-            index: 0,
-            message,
-            logprobs: self.logprobs(&tokens),
-            finish_reason,
-        };
+    pub(super) async fn whole(&self, answers: Vec<Answer>) -> Result<Response, ApiError> {
+        let all = answers.into_iter().map(|answer| collect(answer, self.logprobs));
+        let all = try_join_all(all).await?;
+        let mut usage = Usage::default();
+        all.iter().for_each(|choice| usage.add(choice.usage));
+        let each = all.into_iter().enumerate();
         let body = Body {
             header: &Header::new(self.id.clone(), "chat.completion", &self.model),
-            choices: vec![choice],
-            usage: Some(Some(Usage::of(&answer))),
+            choices: each.map(|(index, choice)| self.choice(index, choice)).collect(),
+            usage: Some(Some(usage)),
         };
         Ok(Json(body).into_response())
+    }
+
+    fn choice(&self, index: usize, collected: Collected) -> Choice {
+        let content = collected.content();
+        let no_content = content.is_empty() && !collected.calls.is_empty();
+        let logprobs = self.logprobs(&collected.tokens);
+        Choice {
+            index,
+            message: Message {
+                role: "assistant",
+                content: (!no_content).then_some(content),
+                reasoning_content: collected.reasoning(),
+                refusal: (),
+                tool_calls: collected.calls.into_iter().map(ToolCall::from).collect(),
+            },
+            logprobs,
+            finish_reason: collected.finish.map(FinishReason::name),
+        }
     }
 
     /// The same as chunks.
@@ -110,7 +107,7 @@ impl ChatReply {
         ChatChunks { header, reply: self }
     }
 
-    fn logprobs(&self, tokens: &[Reported]) -> Option<ChatLogprobs> {
+    pub(super) fn logprobs(&self, tokens: &[Reported]) -> Option<ChatLogprobs> {
         let names = Names {
             tokenizer: &self.tokenizer,
             as_ids: self.token_ids,
@@ -119,21 +116,15 @@ impl ChatReply {
     }
 }
 
-fn take_piece(piece: OutputEvent, content: &mut String, calls: &mut Vec<ToolCall>) {
-    match piece {
-        OutputEvent::Content(text) => content.push_str(&text),
-        OutputEvent::ToolCall { id, name, .. } => calls.push(ToolCall {
-            id,
+impl From<Call> for ToolCall {
+    fn from(call: Call) -> Self {
+        Self {
+            id: call.id,
             r#type: "function",
             function: Function {
-                name,
-                arguments: String::new(),
+                name: call.name,
+                arguments: call.arguments,
             },
-        }),
-        OutputEvent::Arguments { index, text } => {
-            if let Some(call) = calls.get_mut(index as usize) {
-                call.function.arguments.push_str(&text);
-            }
         }
     }
 }
@@ -157,6 +148,8 @@ struct ChunkDelta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<ChunkToolCall>,
 }
@@ -182,12 +175,13 @@ struct ChunkFunction {
 impl ChatChunks {
     fn chunk(
         &self,
+        index: usize,
         delta: ChunkDelta,
         tokens: Option<&[Reported]>,
         finish_reason: Option<&'static str>,
     ) -> Result<String, ApiError> {
         let choice = ChunkChoice {
-            index: 0,
+            index,
             delta,
             logprobs: tokens.and_then(|tokens| self.reply.logprobs(tokens)),
             finish_reason,
@@ -201,17 +195,17 @@ impl ChatChunks {
 }
 
 impl Chunks for ChatChunks {
-    fn opening(&self, _choice: usize) -> Result<Option<String>, ApiError> {
+    fn opening(&self, choice: usize) -> Result<Option<String>, ApiError> {
         let delta = ChunkDelta {
             role: Some("assistant"),
             content: Some(String::new()),
-            tool_calls: Vec::new(),
+            ..ChunkDelta::default()
         };
-        self.chunk(delta, None, None).map(Some)
+        self.chunk(choice, delta, None, None).map(Some)
     }
 
-    fn delta(&self, _choice: usize, delta: &Delta) -> Result<Option<String>, ApiError> {
-        let tokens = delta.token.as_slice();
+    fn delta(&mut self, choice: usize, delta: &Delta) -> Result<Option<String>, ApiError> {
+        let tokens = delta.tokens.as_slice();
         if delta.pieces.is_empty() && (tokens.is_empty() || !self.reply.logprobs) {
             return Ok(None);
         }
@@ -219,15 +213,15 @@ impl Chunks for ChatChunks {
         for piece in &delta.pieces {
             show(piece, &mut shown);
         }
-        if shown.tool_calls.is_empty() {
+        if shown.tool_calls.is_empty() && shown.reasoning_content.is_none() {
             // A chunk with log-probabilities alone still says that it adds no text.
             shown.content.get_or_insert_default();
         }
-        self.chunk(shown, Some(tokens), None).map(Some)
+        self.chunk(choice, shown, Some(tokens), None).map(Some)
     }
 
-    fn end(&self, _choice: usize, reason: FinishReason) -> Result<String, ApiError> {
-        self.chunk(ChunkDelta::default(), None, Some(reason.name()))
+    fn end(&mut self, choice: usize, reason: FinishReason, _all: Option<Usage>) -> Result<String, ApiError> {
+        self.chunk(choice, ChunkDelta::default(), None, Some(reason.name()))
     }
 
     fn usage(&self, usage: Usage) -> Result<Option<String>, ApiError> {
@@ -247,6 +241,7 @@ impl Chunks for ChatChunks {
 fn show(piece: &OutputEvent, shown: &mut ChunkDelta) {
     match piece {
         OutputEvent::Content(text) => shown.content.get_or_insert_default().push_str(text),
+        OutputEvent::Reasoning(text) => shown.reasoning_content.get_or_insert_default().push_str(text),
         OutputEvent::ToolCall { index, id, name } => shown.tool_calls.push(ChunkToolCall {
             index: *index,
             id: Some(id.clone()),

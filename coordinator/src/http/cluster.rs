@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use axum::{Json, Router, routing};
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 use tokio::time::timeout;
 use tramontane_model::ids::Fence;
 
 use super::error::{ApiError, ErrorKind};
+use super::table::Routes;
 use super::{ADMIN_DEADLINE, Api};
 
 /// The cluster as operators see it. Implemented by the process, which asks the leader.
@@ -50,10 +51,10 @@ struct Replanned {
     generation: u64,
 }
 
-pub(super) fn routes() -> Router<Arc<Api>> {
-    Router::new()
-        .route("/cluster/status", routing::get(status))
-        .route("/cluster/replan", routing::post(replan))
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .get("/cluster/status", status)
+        .post("/cluster/replan", replan)
 }
 
 async fn status(State(api): State<Arc<Api>>) -> Result<impl IntoResponse, ApiError> {

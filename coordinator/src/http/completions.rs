@@ -1,25 +1,30 @@
-//! `POST /v1/completions`: plain continuation of one or several prompts, a choice for each.
+//! `POST /v1/completions`: plain continuation of one or several prompts, `n` choices for each.
 //!
-//! Every prompt is a request of its own to the cluster, with the same seed: a prompt among others gets the tokens that
-//! it gets alone.
+//! Every choice is a request of its own to the cluster, with the same seed and its number within its prompt's choices:
+//! a prompt among others gets the tokens that it gets alone.
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::{Extension, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::{Json, Router, routing};
 use futures_util::future::try_join_all;
 use serde::Serialize;
 use tramontane_model::ids::RequestId;
+use tramontane_model::sampling::SamplingParams;
 
-use super::answer::{Answer, Delta, FinishReason, Reported, Step};
+use super::answer::{Answer, Delta, FinishReason, Reported};
+use super::choices;
+use super::collected::collect;
 use super::error::ApiError;
 use super::fields::Fields;
+use super::labels;
 use super::logprobs::{Names, TextLogprobs};
 use super::params::{self, Params};
 use super::prompt::{self, Prompt};
 use super::reply::{Header, Usage, null_if};
 use super::sse::{self, Chunks};
+use super::table::Routes;
 use super::{Api, Ask};
 use crate::text::{OutputEvent, Tokenizer};
 
@@ -27,12 +32,16 @@ use crate::text::{OutputEvent, Tokenizer};
 const DEFAULT_MAX_TOKENS: u32 = 16;
 const OBJECT: &str = "text_completion";
 
-pub(super) fn routes() -> Router<Arc<Api>> {
-    Router::new().route("/v1/completions", routing::post(create))
+pub(super) fn routes() -> Routes {
+    Routes::new().post("/v1/completions", create)
 }
 
 struct CompletionRequest {
     prompts: Vec<Prompt>,
+    /// How many choices continue each.
+    n: u32,
+    /// Whether the text begins with the prompt.
+    echo: bool,
     params: Params,
     /// How many alternatives to report.
     logprobs: Option<u32>,
@@ -43,6 +52,8 @@ impl CompletionRequest {
         let mut fields = Fields::read(body)?;
         params::model(&mut fields, &api.model.name)?;
         let prompts = prompt::take(&mut fields, api.tokenizer.vocab_size())?;
+        let n = choices::take(&mut fields, prompts.len())?;
+        let echo = fields.flag("echo")?;
         let names = ["max_tokens", "max_completion_tokens"];
         let params = Params::read(
             &mut fields,
@@ -51,9 +62,12 @@ impl CompletionRequest {
             api.tokenizer.vocab_size(),
         )?;
         let logprobs = params::top_logprobs(&mut fields, "logprobs")?;
+        labels::check(&mut fields)?;
         params::log_ignored(&fields);
         Ok(Self {
             prompts,
+            n,
+            echo,
             params,
             logprobs,
         })
@@ -69,37 +83,48 @@ async fn create(
     let body = api.read_body(request).await?;
     let CompletionRequest {
         prompts,
+        n,
+        echo,
         params,
         logprobs,
     } = CompletionRequest::read(&body, &api)?;
     drop(body);
-    let permits = api.gateway.admit(prompts.len())?;
     let count = prompts.len();
+    let mut permits = api.gateway.admit(count * n as usize)?.into_iter();
     let encoded = api
         .encode(deadline, move |tokenizer| encode(tokenizer, prompts))
         .await?;
     let sampling = params.sampling(logprobs)?;
-    let mut asked = Vec::with_capacity(count);
-    for ((index, ids), permit) in encoded.into_iter().enumerate().zip(permits) {
+    let mut asked = Vec::with_capacity(permits.len());
+    for (index, ids) in encoded.into_iter().enumerate() {
         let field = prompt::field_of(index, count);
         let max_tokens = params.budget(&field, ids.len(), api.model.max_context, DEFAULT_MAX_TOKENS)?;
-        asked.push(Ask {
+        let prompt: Arc<[u32]> = ids.into();
+        asked.extend((0..n).zip(permits.by_ref()).map(|(choice, permit)| Ask {
             permit,
-            prompt: ids,
-            sampling: sampling.clone(),
+            prompt: Arc::clone(&prompt),
+            sampling: SamplingParams {
+                choice,
+                ..sampling.clone()
+            },
             max_tokens,
             ignore_eos: params.ignore_eos,
             priority: params.priority,
             cache_salt: params.cache_salt.clone(),
             stop_token_ids: params.choosing.stop_token_ids.clone(),
-        });
+        }));
     }
     let answers = try_join_all(asked.into_iter().enumerate().map(|(index, ask)| {
         let (api, stop) = (&api, params.stop.clone());
         async move {
             let prompt_tokens = ask.prompt_tokens();
+            let prompt = echo.then(|| Arc::clone(&ask.prompt));
             let generation = api.start(ask, id, index, deadline).await?;
-            Ok::<_, ApiError>(Answer::plain(generation, &api.tokenizer, stop, prompt_tokens))
+            let answer = Answer::plain(generation, &api.tokenizer, stop, prompt_tokens);
+            match prompt {
+                Some(prompt) => answer.after_prompt(&prompt),
+                None => Ok(answer),
+            }
         }
     }))
     .await?;
@@ -168,28 +193,15 @@ impl TextReply {
         Ok(Json(body).into_response())
     }
 
-    async fn choice(&self, index: usize, mut answer: Answer) -> Result<(Choice, Usage), ApiError> {
-        let mut text = String::new();
-        let mut tokens = Vec::new();
-        let mut finish_reason = None;
-        while let Some(step) = answer.next().await {
-            match step? {
-                Step::Delta(delta) => {
-                    text.push_str(&content(&delta));
-                    if self.logprobs {
-                        tokens.extend(delta.token);
-                    }
-                }
-                Step::End(reason) => finish_reason = Some(reason.name()),
-            }
-        }
+    async fn choice(&self, index: usize, answer: Answer) -> Result<(Choice, Usage), ApiError> {
+        let collected = collect(answer, self.logprobs).await?;
         let choice = Choice {
             index,
-            text,
-            logprobs: self.logprobs(&tokens),
-            finish_reason,
+            logprobs: self.logprobs(&collected.tokens),
+            finish_reason: collected.finish.map(FinishReason::name),
+            text: collected.content(),
         };
-        Ok((choice, Usage::of(&answer)))
+        Ok((choice, collected.usage))
     }
 
     fn logprobs(&self, tokens: &[Reported]) -> Option<TextLogprobs> {
@@ -214,9 +226,9 @@ impl Chunks for TextReply {
         Ok(None)
     }
 
-    fn delta(&self, index: usize, delta: &Delta) -> Result<Option<String>, ApiError> {
+    fn delta(&mut self, index: usize, delta: &Delta) -> Result<Option<String>, ApiError> {
         let text = content(delta);
-        let tokens = delta.token.as_slice();
+        let tokens = delta.tokens.as_slice();
         if text.is_empty() && (tokens.is_empty() || !self.logprobs) {
             return Ok(None);
         }
@@ -229,7 +241,7 @@ impl Chunks for TextReply {
         self.chunk(vec![choice], null_if(self.include_usage)).map(Some)
     }
 
-    fn end(&self, index: usize, reason: FinishReason) -> Result<String, ApiError> {
+    fn end(&mut self, index: usize, reason: FinishReason, _all: Option<Usage>) -> Result<String, ApiError> {
         let choice = Choice {
             index,
             text: String::new(),
@@ -250,8 +262,8 @@ impl Chunks for TextReply {
 fn content(delta: &Delta) -> String {
     let texts = delta.pieces.iter().filter_map(|piece| match piece {
         OutputEvent::Content(text) => Some(text.as_str()),
-        // A plain answer has no calls.
-        OutputEvent::ToolCall { .. } | OutputEvent::Arguments { .. } => None,
+        // A plain answer is text alone.
+        OutputEvent::Reasoning(_) | OutputEvent::ToolCall { .. } | OutputEvent::Arguments { .. } => None,
     });
     texts.collect()
 }

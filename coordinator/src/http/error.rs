@@ -36,6 +36,8 @@ pub(super) enum ErrorKind {
     Failed,
     /// Nothing serves at present.
     NotServing,
+    /// The coordinator is shutting down.
+    ShuttingDown,
     /// The leader cannot be asked.
     NoLeader,
     /// The request's time is over.
@@ -71,6 +73,7 @@ impl ErrorKind {
             ),
             Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, None),
             Self::NotServing => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("not_serving")),
+            Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("shutting_down")),
             Self::NoLeader => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("no_leader")),
             Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, SERVER, Some("deadline_exceeded")),
         }
@@ -78,7 +81,7 @@ impl ErrorKind {
 
     fn may_be_retried(self) -> bool {
         match self {
-            Self::Overloaded | Self::NotServing | Self::NoLeader => true,
+            Self::Overloaded | Self::NotServing | Self::ShuttingDown | Self::NoLeader => true,
             Self::Invalid
             | Self::ContextLength
             | Self::Unsupported
@@ -172,7 +175,8 @@ impl From<GatewayError> for ApiError {
     fn from(error: GatewayError) -> Self {
         let kind = match &error {
             GatewayError::Overloaded { .. } | GatewayError::QueueFull { .. } => ErrorKind::Overloaded,
-            GatewayError::NotServing(_) | GatewayError::ShuttingDown => ErrorKind::NotServing,
+            GatewayError::NotServing(_) => ErrorKind::NotServing,
+            GatewayError::ShuttingDown => ErrorKind::ShuttingDown,
             GatewayError::Rejected { .. } => ErrorKind::Invalid,
             GatewayError::Deadline { .. } => ErrorKind::Deadline,
             GatewayError::Failed { .. } | GatewayError::Random { .. } => ErrorKind::Failed,

@@ -40,8 +40,16 @@ impl<'a> Fields<'a> {
         Ok(Self { left })
     }
 
+    /// Whether a field is there and not `null`.
+    pub(super) fn has(&self, name: &str) -> bool {
+        let mut left = self.left.iter();
+        left.any(|(known, value)| known == name && value.get() != "null")
+    }
+
     /// Takes a field as its JSON text; `null` counts as absent.
     pub(super) fn raw(&mut self, name: &str) -> Option<&'a RawValue> {
+        #[cfg(test)]
+        asked::note(name);
         let place = self.left.iter().position(|(known, _)| known == name)?;
         let (_, value) = self.left.swap_remove(place);
         (value.get() != "null").then_some(value)
@@ -182,6 +190,26 @@ impl<'de> Visitor<'de> for FieldsVisitor {
             fields.push((name, map.next_value()?));
         }
         Ok(fields)
+    }
+}
+
+/// Names of the fields that parsers asked for on this thread: what the OpenAPI document is compared with.
+#[cfg(test)]
+pub(super) mod asked {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    thread_local! {
+        static NAMES: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+    }
+
+    pub(super) fn note(name: &str) {
+        NAMES.with_borrow_mut(|names| names.insert(name.to_owned()));
+    }
+
+    /// The names since the last call.
+    pub(in crate::http) fn take() -> BTreeSet<String> {
+        NAMES.take()
     }
 }
 

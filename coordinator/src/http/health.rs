@@ -1,19 +1,20 @@
-//! `/livez`: the process answers. `/readyz`: a replica is placed, loaded and serving, or else what is missing.
+//! `/livez`: the process answers. `/readyz`: a replica is placed, loaded and serving, and no shutdown has begun, or else
+//! what is missing.
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::{Json, Router, routing};
 use serde::Serialize;
 
 use super::Api;
+use super::table::Routes;
+use crate::gateway::GatewayError;
 
-pub(super) fn routes() -> Router<Arc<Api>> {
-    Router::new()
-        .route("/livez", routing::get(live))
-        .route("/readyz", routing::get(ready))
+pub(super) fn routes() -> Routes {
+    Routes::new().get("/livez", live).get("/readyz", ready)
 }
 
 #[derive(Serialize)]
@@ -39,18 +40,19 @@ async fn live() -> Json<Live> {
 }
 
 async fn ready(State(api): State<Arc<Api>>) -> Response {
-    match api.gateway.readiness() {
+    let readiness = match api.gateway.is_draining() {
+        true => Err(GatewayError::ShuttingDown.to_string()),
+        false => api.gateway.readiness().map_err(|missing| missing.to_string()),
+    };
+    match readiness {
         Ok(fence) => Json(Ready {
             ready: true,
             replica: fence.replica.0,
             generation: fence.generation.0,
         })
         .into_response(),
-        Err(missing) => {
-            let body = NotReady {
-                ready: false,
-                reason: missing.to_string(),
-            };
+        Err(reason) => {
+            let body = NotReady { ready: false, reason };
             (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
         }
     }

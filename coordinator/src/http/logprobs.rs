@@ -76,7 +76,7 @@ impl ChatLogprobs {
     pub(super) fn new(names: Names<'_>, tokens: &[Reported]) -> Self {
         let content = tokens
             .iter()
-            .map(|reported| chat_token(names, &reported.sampled))
+            .filter_map(|reported| Some(chat_token(names, reported.sampled.as_ref()?)))
             .collect();
         Self { content, refusal: () }
     }
@@ -96,12 +96,12 @@ fn chat_token(names: Names<'_>, sampled: &SampledToken) -> ChatToken {
     }
 }
 
-/// `logprobs` of a plain choice.
+/// `logprobs` of a plain choice; null for the prompt's tokens.
 #[derive(Debug, Serialize)]
 pub(super) struct TextLogprobs {
     tokens: Vec<String>,
-    token_logprobs: Vec<f32>,
-    top_logprobs: Vec<Alternatives>,
+    token_logprobs: Vec<Option<f32>>,
+    top_logprobs: Vec<Option<Alternatives>>,
     text_offset: Vec<usize>,
 }
 
@@ -123,17 +123,14 @@ impl TextLogprobs {
     pub(super) fn new(names: Names<'_>, tokens: &[Reported]) -> Self {
         let name = |id| names.name(id, "bytes:");
         Self {
-            tokens: tokens
-                .iter()
-                .map(|reported| name(reported.sampled.token))
-                .collect(),
+            tokens: tokens.iter().map(|reported| name(reported.id)).collect(),
             token_logprobs: tokens
                 .iter()
-                .map(|reported| finite(reported.sampled.logprob))
+                .map(|reported| Some(finite(reported.sampled.as_ref()?.logprob)))
                 .collect(),
             top_logprobs: tokens
                 .iter()
-                .map(|reported| alternatives(names, &reported.sampled))
+                .map(|reported| Some(alternatives(names, reported.sampled.as_ref()?)))
                 .collect(),
             text_offset: tokens.iter().map(|reported| reported.offset).collect(),
         }

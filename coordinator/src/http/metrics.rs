@@ -8,12 +8,12 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use axum::{Router, routing};
 use metrics::{describe_gauge, gauge};
 use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::Api;
+use super::table::Routes;
 
 /// Version 0.0.4 of the text exposition format.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -28,8 +28,8 @@ const WORKERS: &str = "tramontane_workers";
 const HELD: &str = "tramontane_device_held_bytes";
 const GENERATION: &str = "tramontane_replica_generation";
 
-pub(super) fn routes() -> Router<Arc<Api>> {
-    Router::new().route("/metrics", routing::get(show))
+pub(super) fn routes() -> Routes {
+    Routes::new().get("/metrics", show)
 }
 
 /// Describes the cluster's metrics to the recorder.

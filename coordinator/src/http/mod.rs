@@ -8,24 +8,33 @@ mod answer;
 mod body;
 mod chat;
 mod chat_reply;
+mod choices;
 mod cluster;
+mod collected;
 mod completions;
 mod error;
 mod fields;
 mod health;
+mod labels;
 mod logprobs;
 mod metrics;
+mod mistral;
+mod mistral_reply;
 mod models;
 mod observe;
+mod openapi;
 mod params;
 mod prompt;
 mod reply;
 mod sampling;
 mod serve;
 mod sse;
+mod table;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod unsupported;
+mod version;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +56,7 @@ pub use serve::{ServeOptions, serve};
 use crate::gateway::{self, Gateway, GatewayError, Generation, NewRequest, Permit};
 use crate::text::Tokenizer;
 use error::{ApiError, ErrorKind};
+use table::Routes;
 
 /// Longest wait for the leader's answer to an operator.
 const ADMIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -164,7 +174,7 @@ impl Api {
         let stop_tokens = sampling::end_tokens(&mut sampling, eos, ask.ignore_eos, ask.stop_token_ids);
         let request = NewRequest {
             id: own_id,
-            prompt: ask.prompt.into(),
+            prompt: ask.prompt,
             sampling,
             max_tokens: ask.max_tokens,
             stop_tokens,
@@ -175,10 +185,10 @@ impl Api {
     }
 }
 
-/// One prompt to be continued.
+/// One prompt to be continued, once.
 struct Ask {
     permit: Permit,
-    prompt: Vec<u32>,
+    prompt: Arc<[u32]>,
     sampling: SamplingParams,
     max_tokens: u32,
     ignore_eos: bool,
@@ -188,25 +198,47 @@ struct Ask {
 }
 
 impl Ask {
+    /// Tokens of the prompt as the usage counts them: once, however many choices continue it.
     fn prompt_tokens(&self) -> u32 {
+        if self.sampling.choice > 0 {
+            return 0;
+        }
         // A prompt is shorter than the context, a u32.
         u32::try_from(self.prompt.len()).unwrap_or(u32::MAX)
     }
 }
 
 /// Every route.
-pub fn router(api: Api) -> Router {
-    Router::new()
+fn routes() -> Routes {
+    Routes::new()
         .merge(models::routes())
         .merge(chat::routes())
         .merge(completions::routes())
+        .merge(tokens::routes())
+        .merge(version::routes())
+        .merge(openapi::routes())
         .merge(health::routes())
         .merge(metrics::routes())
         .merge(cluster::routes())
+}
+
+/// What [`serve`] serves: the routes, and the gateway that a shutdown drains.
+#[derive(Clone)]
+pub struct App {
+    router: Router,
+    gateway: Gateway,
+}
+
+/// Every route, ready to be served.
+pub fn router(api: Api) -> App {
+    let gateway = api.gateway.clone();
+    let router = routes()
+        .into_router()
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn(observe::observe))
-        .with_state(Arc::new(api))
+        .with_state(Arc::new(api));
+    App { router, gateway }
 }
 
 /// Describes every metric of the HTTP side and the gateway to the recorder.

@@ -119,7 +119,7 @@ impl Params {
             // A value above 0 stays above 0.
             top_p: (top_p.unwrap_or(1.0) as f32).max(f32::MIN_POSITIVE),
             choosing: Choosing::read(fields, vocab_size, max_context)?,
-            seed: seed(fields)?,
+            seed: seed(fields, "seed")?,
             stop: stop(fields)?,
             ignore_eos: fields.flag("ignore_eos")?,
             token_ids: fields.flag("return_tokens_as_token_ids")?,
@@ -200,8 +200,8 @@ pub(super) fn log_ignored(fields: &Fields<'_>) {
 }
 
 /// A seed is any 64-bit whole number, signed or not.
-fn seed(fields: &mut Fields<'_>) -> Result<Option<u64>, ApiError> {
-    let Some(value) = fields.raw("seed") else {
+pub(super) fn seed(fields: &mut Fields<'_>, field: &str) -> Result<Option<u64>, ApiError> {
+    let Some(value) = fields.raw(field) else {
         return Ok(None);
     };
     let text = value.get();
@@ -209,7 +209,7 @@ fn seed(fields: &mut Fields<'_>) -> Result<Option<u64>, ApiError> {
     let signed = || serde_json::from_str::<i64>(text).ok().map(i64::cast_unsigned);
     unsigned.or_else(signed).map(Some).ok_or_else(|| {
         let problem = format!("is {}, it must be a whole number of at most 64 bits", shown(text));
-        ApiError::invalid("seed", problem)
+        ApiError::invalid(field, problem)
     })
 }
 

@@ -81,6 +81,25 @@ pub(super) fn take(fields: &mut Fields<'_>, vocab_size: usize) -> Result<Vec<Pro
     }
 }
 
+/// Takes a list of token ids; at least one.
+pub(super) fn take_ids(
+    fields: &mut Fields<'_>,
+    field: &str,
+    vocab_size: usize,
+) -> Result<Vec<u32>, ApiError> {
+    let Some(raw) = fields.raw(field) else {
+        return Err(ApiError::invalid(
+            field,
+            "is missing, it must be an array of token ids",
+        ));
+    };
+    match checked(parse(field, raw)?, field, vocab_size)? {
+        Prompt::Ids(ids) => Ok(ids),
+        // Only lists of ids were read.
+        Prompt::Text(_) => Ok(Vec::new()),
+    }
+}
+
 fn check_count(prompts: usize) -> Result<(), ApiError> {
     if prompts <= MAX_PROMPTS {
         return Ok(());

@@ -1,7 +1,11 @@
 //! Connections: HTTP/1 and HTTP/2 on a listener, each bounded in time and size.
 //!
 //! The listener is made elsewhere, by the one constructor of listeners. A connection that sends nothing, or sends its
-//! head byte by byte, is closed after a deadline; at shutdown, requests in flight get a grace.
+//! head byte by byte, is closed after a deadline.
+//!
+//! At shutdown the gateway is drained first: readiness drops and new requests are refused, on connections that are still
+//! accepted, while requests in flight get a grace. What then still runs ends with a typed error, and its connections
+//! have a moment to send it.
 
 use std::io;
 use std::pin::Pin;
@@ -9,7 +13,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -19,6 +22,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tramontane_proto::net::Listener;
+
+use super::App;
 
 /// Largest head of a request, in bytes.
 const MAX_HEAD_BYTES: usize = 64 << 10;
@@ -30,6 +35,9 @@ const MAX_STREAMS: u32 = 256;
 const PREFACE_BYTES: usize = 24;
 /// How often an HTTP/2 connection is probed, and how long the answer may take.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// How long connections may take to send what is left once every request has ended.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// Limits of the connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,17 +60,13 @@ impl Default for ServeOptions {
     }
 }
 
-/// Serves `router` on `listener` until `shutdown`, then gives requests in flight their grace.
-pub async fn serve(
-    mut listener: Listener,
-    router: Router,
-    options: ServeOptions,
-    shutdown: CancellationToken,
-) {
+/// Serves `app` on `listener` until `shutdown`, then gives requests in flight their grace.
+pub async fn serve(mut listener: Listener, app: App, options: ServeOptions, shutdown: CancellationToken) {
     let limit = options.max_connections.clamp(1, Semaphore::MAX_PERMITS);
     let room = Arc::new(Semaphore::new(limit));
     let graceful = GracefulShutdown::new();
     let builder = Arc::new(builder(options.head_timeout));
+    let mut drained = std::pin::pin!(drain(&app, options.shutdown_grace, &shutdown));
     loop {
         let accepted = async {
             let permit = Arc::clone(&room).acquire_owned().await.ok()?;
@@ -70,14 +74,14 @@ pub async fn serve(
         };
         let (connection, permit) = tokio::select! {
             biased;
-            () = shutdown.cancelled() => break,
+            () = &mut drained => break,
             accepted = accepted => match accepted {
                 Some(accepted) => accepted,
                 None => break,
             },
         };
         let io = TokioIo::new(PrefaceDeadline::new(connection, options.head_timeout));
-        let service = TowerToHyperService::new(router.clone());
+        let service = TowerToHyperService::new(app.router.clone());
         let builder = Arc::clone(&builder);
         let watcher = graceful.watcher();
         tokio::spawn(async move {
@@ -89,11 +93,18 @@ pub async fn serve(
         });
     }
     drop(listener);
-    if timeout(options.shutdown_grace, graceful.shutdown())
-        .await
-        .is_err()
-    {
+    if timeout(FLUSH, graceful.shutdown()).await.is_err() {
+        tracing::warn!("connections were still open at the end of the shutdown");
+    }
+}
+
+/// Waits for the shutdown and then for live requests, no longer than the grace; ends those that are left.
+async fn drain(app: &App, grace: Duration, shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    app.gateway.drain();
+    if timeout(grace, app.gateway.drained()).await.is_err() {
         tracing::warn!("requests were still in flight after the grace of the shutdown");
+        app.gateway.end_all();
     }
 }
 

@@ -27,9 +27,9 @@ pub(super) trait Chunks: Send + 'static {
     /// What comes before anything of a choice.
     fn opening(&self, choice: usize) -> Result<Option<String>, ApiError>;
     /// More of a choice; nothing if it adds nothing to show.
-    fn delta(&self, choice: usize, delta: &Delta) -> Result<Option<String>, ApiError>;
-    /// The end of a choice.
-    fn end(&self, choice: usize, reason: FinishReason) -> Result<String, ApiError>;
+    fn delta(&mut self, choice: usize, delta: &Delta) -> Result<Option<String>, ApiError>;
+    /// The end of a choice; the last one to end gets the usage of all.
+    fn end(&mut self, choice: usize, reason: FinishReason, all: Option<Usage>) -> Result<String, ApiError>;
     /// The usage of all choices, if the client wants it.
     fn usage(&self, usage: Usage) -> Result<Option<String>, ApiError>;
 }
@@ -78,6 +78,7 @@ struct Merge<C> {
     chunks: C,
     steps: SelectAll<BoxStream<'static, ChoiceStep>>,
     choices: usize,
+    ended: usize,
     ready: VecDeque<String>,
     usage: Usage,
     over: bool,
@@ -91,6 +92,7 @@ impl<C: Chunks> Merge<C> {
             chunks,
             steps: steps.map(|(choice, answer)| steps_of(choice, answer)).collect(),
             choices,
+            ended: 0,
             ready: VecDeque::new(),
             usage: Usage::default(),
             over: false,
@@ -128,7 +130,9 @@ impl<C: Chunks> Merge<C> {
             }
             Ok(Step::End(reason)) => {
                 self.usage.add(usage);
-                let chunk = self.chunks.end(choice, reason).map(Some);
+                self.ended += 1;
+                let all = (self.ended == self.choices).then_some(self.usage);
+                let chunk = self.chunks.end(choice, reason, all).map(Some);
                 self.push(chunk);
             }
             Err(error) => self.fail(&error),

@@ -28,7 +28,6 @@ const ONLY_TRUE: &str = "is not supported yet other than true";
 const LEAVE_OUT: &str = "is not supported yet, leave it out";
 
 const REFUSED: &[Refused] = &[
-    refused("n", |value| value.as_f64() == Some(1.0), ONLY_ONE),
     refused("best_of", |value| value.as_f64() == Some(1.0), ONLY_ONE),
     refused("echo", is_false, ONLY_FALSE),
     refused("suffix", is_empty, LEAVE_OUT),
@@ -39,7 +38,8 @@ const REFUSED: &[Refused] = &[
     refused("add_special_tokens", is_true, ONLY_TRUE),
     refused("truncate_prompt_tokens", never, LEAVE_OUT),
     refused("use_beam_search", is_false, ONLY_FALSE),
-    refused("prompt_logprobs", never, LEAVE_OUT),
+    refused("prompt_logprobs", is_false, LEAVE_OUT),
+    refused("top_prompt_logprobs", never, LEAVE_OUT),
     refused(
         "response_format",
         |value| value.get("type").and_then(Value::as_str) == Some("text"),
@@ -65,7 +65,8 @@ const REFUSED: &[Refused] = &[
     refused("audio", never, LEAVE_OUT),
     refused("web_search_options", never, LEAVE_OUT),
     refused("prompt_embeds", never, LEAVE_OUT),
-    refused("random_seed", never, "is not supported, use seed"),
+    // Of chats only: here for the route that has plain prompts.
+    refused("random_seed", never, "is not supported here, use seed"),
     refused("safe_prompt", is_false, ONLY_FALSE),
 ];
 
@@ -89,6 +90,12 @@ fn is_empty(value: &Value) -> bool {
 
 fn never(_: &Value) -> bool {
     false
+}
+
+/// Names of the refused fields.
+#[cfg(test)]
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    REFUSED.iter().map(|refused| refused.field)
 }
 
 /// Takes the refused fields; an error names the first that asks for something.

@@ -1,8 +1,10 @@
-//! Generated tokens to content and tool calls, as they come.
+//! Generated tokens to content, reasoning and tool calls, as they come.
 //!
 //! The model writes a call as `[TOOL_CALLS]` name `[ARGS]` JSON, any number of them, after or instead
 //! of content. The markers are tokens, never text, so content cannot be taken for a call. The
 //! arguments are passed on exactly as the model wrote them, valid JSON or not.
+//!
+//! Reasoning stands between `[THINK]` and `[/THINK]`; a call or the end of the answer ends it too.
 //!
 //! What is no well-formed call: a name without `[ARGS]` after it is a call with empty arguments, and a
 //! name that no function can have is content, together with what stands after its `[ARGS]`. Other
@@ -23,6 +25,8 @@ const MAX_PENDING_NAME_BYTES: usize = 128;
 pub enum OutputEvent {
     /// More of the content; never empty.
     Content(String),
+    /// More of the reasoning; never empty.
+    Reasoning(String),
     /// A call begins.
     ToolCall {
         /// Its place among the answer's calls, from 0.
@@ -49,6 +53,8 @@ pub struct OutputParser {
     request: RequestId,
     choice: u32,
     calls: u32,
+    /// Whether markers of calls mean anything.
+    may_call: bool,
     state: State,
 }
 
@@ -56,6 +62,8 @@ pub struct OutputParser {
 #[derive(Debug)]
 enum State {
     Content,
+    /// After `[THINK]`.
+    Reasoning,
     /// After `[TOOL_CALLS]`, with the text since.
     Name(String),
     /// After `[ARGS]`.
@@ -73,8 +81,21 @@ impl OutputParser {
             request,
             choice,
             calls: 0,
+            may_call: true,
             state: State::Content,
         }
+    }
+
+    /// For an answer without tools: markers of calls stand for nothing, as other special tokens do.
+    pub fn without_calls(mut self) -> Self {
+        self.may_call = false;
+        self
+    }
+
+    /// For an answer to a prompt that ends within reasoning.
+    pub fn within_reasoning(mut self) -> Self {
+        self.state = State::Reasoning;
+        self
     }
 
     /// Takes the next token and appends what it completes to `events`.
@@ -84,7 +105,14 @@ impl OutputParser {
         self.decoder.push(id, &mut text)?;
         self.take_text(text, events);
         let markers = self.tokenizer.markers();
-        if id == markers.tool_calls {
+        if markers.think.is_some_and(|think| id == think.begin) {
+            self.end_part(events);
+            self.state = State::Reasoning;
+        } else if markers.think.is_some_and(|think| id == think.end) {
+            if matches!(self.state, State::Reasoning) {
+                self.state = State::Content;
+            }
+        } else if id == markers.tool_calls && self.may_call {
             self.end_part(events);
             self.state = State::Name(String::new());
         } else if id == markers.args {
@@ -114,6 +142,7 @@ impl OutputParser {
         }
         match &mut self.state {
             State::Content => events.push(OutputEvent::Content(text)),
+            State::Reasoning => events.push(OutputEvent::Reasoning(text)),
             State::Arguments { index } => events.push(OutputEvent::Arguments { index: *index, text }),
             State::Name(name) => {
                 name.push_str(&text);
@@ -140,7 +169,7 @@ impl OutputParser {
     /// A call or a name ends here; what comes next is content unless a marker says otherwise.
     fn end_part(&mut self, events: &mut Vec<OutputEvent>) {
         match std::mem::replace(&mut self.state, State::Content) {
-            State::Content | State::Arguments { .. } => {}
+            State::Content | State::Reasoning | State::Arguments { .. } => {}
             State::Name(name) => {
                 self.begin_call(name, events);
             }

@@ -25,6 +25,85 @@ fn odd_conversations_have_their_recorded_ids() {
     assert!(check_records("tests/fixtures/text/chat.jsonl") > 70);
 }
 
+#[test]
+fn reasoning_has_its_recorded_ids() {
+    assert_eq!(check_records("tests/fixtures/text/reasoning.jsonl"), 7);
+}
+
+fn ids(messages: Value) -> Vec<u32> {
+    let request: ChatRequest = serde_json::from_value(json!({"messages": messages})).unwrap();
+    encode_chat(&tokenizer(), &request).unwrap()
+}
+
+#[test]
+fn reasoning_may_come_in_either_dialect() {
+    let with = |assistant: Value| {
+        let user = json!({"role": "user", "content": "Hi"});
+        ids(json!([user, assistant, user]))
+    };
+    let text = json!({"type": "text", "text": "4"});
+    let recorded =
+        with(json!({"role": "assistant", "content": [{"type": "thinking", "thinking": "2 + 2"}, text]}));
+    for same in [
+        json!({"role": "assistant", "content": "4", "reasoning_content": "2 + 2"}),
+        json!({"role": "assistant", "content": [text], "reasoning_content": "2 + 2"}),
+        json!({"role": "assistant", "reasoning_content": "2 + 2", "content": [
+            {"type": "thinking", "thinking": [{"type": "text", "text": "2 +"}, {"type": "text", "text": " 2"}], "closed": true},
+            text,
+        ]}),
+    ] {
+        assert_eq!(with(same.clone()), recorded, "{same}");
+    }
+    let plain = with(json!({"role": "assistant", "content": "4"}));
+    assert_eq!(
+        with(json!({"role": "assistant", "content": "4", "reasoning_content": ""})),
+        plain
+    );
+    // What a user says is never reasoning.
+    let user = json!([{"role": "user", "content": "Hi", "reasoning_content": "x"}]);
+    assert_eq!(ids(user), ids(json!([{"role": "user", "content": "Hi"}])));
+}
+
+#[test]
+fn an_open_end_is_known() {
+    let user = json!({"role": "user", "content": "Hi"});
+    let thinking = |closed: bool| {
+        let part = json!({"type": "thinking", "thinking": "so", "closed": closed});
+        ids(json!([user, {"role": "assistant", "content": [part], "prefix": true}]))
+    };
+    assert!(tokenizer().leaves_reasoning_open(&thinking(false)));
+    assert!(!tokenizer().leaves_reasoning_open(&thinking(true)));
+    assert!(!tokenizer().leaves_reasoning_open(&ids(json!([user]))));
+}
+
+#[test]
+fn reasoning_out_of_place_is_refused() {
+    let user = json!({"role": "user", "content": "Hi"});
+    let part = json!({"type": "thinking", "thinking": "x"});
+    let cases = [
+        (
+            json!([{"role": "user", "content": [part]}]),
+            "messages[0].content[0].type: only messages from \"assistant\" and \"system\" can have reasoning",
+        ),
+        (
+            json!([user, {"role": "assistant", "content": [{"type": "thinking"}]}, user]),
+            "messages[1].content[0].thinking: a part of type \"thinking\" must have a thinking, a string or text parts",
+        ),
+        (
+            json!([user, {"role": "assistant", "content": [
+                {"type": "thinking", "thinking": [{"type": "reference"}]}]}, user]),
+            "messages[1].content[0].thinking[0].type: \"reference\" parts are not supported; use \"text\" or \"thinking\"",
+        ),
+        (
+            json!([user, {"role": "assistant", "content": [{"type": "thinking", "thinking": "x", "closed": false}]}, user]),
+            "messages[1].content[0].closed: can be false only on the last part of a last message with prefix true",
+        ),
+    ];
+    for (messages, message) in cases {
+        assert_eq!(refusal(json!({"messages": messages})), message);
+    }
+}
+
 fn refusal(request: Value) -> String {
     let request: ChatRequest = serde_json::from_value(request).unwrap();
     encode_chat(&tokenizer(), &request).unwrap_err().to_string()
@@ -134,7 +213,7 @@ fn bad_conversations_are_refused_by_field() {
         ),
         (
             vec![json!({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]})],
-            "messages[0].content[1].type: \"image_url\" parts are not supported; use \"text\"",
+            "messages[0].content[1].type: \"image_url\" parts are not supported; use \"text\" or \"thinking\"",
         ),
         (
             vec![json!({"role": "user", "content": [{"type": "text"}]})],

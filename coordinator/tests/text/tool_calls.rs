@@ -11,7 +11,7 @@ fn ids(marked: &str) -> Vec<u32> {
     let mut ids = Vec::new();
     let mut rest = marked;
     'next: while !rest.is_empty() {
-        for name in ["[TOOL_CALLS]", "[ARGS]", "</s>", "[INST]"] {
+        for name in ["[TOOL_CALLS]", "[ARGS]", "</s>", "[INST]", "[THINK]", "[/THINK]"] {
             if let Some(after) = rest.strip_prefix(name) {
                 ids.push(special(name));
                 rest = after;
@@ -29,12 +29,16 @@ fn ids(marked: &str) -> Vec<u32> {
 #[derive(Debug, Default, PartialEq)]
 struct Answer {
     content: String,
+    reasoning: String,
     calls: Vec<(String, String)>,
     call_ids: Vec<String>,
 }
 
 fn parse(tokens: &[u32]) -> Answer {
-    let mut parser = OutputParser::new(tokenizer(), RequestId(7), 0);
+    parse_with(OutputParser::new(tokenizer(), RequestId(7), 0), tokens)
+}
+
+fn parse_with(mut parser: OutputParser, tokens: &[u32]) -> Answer {
     let mut answer = Answer::default();
     for step in 0..=tokens.len() {
         let mut events = Vec::new();
@@ -47,6 +51,10 @@ fn parse(tokens: &[u32]) -> Answer {
                 OutputEvent::Content(text) => {
                     assert!(!text.is_empty());
                     answer.content += &text;
+                }
+                OutputEvent::Reasoning(text) => {
+                    assert!(!text.is_empty());
+                    answer.reasoning += &text;
                 }
                 OutputEvent::ToolCall { index, id, name } => {
                     assert_eq!(index as usize, answer.calls.len());
@@ -124,6 +132,36 @@ fn text_after_the_end_of_a_call_is_content() {
 }
 
 #[test]
+fn reasoning_is_told_from_content() {
+    let read = |marked: &str| {
+        let answer = parse(&ids(marked));
+        (answer.reasoning, answer.content, answer.calls.len())
+    };
+    let expect = |reasoning: &str, content: &str, calls| (reasoning.to_owned(), content.to_owned(), calls);
+    assert_eq!(read("[THINK]2 + 2[/THINK]4</s>"), expect("2 + 2", "4", 0));
+    // What a call or the end cuts short, and marks without a beginning.
+    assert_eq!(read("[THINK]a[TOOL_CALLS]f[ARGS]{}</s>"), expect("a", "", 1));
+    assert_eq!(read("[THINK]a</s>b"), expect("a", "b", 0));
+    assert_eq!(read("a[/THINK]b"), expect("", "ab", 0));
+    assert_eq!(read("[THINK]a[/THINK]b[THINK]c[/THINK]d"), expect("ac", "bd", 0));
+    assert_eq!(read("[TOOL_CALLS]f[ARGS]{}[THINK]a[/THINK]"), expect("a", "", 1));
+    // A character that a mark cuts in two does not run through it.
+    let mut cut = ids("[THINK]");
+    cut.extend(&tokenizer().encode("\u{1f600}").unwrap()[..1]);
+    cut.extend(ids("[/THINK]x"));
+    assert_eq!(parse(&cut).reasoning, "\u{fffd}");
+}
+
+#[test]
+fn a_parser_can_be_told_what_not_to_expect() {
+    let parser = || OutputParser::new(tokenizer(), RequestId(7), 0);
+    let answer = parse_with(parser().without_calls(), &ids("a[TOOL_CALLS]f[ARGS]{}"));
+    assert_eq!((answer.content.as_str(), answer.calls.len()), ("af{}", 0));
+    let answer = parse_with(parser().within_reasoning(), &ids("a[/THINK]b"));
+    assert_eq!((answer.reasoning.as_str(), answer.content.as_str()), ("a", "b"));
+}
+
+#[test]
 fn call_ids_follow_from_request_choice_and_index() {
     let tokens = ids("[TOOL_CALLS]f[ARGS]{}[TOOL_CALLS]f[ARGS]{}");
     let first = parse(&tokens).call_ids;
@@ -142,7 +180,7 @@ fn call_ids_follow_from_request_choice_and_index() {
             .for_each(|&id| parser.push(id, &mut events).unwrap());
         let ids = events.into_iter().filter_map(|event| match event {
             OutputEvent::ToolCall { id, .. } => Some(id),
-            OutputEvent::Content(_) | OutputEvent::Arguments { .. } => None,
+            OutputEvent::Content(_) | OutputEvent::Reasoning(_) | OutputEvent::Arguments { .. } => None,
         });
         ids.collect::<Vec<_>>()[0].clone()
     };
@@ -171,7 +209,7 @@ fn a_rendered_call_parses_back() {
 proptest! {
     #[test]
     fn any_tokens_are_parsed(ids in prop::collection::vec(
-        prop_oneof![1000..8192u32, prop::sample::select(vec![2u32, 9, 32, 0, 34])], 0..60,
+        prop_oneof![1000..8192u32, prop::sample::select(vec![2u32, 9, 32, 0, 34, 35])], 0..60,
     )) {
         let answer = parse(&ids);
         prop_assert!(answer.calls.len() <= ids.iter().filter(|&&id| id == special("[TOOL_CALLS]")).count());

@@ -177,27 +177,75 @@ fn shared_cases(limit: &str) -> Vec<Case> {
                 "model: \"gpt\" does not exist, this cluster serves \"mini-large-3\"",
             )
         },
-        unsupported(json!({"n": 2}), "n", "is not supported yet other than 1"),
-        unsupported(json!({"n": -1}), "n", "is not supported yet other than 1"),
+        case(
+            json!({"n": 0}),
+            "n",
+            "n: is 0, it must be a whole number from 1 to 16",
+        ),
+        case(
+            json!({"n": 17}),
+            "n",
+            "n: is 17, it must be a whole number from 1 to 16",
+        ),
+        case(
+            json!({"n": 1.5}),
+            "n",
+            "n: is 1.5, it must be a whole number from 1 to 16",
+        ),
+        case(
+            json!({"n": [2]}),
+            "n",
+            "n: is [2], it must be a whole number from 1 to 16",
+        ),
+        case(
+            json!({"user": 5}),
+            "user",
+            "user: invalid type: integer `5`, expected a string",
+        ),
+        case(
+            json!({"user": "é".repeat(513)}),
+            "user",
+            "user: has 513 characters, at most 512 are taken",
+        ),
+        case(
+            json!({"metadata": "a"}),
+            "metadata",
+            "metadata: invalid type: string \"a\", expected an object of at most 16 pairs",
+        ),
+        case(
+            json!({"metadata": {"k": [1]}}),
+            "metadata",
+            "metadata: a value must be a string, a number or a boolean",
+        ),
+        case(
+            json!({"metadata": {"k": "é".repeat(513)}}),
+            "metadata",
+            "metadata: a value has more than 512 characters, the most that are taken",
+        ),
+        case(
+            json!({"metadata": {"é".repeat(65): "a"}}),
+            "metadata",
+            "metadata: a key has more than 64 characters, the most that are taken",
+        ),
+        case(
+            json!({"metadata": (0..17).map(|key| (key.to_string(), json!("a"))).collect::<serde_json::Map<_, _>>()}),
+            "metadata",
+            "metadata: more than 16 pairs, the most that are taken",
+        ),
+        unsupported(
+            json!({"prompt_logprobs": 1}),
+            "prompt_logprobs",
+            "is not supported yet, leave it out",
+        ),
         unsupported(
             json!({"response_format": {"type": "json_object"}}),
             "response_format",
             "is not supported yet other than {\"type\": \"text\"}",
         ),
         unsupported(
-            json!({"echo": true}),
-            "echo",
-            "is not supported yet other than false",
-        ),
-        unsupported(
             json!({"best_of": 3}),
             "best_of",
             "is not supported yet other than 1",
-        ),
-        unsupported(
-            json!({"parallel_tool_calls": false}),
-            "parallel_tool_calls",
-            "is not supported yet other than true",
         ),
     ]
 }
@@ -375,6 +423,21 @@ async fn completions_name_the_field() {
             "logprobs",
             "logprobs: is true, it must be a whole number from 0 to 20",
         ),
+        case(
+            json!({"prompt": vec!["a"; 64], "n": 3}),
+            "n",
+            "n: is 3, for 64 prompts it must be at most 2: a request has at most 128 choices",
+        ),
+        case(
+            json!({"echo": 1}),
+            "echo",
+            "echo: invalid type: integer `1`, expected a boolean",
+        ),
+        unsupported(
+            json!({"random_seed": 1}),
+            "random_seed",
+            "is not supported here, use seed",
+        ),
         unsupported(
             json!({"suffix": "end"}),
             "suffix",
@@ -443,6 +506,37 @@ async fn chats_name_the_field() {
             json!({"logprobs": true, "top_logprobs": 21}),
             "top_logprobs",
             "top_logprobs: is 21, it must be a whole number from 0 to 20",
+        ),
+        unsupported(json!({"echo": true}), "echo", "is not supported yet other than false"),
+        case(
+            json!({"parallel_tool_calls": "no"}),
+            "parallel_tool_calls",
+            "parallel_tool_calls: invalid type: string \"no\", expected a boolean",
+        ),
+        case(
+            json!({"random_seed": 0.5}),
+            "random_seed",
+            "random_seed: is 0.5, it must be a whole number of at most 64 bits",
+        ),
+        case(
+            json!({"safe_prompt": "yes"}),
+            "safe_prompt",
+            "safe_prompt: invalid type: string \"yes\", expected a boolean",
+        ),
+        case(
+            json!({"prompt_mode": "fast"}),
+            "prompt_mode",
+            "prompt_mode: unknown variant `fast`, expected `reasoning`",
+        ),
+        case(
+            json!({"messages": [user, {"role": "assistant", "content": "a", "reasoning_content": 5}, user]}),
+            "messages[1].reasoning_content",
+            "messages[1].reasoning_content: invalid type: integer `5`, expected a string",
+        ),
+        case(
+            json!({"messages": [user, {"role": "assistant", "content": [{"type": "thinking", "thinking": 5}]}, user]}),
+            "messages[1].content[0].thinking",
+            "messages[1].content[0].thinking: invalid type: integer `5`, expected a string or an array of text parts",
         ),
         case(json!({"logprobs": 5}), "logprobs", "logprobs: invalid type: integer `5`, expected a boolean"),
     ]);

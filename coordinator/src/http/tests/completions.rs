@@ -57,7 +57,7 @@ async fn token_ids_are_taken_as_they_are() {
         "top_p": 0.25,
         "seed": -1,
         "user": "someone",
-        "metadata": {"a": [1]},
+        "metadata": {"a": "1"},
     });
     let reply = world.complete(fields).await;
     let choice = json!({"index": 0, "text": "The capital", "logprobs": null, "finish_reason": "length"});

@@ -34,7 +34,7 @@ impl World {
     async fn open_stream(&self, fields: Value) -> BodyDataStream {
         let body = with_model(fields).to_string();
         let request = Request::post("/v1/completions").body(Body::from(body)).unwrap();
-        let response = self.router.clone().oneshot(request).await.unwrap();
+        let response = self.app.router.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         response.into_body().into_data_stream()
     }

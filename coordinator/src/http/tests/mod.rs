@@ -4,15 +4,20 @@
 
 mod bad_input;
 mod chat;
+mod choices;
 mod completions;
 mod faults;
+mod mistral;
+mod openapi;
+mod reasoning;
 mod routes;
+mod shutdown;
+mod tokens;
 
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use futures_util::FutureExt;
@@ -24,7 +29,7 @@ use tower::ServiceExt;
 use tramontane_model::ids::Fence;
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 
-use super::{Api, ApiLimits, ClusterAdmin, ClusterAdminError, ModelCard, router};
+use super::{Api, ApiLimits, App, ClusterAdmin, ClusterAdminError, ModelCard, router};
 use crate::gateway::scripted::{Act, Script, ScriptedHeads, always, fence, serving};
 use crate::gateway::{Gateway, GatewayOptions, Routes};
 use crate::text::Tokenizer;
@@ -86,7 +91,7 @@ fn cluster_status() -> Value {
 struct World {
     heads: Arc<ScriptedHeads>,
     routes: watch::Sender<Arc<Routes>>,
-    router: Router,
+    app: App,
 }
 
 struct Setup {
@@ -132,7 +137,7 @@ impl Setup {
         World {
             heads,
             routes,
-            router: router(api),
+            app: router(api),
         }
     }
 }
@@ -224,7 +229,7 @@ impl World {
             .uri(path)
             .body(body.into())
             .unwrap();
-        let response = self.router.clone().oneshot(request).await.unwrap();
+        let response = self.app.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         Reply {
             status: parts.status,

@@ -10,9 +10,8 @@
 use super::budget::Budget;
 use super::error::{ChatError, ChatFault, printable};
 use super::functions::{Call, call_id, check_name, render_tools};
-use super::request::{ChatRequest, Content, MAX_MESSAGES, Message};
-
-const JOIN: &str = "\n\n";
+use super::pieces::{Piece, join, join_pieces, only_text};
+use super::request::{ChatRequest, MAX_MESSAGES, Message};
 
 /// What the format renders, in order.
 pub(super) struct Conversation {
@@ -25,7 +24,7 @@ pub(super) struct Conversation {
 pub(super) enum Turn {
     System {
         message: usize,
-        text: String,
+        pieces: Vec<Piece>,
     },
     User {
         message: usize,
@@ -33,7 +32,7 @@ pub(super) enum Turn {
     },
     Assistant {
         message: usize,
-        text: String,
+        pieces: Vec<Piece>,
         calls: Vec<Call>,
         /// Whether the model continues this turn.
         open: bool,
@@ -45,7 +44,7 @@ pub(super) enum Turn {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
+pub(super) enum Role {
     System,
     User,
     Assistant,
@@ -114,6 +113,10 @@ impl Conversation {
             results: Vec::new(),
             budget,
         };
+        for content in &request.preamble {
+            let pieces = super::pieces::of_preamble(content)?;
+            reader.turns.push(Turn::System { message: 0, pieces });
+        }
         for (index, message) in messages.iter().enumerate() {
             reader.message(index, message, index + 1 == messages.len())?;
         }
@@ -160,12 +163,15 @@ impl Reader {
                 ChatFault::PrefixNotLast,
             ));
         }
-        let text = self.content(index, message, role)?;
+        let pieces = super::pieces::read(index, message, role, &mut self.budget)?;
         match role {
-            Role::System => self.turns.push(Turn::System { message: index, text }),
-            Role::User => self.user(index, text),
-            Role::Assistant => self.assistant(index, message, text)?,
-            Role::Tool => self.tool_result(index, message, text)?,
+            Role::System => self.turns.push(Turn::System {
+                message: index,
+                pieces,
+            }),
+            Role::User => self.user(index, only_text(pieces)),
+            Role::Assistant => self.assistant(index, message, pieces)?,
+            Role::Tool => self.tool_result(index, message, only_text(pieces))?,
         }
         self.previous = Some(role);
         Ok(())
@@ -194,33 +200,6 @@ impl Reader {
         }
     }
 
-    fn content(&mut self, index: usize, message: &Message, role: Role) -> Result<String, ChatError> {
-        let field = || format!("messages[{index}].content");
-        match &message.content {
-            Some(Content::Text(text)) => {
-                self.budget.spend(text.len(), field)?;
-                Ok(text.clone())
-            }
-            Some(Content::Parts(parts)) => {
-                let mut joined = String::new();
-                for (place, part) in parts.iter().enumerate() {
-                    let field = |name| format!("messages[{index}].content[{place}].{name}");
-                    if part.kind != "text" {
-                        let found = printable(&part.kind);
-                        return Err(ChatError::new(field("type"), ChatFault::UnknownPart { found }));
-                    }
-                    let no_text = || ChatError::new(field("text"), ChatFault::NoPartText);
-                    let text = part.text.as_deref().ok_or_else(no_text)?;
-                    self.budget.spend(text.len() + JOIN.len(), || field("text"))?;
-                    join(&mut joined, text);
-                }
-                Ok(joined)
-            }
-            None if role == Role::Assistant => Ok(String::new()),
-            None => Err(ChatError::new(field(), ChatFault::NoContent)),
-        }
-    }
-
     fn user(&mut self, index: usize, text: String) {
         if let Some(Turn::User { text: before, .. }) = self.turns.last_mut() {
             join(before, &text);
@@ -229,7 +208,7 @@ impl Reader {
         }
     }
 
-    fn assistant(&mut self, index: usize, message: &Message, text: String) -> Result<(), ChatError> {
+    fn assistant(&mut self, index: usize, message: &Message, pieces: Vec<Piece>) -> Result<(), ChatError> {
         let mut calls: Vec<Call> = Vec::with_capacity(message.tool_calls.len());
         for (place, call) in message.tool_calls.iter().enumerate() {
             let call = Call::read(index, place, call, &mut self.budget)?;
@@ -244,19 +223,19 @@ impl Reader {
         self.results = calls.iter().map(|_| None).collect();
         let prefix = message.prefix == Some(true);
         if let Some(Turn::Assistant {
-            text: before,
+            pieces: before,
             calls: earlier,
             open,
             ..
         }) = self.turns.last_mut()
         {
-            join(before, &text);
+            join_pieces(before, pieces);
             earlier.extend(calls);
             *open = prefix;
         } else {
             self.turns.push(Turn::Assistant {
                 message: index,
-                text,
+                pieces,
                 calls,
                 open: prefix,
             });
@@ -306,9 +285,12 @@ impl Reader {
 
     fn end_assistant(&self) -> Result<(), ChatError> {
         if let Some(Turn::Assistant {
-            message, text, calls, ..
+            message,
+            pieces,
+            calls,
+            ..
         }) = self.turns.last()
-            && text.is_empty()
+            && pieces.is_empty()
             && calls.is_empty()
         {
             let field = format!("messages[{message}].content");
@@ -331,12 +313,4 @@ impl Reader {
         }
         self.end_results()
     }
-}
-
-/// Appends `text` to `joined` with a blank line between, leaving out what is empty.
-fn join(joined: &mut String, text: &str) {
-    if !joined.is_empty() && !text.is_empty() {
-        joined.push_str(JOIN);
-    }
-    joined.push_str(text);
 }

@@ -70,7 +70,7 @@ pub enum ChatFault {
     #[error("an assistant message must have content or tool_calls")]
     EmptyAssistant,
     /// A part that is not text.
-    #[error("{found:?} parts are not supported; use \"text\"")]
+    #[error("{found:?} parts are not supported; use \"text\" or \"thinking\"")]
     UnknownPart {
         /// Its type.
         found: String,
@@ -78,6 +78,18 @@ pub enum ChatFault {
     /// A text part without text.
     #[error("a part of type \"text\" must have a text")]
     NoPartText,
+    /// A thinking part without its text.
+    #[error("a part of type \"thinking\" must have a thinking, a string or text parts")]
+    NoThinking,
+    /// Reasoning where the format has none.
+    #[error("only messages from \"assistant\" and \"system\" can have reasoning")]
+    ReasoningElsewhere,
+    /// Reasoning that the model would not go on with.
+    #[error("can be false only on the last part of a last message with prefix true")]
+    ReasoningOpen,
+    /// The tokenizer has no marks for reasoning.
+    #[error("this model has no reasoning")]
+    NoReasoning,
     /// Only the last message can be continued.
     #[error("only the last message, from \"assistant\", can have prefix true")]
     PrefixNotLast,

@@ -9,25 +9,27 @@
 //! - tool `[TOOL_RESULTS]` text `[/TOOL_RESULTS]`
 //!
 //! Source of the format: `mistral-common`, `InstructTokenizerV13` in serving mode; recorded token ids
-//! of it are the test. Absent: images, audio and reasoning, which are refused as content parts or, as
-//! any unknown field, ignored.
+//! of it are the test. Reasoning, in assistant and system messages, stands as `[THINK]` text `[/THINK]`.
+//! Absent: images and audio, which are refused as content parts.
 
 mod budget;
 mod conversation;
 mod error;
 mod functions;
+mod pieces;
 mod request;
 
 pub use error::{ChatError, ChatFault};
 pub(in crate::text) use functions::is_function_name;
 pub use request::{
     ChatRequest, Content, ContentPart, FunctionCall, FunctionDefinition, MAX_MESSAGES, MAX_TOOLS, Message,
-    Tool, ToolCall,
+    Thinking, ThinkingPart, Tool, ToolCall,
 };
 
 use super::tekken::Tokenizer;
 use conversation::{Conversation, Turn};
 use functions::Call;
+use pieces::Piece;
 
 /// Token ids of the prompt that asks the model to go on with this conversation.
 ///
@@ -60,9 +62,11 @@ impl Prompt<'_> {
     fn turn(&mut self, turn: &Turn) -> Result<(), ChatError> {
         let markers = *self.tokenizer.markers();
         match turn {
-            Turn::System { message, text } => {
-                let field = || format!("messages[{message}].content");
-                self.between(markers.begin_system, text, markers.end_system, field)
+            Turn::System { message, pieces } => {
+                self.ids.push(markers.begin_system);
+                self.pieces(*message, pieces)?;
+                self.ids.push(markers.end_system);
+                Ok(())
             }
             Turn::User { message, text } => {
                 let field = || format!("messages[{message}].content");
@@ -74,14 +78,17 @@ impl Prompt<'_> {
             }
             Turn::Assistant {
                 message,
-                text,
+                pieces,
                 calls,
                 open,
             } => {
-                // Trained-on answers end without spaces.
-                self.text(text.trim_end_matches(' '), || {
-                    format!("messages[{message}].content")
-                })?;
+                match pieces.as_slice() {
+                    // Trained-on answers of text alone end without spaces.
+                    [Piece::Text(text)] => self.text(text.trim_end_matches(' '), || {
+                        format!("messages[{message}].content")
+                    })?,
+                    pieces => self.pieces(*message, pieces)?,
+                }
                 for call in calls {
                     self.call(call)?;
                 }
@@ -91,6 +98,25 @@ impl Prompt<'_> {
                 Ok(())
             }
         }
+    }
+
+    fn pieces(&mut self, message: usize, pieces: &[Piece]) -> Result<(), ChatError> {
+        let field = || format!("messages[{message}].content");
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => self.text(text, field)?,
+                Piece::Think { text, closed } => {
+                    let think = self.tokenizer.markers().think;
+                    let think = think.ok_or_else(|| ChatError::new(field(), ChatFault::NoReasoning))?;
+                    self.ids.push(think.begin);
+                    self.text(text, field)?;
+                    if *closed {
+                        self.ids.push(think.end);
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     fn call(&mut self, call: &Call) -> Result<(), ChatError> {

@@ -9,6 +9,7 @@
 //! body twice, once as [`ChatRequest`].
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
@@ -34,6 +35,9 @@ pub struct ChatRequest {
     /// The tools; none if absent or null.
     #[serde(default, deserialize_with = "bounded::optional_sequence::<_, _, MAX_TOOLS>")]
     pub tools: Vec<Tool>,
+    /// System text that the server puts before the messages.
+    #[serde(skip)]
+    pub preamble: Vec<Content>,
 }
 
 /// One message, of any role.
@@ -44,6 +48,9 @@ pub struct Message {
     /// The text; an assistant message with calls may have none.
     #[serde(default)]
     pub content: Option<Content>,
+    /// On an assistant's message: the reasoning before its content. Left out if the content has thinking parts.
+    #[serde(default)]
+    pub reasoning_content: Option<String>,
     /// Calls the assistant made.
     #[serde(
         default,
@@ -66,13 +73,39 @@ pub struct Message {
 pub enum Content {
     /// Plain text.
     Text(String),
-    /// Parts, which must all be text.
+    /// Parts: text, and thinking where reasoning may stand.
     Parts(Vec<ContentPart>),
 }
 
 /// A part of a message's content.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ContentPart {
+    /// What it is; `text` and `thinking` are supported.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The text of a `text` part.
+    #[serde(default)]
+    pub text: Option<String>,
+    /// The reasoning of a `thinking` part.
+    #[serde(default)]
+    pub thinking: Option<Thinking>,
+    /// Whether a `thinking` part has ended, as when absent; an open one is for the model to go on with.
+    #[serde(default)]
+    pub closed: Option<bool>,
+}
+
+/// The reasoning of a thinking part: a text, or text parts as Mistral's clients send them.
+#[derive(Debug, Clone)]
+pub enum Thinking {
+    /// One text.
+    Text(String),
+    /// Parts, which must all be text.
+    Parts(Vec<ThinkingPart>),
+}
+
+/// A part of a thinking part.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ThinkingPart {
     /// What it is; `text` is supported.
     #[serde(rename = "type")]
     pub kind: String,
@@ -129,28 +162,52 @@ pub struct FunctionDefinition {
 
 impl<'de> Deserialize<'de> for Content {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ContentVisitor;
+        let right = "a string, null or an array of text parts";
+        deserializer
+            .deserialize_any(TextOrParts(right, PhantomData))
+            .map(|read| match read {
+                Either::Text(text) => Self::Text(text),
+                Either::Parts(parts) => Self::Parts(parts),
+            })
+    }
+}
 
-        impl<'de> Visitor<'de> for ContentVisitor {
-            type Value = Content;
+impl<'de> Deserialize<'de> for Thinking {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let right = "a string or an array of text parts";
+        deserializer
+            .deserialize_any(TextOrParts(right, PhantomData))
+            .map(|read| match read {
+                Either::Text(text) => Self::Text(text),
+                Either::Parts(parts) => Self::Parts(parts),
+            })
+    }
+}
 
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a string, null or an array of text parts")
-            }
+enum Either<P> {
+    Text(String),
+    Parts(Vec<P>),
+}
 
-            fn visit_str<E: Error>(self, text: &str) -> Result<Content, E> {
-                Ok(Content::Text(text.to_owned()))
-            }
+/// Reads a text or parts; holds what would be right.
+struct TextOrParts<P>(&'static str, PhantomData<P>);
 
-            fn visit_string<E: Error>(self, text: String) -> Result<Content, E> {
-                Ok(Content::Text(text))
-            }
+impl<'de, P: Deserialize<'de>> Visitor<'de> for TextOrParts<P> {
+    type Value = Either<P>;
 
-            fn visit_seq<A: SeqAccess<'de>>(self, access: A) -> Result<Content, A::Error> {
-                bounded::read_elements(access, MAX_PARTS).map(Content::Parts)
-            }
-        }
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.0)
+    }
 
-        deserializer.deserialize_any(ContentVisitor)
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Either::Text(text.to_owned()))
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<Self::Value, E> {
+        Ok(Either::Text(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, access: A) -> Result<Self::Value, A::Error> {
+        bounded::read_elements(access, MAX_PARTS).map(Either::Parts)
     }
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::bpe::Ranks;
 use super::error::TokenizerFault;
 use super::split::Splitter;
-use super::{MAX_FILE_BYTES, MAX_TEXT_BYTES, Markers, Tokenizer};
+use super::{MAX_FILE_BYTES, MAX_TEXT_BYTES, Markers, Think, Tokenizer};
 use crate::text::bounded;
 
 const VERSION: &str = "v13";
@@ -196,5 +196,9 @@ fn find_markers(ids: &HashMap<Box<str>, u32>) -> Result<Markers, TokenizerFault>
         args: id("[ARGS]")?,
         begin_system: id("[SYSTEM_PROMPT]")?,
         end_system: id("[/SYSTEM_PROMPT]")?,
+        think: ids
+            .get("[THINK]")
+            .zip(ids.get("[/THINK]"))
+            .map(|(&begin, &end)| Think { begin, end }),
     })
 }

@@ -52,6 +52,15 @@ pub(super) struct Markers {
     pub(super) args: u32,
     pub(super) begin_system: u32,
     pub(super) end_system: u32,
+    /// `[THINK]` and `[/THINK]`, where the file names both.
+    pub(super) think: Option<Think>,
+}
+
+/// Ids of the special tokens around reasoning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Think {
+    pub(super) begin: u32,
+    pub(super) end: u32,
 }
 
 impl Tokenizer {
@@ -108,6 +117,19 @@ impl Tokenizer {
         let mut ids = Vec::new();
         self.encode_into(text, &mut ids)?;
         Ok(ids)
+    }
+
+    /// Whether the model has marks for its reasoning.
+    pub fn has_reasoning(&self) -> bool {
+        self.markers.think.is_some()
+    }
+
+    /// Whether what follows these ids is reasoning: its last `[THINK]` is still open.
+    pub fn leaves_reasoning_open(&self, ids: &[u32]) -> bool {
+        self.markers.think.is_some_and(|think| {
+            let last = ids.iter().rev().find(|&&id| id == think.begin || id == think.end);
+            last == Some(&think.begin)
+        })
     }
 
     /// Appends the token ids of `text` to `ids`.

@@ -1,0 +1,204 @@
+//! `GET /openapi.json`: what is served, as an OpenAPI 3.1 document.
+//!
+//! Tests compare it with the table of routes and with what the parsers ask for, so it cannot drift from either.
+
+pub(super) mod fields;
+mod replies;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::Method;
+use serde_json::{Map, Value, json};
+
+use super::table::Routes;
+use super::{Api, ModelCard};
+use fields::{CHAT, COMPLETION, DETOKENIZE, Field, SHARED, TOKENIZE};
+
+pub(super) fn routes() -> Routes {
+    Routes::new().get("/openapi.json", show)
+}
+
+async fn show(State(api): State<Arc<Api>>) -> Json<Value> {
+    Json(document(&api.model))
+}
+
+/// A route: what it is for, what it takes and gives.
+pub(super) struct Operation {
+    pub(super) method: Method,
+    pub(super) path: &'static str,
+    about: &'static str,
+    /// Tables of the body's fields; none if there is no body.
+    pub(super) body: &'static [&'static [Field]],
+    required: &'static [&'static str],
+    /// Name of the reply's schema; none for plain text.
+    reply: Option<&'static str>,
+    /// Name of the schema of a stream's events.
+    event: Option<&'static str>,
+}
+
+const fn get(path: &'static str, reply: Option<&'static str>, about: &'static str) -> Operation {
+    Operation {
+        method: Method::GET,
+        path,
+        about,
+        body: &[],
+        required: &[],
+        reply,
+        event: None,
+    }
+}
+
+const fn post(
+    path: &'static str,
+    body: &'static [&'static [Field]],
+    required: &'static [&'static str],
+    (reply, event): (&'static str, Option<&'static str>),
+    about: &'static str,
+) -> Operation {
+    Operation {
+        method: Method::POST,
+        path,
+        about,
+        body,
+        required,
+        reply: Some(reply),
+        event,
+    }
+}
+
+/// Every route.
+pub(super) const OPERATIONS: &[Operation] = &[
+    get("/v1/models", Some("Models"), "The served model."),
+    get("/v1/models/{id}", Some("Model"), "One model."),
+    get(
+        "/mistral/v1/models",
+        Some("MistralModels"),
+        "The served model, as Mistral's clients read it.",
+    ),
+    get(
+        "/mistral/v1/models/{id}",
+        Some("MistralModel"),
+        "One model, as Mistral's clients read it.",
+    ),
+    post(
+        "/v1/chat/completions",
+        &[SHARED, CHAT],
+        &["model", "messages"],
+        ("ChatCompletion", Some("ChatChunk")),
+        "Answers a conversation. Fields of Mistral's own make the response one of /mistral/v1/chat/completions.",
+    ),
+    post(
+        "/mistral/v1/chat/completions",
+        &[SHARED, CHAT],
+        &["model", "messages"],
+        ("MistralCompletion", Some("MistralChunk")),
+        "Answers a conversation, for Mistral's clients.",
+    ),
+    post(
+        "/v1/completions",
+        &[SHARED, COMPLETION],
+        &["model", "prompt"],
+        ("TextCompletion", Some("TextCompletion")),
+        "Continues prompts.",
+    ),
+    post(
+        "/tokenize",
+        &[TOKENIZE],
+        &[],
+        ("Tokens", None),
+        "Token ids of a text or a conversation.",
+    ),
+    post(
+        "/detokenize",
+        &[DETOKENIZE],
+        &["tokens"],
+        ("Detokenized", None),
+        "The text of token ids.",
+    ),
+    get("/version", Some("Version"), "The version of this server."),
+    get("/openapi.json", Some("Document"), "This document."),
+    get("/livez", Some("Live"), "Whether the process answers."),
+    get(
+        "/readyz",
+        Some("Ready"),
+        "Whether a replica serves; 503 with a reason otherwise.",
+    ),
+    get("/metrics", None, "Metrics in Prometheus' text format."),
+    get(
+        "/cluster/status",
+        Some("Status"),
+        "The cluster as its leader sees it.",
+    ),
+    post(
+        "/cluster/replan",
+        &[],
+        &[],
+        ("Replanned", None),
+        "Plans the model anew over all workers.",
+    ),
+];
+
+/// The document of a server of this model.
+pub(super) fn document(model: &ModelCard) -> Value {
+    let mut paths = Map::new();
+    for operation in OPERATIONS {
+        let path = paths.entry(operation.path).or_insert_with(|| json!({}));
+        path[operation.method.as_str().to_ascii_lowercase()] = operation.describe(model.max_context);
+    }
+    let mut schemas = fields::named();
+    if let (Some(all), Value::Object(replies)) = (schemas.as_object_mut(), replies::schemas()) {
+        all.extend(replies);
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Tramontane",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Other fields of the request bodies are ignored, or refused with the code \
+                unsupported_parameter where they would change the answer. Every response carries X-Request-Id.",
+        },
+        "paths": paths,
+        "components": {"schemas": schemas},
+    })
+}
+
+impl Operation {
+    fn describe(&self, max_context: u32) -> Value {
+        let named = |name: &str| json!({"schema": {"$ref": format!("#/components/schemas/{name}")}});
+        let mut content = Map::new();
+        match self.reply {
+            Some(name) => content.insert("application/json".to_owned(), named(name)),
+            None => content.insert("text/plain".to_owned(), json!({"schema": {"type": "string"}})),
+        };
+        if let Some(name) = self.event {
+            content.insert("text/event-stream".to_owned(), named(name));
+        }
+        let error = json!({"application/json": named("Error")});
+        let mut operation = json!({
+            "summary": self.about,
+            "responses": {
+                "200": {"description": "As asked.", "content": content},
+                "4XX": {"description": "The request cannot be served as it is.", "content": error},
+                "5XX": {"description": "The request could not be completed.", "content": error},
+            },
+        });
+        if self.path.contains("{id}") {
+            operation["parameters"] = json!([{"name": "id", "in": "path", "required": true, "schema": {
+                "type": "string"}}]);
+        }
+        if !self.body.is_empty() {
+            let fields = self.body.iter().copied().flatten();
+            let properties: Map<_, _> = fields
+                .map(|field| (field.name.to_owned(), field.schema(max_context)))
+                .collect();
+            let schema = json!({"type": "object", "properties": properties, "required": self.required});
+            operation["requestBody"] = json!({
+                "required": true,
+                "content": {"application/json": {"schema": schema}},
+            });
+        }
+        operation
+    }
+}
