@@ -4,6 +4,7 @@
 //! ask for, with the types they take and the ranges they hold to.
 
 use serde_json::{Value, json};
+use tramontane_model::sampling::MAX_LOGIT_BIASES;
 
 use super::super::choices::MAX_N;
 use super::super::prompt::MAX_PROMPTS;
@@ -34,7 +35,12 @@ pub(in crate::http) enum Kind {
     Named(&'static str),
 }
 
-const fn field(name: &'static str, kind: Kind, default: Option<&'static str>, about: &'static str) -> Field {
+pub(super) const fn field(
+    name: &'static str,
+    kind: Kind,
+    default: Option<&'static str>,
+    about: &'static str,
+) -> Field {
     Field {
         name,
         kind,
@@ -299,6 +305,12 @@ pub(super) fn named() -> Value {
         "StreamOptions": {
             "type": "object",
             "properties": {"include_usage": {"type": ["boolean", "null"], "default": false}},
+        },
+        "LogitBias": {
+            "type": "object",
+            "maxProperties": MAX_LOGIT_BIASES,
+            "propertyNames": {"pattern": "^[0-9]+$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
         },
         "Metadata": {
             "type": "object",

@@ -2,6 +2,7 @@
 //!
 //! Tests compare it with the table of routes and with what the parsers ask for, so it cannot drift from either.
 
+mod choosing;
 pub(super) mod fields;
 mod replies;
 
@@ -14,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::table::Routes;
 use super::{Api, ModelCard};
+use choosing::CHOOSING;
 use fields::{CHAT, COMPLETION, DETOKENIZE, Field, SHARED, TOKENIZE};
 
 pub(super) fn routes() -> Routes {
@@ -84,21 +86,21 @@ pub(super) const OPERATIONS: &[Operation] = &[
     ),
     post(
         "/v1/chat/completions",
-        &[SHARED, CHAT],
+        &[SHARED, CHOOSING, CHAT],
         &["model", "messages"],
         ("ChatCompletion", Some("ChatChunk")),
         "Answers a conversation. Fields of Mistral's own make the response one of /mistral/v1/chat/completions.",
     ),
     post(
         "/mistral/v1/chat/completions",
-        &[SHARED, CHAT],
+        &[SHARED, CHOOSING, CHAT],
         &["model", "messages"],
         ("MistralCompletion", Some("MistralChunk")),
         "Answers a conversation, for Mistral's clients.",
     ),
     post(
         "/v1/completions",
-        &[SHARED, COMPLETION],
+        &[SHARED, CHOOSING, COMPLETION],
         &["model", "prompt"],
         ("TextCompletion", Some("TextCompletion")),
         "Continues prompts.",
