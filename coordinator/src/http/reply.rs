@@ -26,7 +26,8 @@ impl Usage {
     pub(super) fn of(answer: &Answer) -> Self {
         let prompt_tokens = u64::from(answer.prompt_tokens());
         let completion_tokens = u64::from(answer.generated_tokens());
-        let cached_tokens = u64::from(answer.cached_prompt_tokens());
+        // A prompt counts once however many choices continue it, and so does what was cached of it.
+        let cached_tokens = u64::from(answer.cached_prompt_tokens()).min(prompt_tokens);
         Self {
             prompt_tokens,
             completion_tokens,

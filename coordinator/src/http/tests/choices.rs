@@ -27,7 +27,7 @@ async fn each_choice_has_its_own_generator_and_the_prompt_counts_once() {
     }
     assert_eq!(
         reply["usage"],
-        json!({"prompt_tokens": 15, "completion_tokens": 42, "total_tokens": 57})
+        json!({"prompt_tokens": 15, "completion_tokens": 42, "total_tokens": 57, "prompt_tokens_details": {"cached_tokens": 2}})
     );
     let keys = keys(&world);
     let seed = keys[0].0;
@@ -49,7 +49,7 @@ async fn choices_of_several_prompts_are_numbered_prompt_by_prompt() {
     );
     assert_eq!(
         reply["usage"],
-        json!({"prompt_tokens": 3, "completion_tokens": 8, "total_tokens": 11})
+        json!({"prompt_tokens": 3, "completion_tokens": 8, "total_tokens": 11, "prompt_tokens_details": {"cached_tokens": 3}})
     );
     assert_eq!(keys(&world), [(5, 0), (5, 1), (5, 0), (5, 1)]);
     let prompts = world.heads.seen().into_iter().map(|(_, sent)| sent.prompt);
@@ -85,7 +85,7 @@ async fn choices_are_told_apart_in_a_stream() {
     assert_eq!(ends, [0, 1]);
     assert_eq!(
         chunks[chunks.len() - 1]["usage"],
-        json!({"prompt_tokens": 15, "completion_tokens": 28, "total_tokens": 43})
+        json!({"prompt_tokens": 15, "completion_tokens": 28, "total_tokens": 43, "prompt_tokens_details": {"cached_tokens": 2}})
     );
 }
 
