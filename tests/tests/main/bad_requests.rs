@@ -156,7 +156,7 @@ fn chats() -> Vec<Case> {
             "top_logprobs",
             "only where logprobs is true",
         ),
-        chat("n", json!(2), "n", "not supported"),
+        chat("n", json!(17), "n", "from 1 to 16"),
         chat("tools", json!("none"), "tools", "expected"),
         chat(
             "tool_choice",

@@ -26,7 +26,7 @@ async fn an_answer_is_what_both_clients_read() {
             "message": {"role": "assistant", "content": ANSWER_TEXT, "tool_calls": null, "prefix": false},
             "finish_reason": "stop",
         }],
-        "usage": {"prompt_tokens": 15, "completion_tokens": 14, "total_tokens": 29},
+        "usage": {"prompt_tokens": 15, "completion_tokens": 14, "total_tokens": 29, "prompt_tokens_details": {"cached_tokens": 2}},
     });
     assert_eq!(reply.normal("chatcmpl-"), expected);
 }

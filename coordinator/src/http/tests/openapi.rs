@@ -127,7 +127,7 @@ fn outside(kind: Kind) -> Vec<Value> {
 /// Values at the borders of what a field takes.
 fn inside(kind: Kind) -> Vec<Value> {
     match kind {
-        Kind::Integer(low, high) => vec![json!(low), json!(high.unwrap_or(64))],
+        Kind::Integer(low, high) => vec![json!(low), json!(high.unwrap_or(16))],
         Kind::Number(low, high, open) => {
             let low = if open { low + 1e-9 } else { low };
             vec![json!(low), json!(high)]
