@@ -30,8 +30,6 @@ use crate::weights::DeviceSlices;
 const END_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest wait for the last stage's link to reach the head.
 const PIPELINE_DEADLINE: Duration = Duration::from_secs(10);
-/// Steps in flight for each stage: one that it works on, one on its way.
-const STEPS_PER_STAGE: usize = 2;
 
 /// Why a directive cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -305,7 +303,8 @@ impl Assignments {
     ) -> Result<(), AssignmentError> {
         let fence = replica.fence();
         let stages = replica.stages.len();
-        let steps_in_flight = if stages == 1 { 1 } else { stages * STEPS_PER_STAGE };
+        // One for each stage: every further one makes every step's batch smaller, and weights are read once a step.
+        let steps_in_flight = stages;
         let config = SchedulerConfig {
             fence,
             kv: replica.kv,
