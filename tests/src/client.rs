@@ -14,7 +14,7 @@ use tramontane_proto::net::{Identity, connect_http};
 /// Longest wait for an answer.
 const DEADLINE: Duration = Duration::from_secs(240);
 /// Requests of [`all_at_once`] in flight.
-pub const AT_ONCE: usize = 16;
+pub const AT_ONCE: usize = 17;
 
 /// Asks one coordinator.
 #[derive(Clone)]

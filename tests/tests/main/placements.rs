@@ -13,8 +13,6 @@ use crate::golden::{Output, assert_equal, check_against_records, complete, compl
 const SMALL: u64 = 24 << 20;
 /// Room for some more.
 const MEDIUM: u64 = 40 << 20;
-/// Prompts of at least so many tokens are in several chunks, even where chunks are large.
-const LONG: usize = 500;
 
 /// A cluster, and what makes its placement the one that is meant.
 struct Placement {
@@ -56,33 +54,12 @@ fn placements() -> [Placement; 4] {
     ]
 }
 
-/// Asks for some prompts one after the other: no other sequence is in their batches.
-async fn check_alone(
-    client: &Client,
-    records: &[Golden],
-    expected: &[Output],
-    chosen: impl Fn(usize, &Golden) -> bool,
-    what: &str,
-) {
-    let mut asked = 0;
+/// Asks for the prompts one after the other: no other sequence is in their batches.
+async fn check_alone(client: &Client, records: &[Golden], expected: &[Output], what: &str) {
     for (index, (record, expected)) in records.iter().zip(expected).enumerate() {
-        if chosen(index, record) {
-            let alone = complete(client, record).await;
-            assert_eq!(alone, *expected, "record {index}: {what}, alone");
-            asked += 1;
-        }
+        let alone = complete(client, record).await;
+        assert_eq!(alone, *expected, "record {index}: {what}, alone");
     }
-    assert!(asked >= 4, "only {asked} prompts were asked");
-}
-
-/// A few short prompts.
-fn few(index: usize, record: &Golden) -> bool {
-    index.is_multiple_of(7) && record.prompt_ids.len() < LONG
-}
-
-/// All long prompts, and every third of the others.
-fn many(index: usize, record: &Golden) -> bool {
-    index.is_multiple_of(3) || record.prompt_ids.len() >= LONG
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -98,7 +75,7 @@ async fn every_placement_gives_the_recorded_answers_and_the_same_bits() {
         .await;
     let one = complete_all(&cluster.client(1), &records).await;
     check_against_records(&records, &one);
-    check_alone(&cluster.client(1), &records, &one, many, "1 worker").await;
+    check_alone(&cluster.client(1), &records, &one, "1 worker").await;
     cluster.until_idle().await;
     drop(cluster);
     for Placement { what, plan, right } in placements() {
@@ -109,7 +86,7 @@ async fn every_placement_gives_the_recorded_answers_and_the_same_bits() {
         cluster.check_alive();
         check_against_records(&records, &outputs);
         assert_equal(&outputs, &one, what);
-        check_alone(&cluster.client(1), &records, &one, few, what).await;
+        check_alone(&cluster.client(1), &records, &one, what).await;
         cluster.until_idle().await;
     }
 }

@@ -8,6 +8,12 @@
 
 use crate::control::footprint::{LayerFootprint, ModelFootprint};
 
+#[cfg(test)]
+thread_local! {
+    /// How often this thread's searches asked whether a stage fits: what a search costs.
+    pub(super) static TRIED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
 /// Bits of fraction in a time.
 const TIME_BITS: u32 = 32;
 
@@ -128,6 +134,8 @@ impl Demand<'_> {
         team: &[Room],
         limits: Limits,
     ) -> Option<Fit> {
+        #[cfg(test)]
+        TRIED.set(TRIED.get() + 1);
         let (owner, helpers) = team.split_first()?;
         let beside = |tokens| {
             let own = self.owner_bytes(sums, start, end, tokens);
