@@ -26,5 +26,6 @@ pub(crate) async fn worker(
     stop: CancellationToken,
     bound: impl FnOnce(SocketAddr) + Send + 'static,
 ) -> Result<()> {
+    tramontane_worker::process::describe_metrics();
     Ok(tramontane_worker::process::run(config, stop, tramontane_worker::gpu::spawn, bound).await?)
 }

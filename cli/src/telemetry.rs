@@ -13,7 +13,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tramontane_proto::net::{Connection, Identity, Listener};
@@ -24,8 +24,20 @@ const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const SECONDS: [f64; 17] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 ];
-/// Bounds of histograms of rows.
-const ROWS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+/// Bounds of histograms of times between tokens, which are felt, and of steps: finer where readers tell them apart.
+const GAPS: [f64; 20] = [
+    0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
+    1.0, 2.5, 10.0,
+];
+const OF_GAPS: [&str; 3] = ["_between_tokens_seconds", "_step_seconds", "_bubble_seconds"];
+/// Bounds of histograms of rows and of sequences.
+const ROWS: [f64; 12] = [
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0,
+];
+/// Bounds of histograms of tokens: none is a bucket of its own.
+const TOKENS: [f64; 12] = [
+    0.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0,
+];
 /// How often what histograms have gathered is folded.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Most connections to the endpoint at once.
@@ -36,11 +48,8 @@ const CONNECTION_DEADLINE: Duration = Duration::from_secs(300);
 
 /// Installs the recorder of the process. Must be called within a runtime, once.
 pub(crate) fn install() -> Result<PrometheusHandle> {
-    let builder = PrometheusBuilder::new()
-        .set_buckets(&SECONDS)
-        .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_rows".to_owned()), &ROWS))
-        .context("the metrics' histograms")?;
-    let handle = builder
+    let handle = with_bounds()
+        .context("the metrics' histograms")?
         .install_recorder()
         .context("the metrics' recorder cannot be installed")?;
     let kept = handle.clone();
@@ -52,6 +61,18 @@ pub(crate) fn install() -> Result<PrometheusHandle> {
         }
     });
     Ok(handle)
+}
+
+/// Every histogram has its bounds: by the end of its name, or those of seconds.
+fn with_bounds() -> Result<PrometheusBuilder, BuildError> {
+    let others = [("_rows", &ROWS[..]), ("_sequences", &ROWS), ("_tokens", &TOKENS)];
+    let gaps = OF_GAPS.map(|suffix| (suffix, &GAPS[..]));
+    let builder = PrometheusBuilder::new().set_buckets(&SECONDS)?;
+    gaps.into_iter()
+        .chain(others)
+        .try_fold(builder, |builder, (suffix, bounds)| {
+            builder.set_buckets_for_metric(Matcher::Suffix(suffix.to_owned()), bounds)
+        })
 }
 
 /// Serves `GET /metrics` until `stop`. Beyond loopback as everything else: mutual TLS.
@@ -134,6 +155,9 @@ mod tests {
 
     #[test]
     fn bounds_of_histograms_grow() {
-        assert!(SECONDS.is_sorted_by(|a, b| a < b) && ROWS.is_sorted_by(|a, b| a < b));
+        for bounds in [&SECONDS[..], &GAPS, &ROWS, &TOKENS] {
+            assert!(bounds.is_sorted_by(|a, b| a < b), "{bounds:?}");
+        }
+        with_bounds().expect("bounds");
     }
 }

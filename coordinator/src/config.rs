@@ -45,6 +45,8 @@ pub struct CoordinatorConfig {
     pub leases: LeaseConfig,
     /// Bounds of the HTTP side.
     pub requests: RequestConfig,
+    /// What the log may hold.
+    pub log: LogConfig,
 }
 
 /// A founding member.
@@ -129,6 +131,14 @@ impl Default for RequestConfig {
     }
 }
 
+/// What the log may hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// Whether the line of each request has its body, and so its prompt.
+    pub prompts: bool,
+}
+
 impl RequestConfig {
     /// Longest time a request may take.
     pub fn timeout(&self) -> Duration {
@@ -156,6 +166,8 @@ struct Raw {
     leases: LeaseConfig,
     #[serde(default)]
     requests: RequestConfig,
+    #[serde(default)]
+    log: LogConfig,
 }
 
 #[derive(Deserialize)]
@@ -207,6 +219,7 @@ impl Raw {
             steps: self.steps,
             leases: self.leases,
             requests: self.requests,
+            log: self.log,
         })
     }
 

@@ -3,6 +3,7 @@
 //! No allocation of ids here: who gives an id out says so on the type.
 
 use std::fmt;
+use std::num::NonZeroU128;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -160,9 +161,61 @@ impl fmt::Debug for RequestId {
     }
 }
 
+/// A trace, as W3C Trace Context names one: 128 bits, not all zero. From the client, or given out by the HTTP side.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TraceId(NonZeroU128);
+
+impl TraceId {
+    /// A trace of these bits; zero is none.
+    pub fn new(bits: u128) -> Option<Self> {
+        NonZeroU128::new(bits).map(Self)
+    }
+
+    /// Its bits.
+    pub fn bits(self) -> u128 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TraceId({self})")
+    }
+}
+
+/// Whom a sequence is computed for: stands in the logs of every stage and changes nothing that is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The request.
+    pub request: RequestId,
+    /// The trace that the request is part of.
+    pub trace: TraceId,
+}
+
+impl Origin {
+    /// Of a sequence that no client asked for, as in a device's first steps.
+    pub const NOBODY: Self = Self {
+        request: RequestId(0),
+        trace: TraceId(NonZeroU128::MIN),
+    };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_trace_is_never_zero() {
+        assert_eq!(TraceId::new(0), None);
+        let trace = TraceId::new(0xab).map(|trace| trace.to_string());
+        assert_eq!(trace.as_deref(), Some("000000000000000000000000000000ab"));
+    }
 
     #[test]
     fn worker_names_are_checked() {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Faults;
 use crate::footprint::StepCapacity;
-use crate::ids::{Fence, SequenceId, StepId};
+use crate::ids::{Fence, Origin, SequenceId, StepId};
 use crate::sampling::{SampledToken, SamplingParams};
 
 /// Most rows in one step.
@@ -27,6 +27,9 @@ pub const MAX_WAITING_SEQUENCES: u32 = 1 << 20;
 /// Most tokens that a replica's scheduler may be told to let wait.
 pub const MAX_WAITING_TOKENS: u64 = 1 << 40;
 
+/// Longest time that a step may be meant to take, in milliseconds: beyond it nothing is held back.
+const MAX_TARGET_MS: u32 = 600_000;
+
 /// Bounds of a replica's steps: part of its placement, because every device's buffers follow from them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -44,6 +47,9 @@ pub struct StepBounds {
     pub max_waiting_tokens: u64,
     /// Whether full blocks of the cache are kept and shared between sequences that begin alike. Never changes a token.
     pub prefix_cache: bool,
+    /// Milliseconds that a step with prompt rows may take while sequences decode; where a step without takes more than half
+    /// of it, twice what that takes. Prompts are cut accordingly, which never changes a token.
+    pub target_ms: u32,
 }
 
 impl Default for StepBounds {
@@ -55,6 +61,7 @@ impl Default for StepBounds {
             max_waiting: 1024,
             max_waiting_tokens: 1 << 22,
             prefix_cache: true,
+            target_ms: 40,
         }
     }
 }
@@ -71,6 +78,7 @@ impl StepBounds {
         within("max_prefill_rows", self.max_prefill_rows, 1, most_prefill);
         within("max_sequences", self.max_sequences, 1, MAX_RUNNING_SEQUENCES);
         within("max_waiting", self.max_waiting, 1, MAX_WAITING_SEQUENCES);
+        within("target_ms", self.target_ms, 1, MAX_TARGET_MS);
         let key = format!("{key}.max_waiting_tokens");
         faults.within(&key, self.max_waiting_tokens, 1, MAX_WAITING_TOKENS);
     }
@@ -101,6 +109,8 @@ pub enum RowRole {
 /// before them, as far as its parameters look at it: the same tokens are then chosen wherever a stay in the cache begins.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Opening {
+    /// Whom it is for.
+    pub origin: Origin,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
     /// Tokens of the whole prompt: what comes after them is generated.
@@ -114,7 +124,13 @@ pub struct Opening {
 
 impl Opening {
     /// For a sequence of `tokens`, the first `prompt_tokens` of them its prompt, whose first chunk begins at `start`.
-    pub fn new(sampling: &SamplingParams, tokens: &[u32], prompt_tokens: usize, start: usize) -> Self {
+    pub fn new(
+        origin: Origin,
+        sampling: &SamplingParams,
+        tokens: &[u32],
+        prompt_tokens: usize,
+        start: usize,
+    ) -> Self {
         let before = &tokens[..start.min(tokens.len())];
         let (prompt, generated) = before.split_at(prompt_tokens.min(before.len()));
         let distinct = || {
@@ -126,6 +142,7 @@ impl Opening {
                 .collect()
         };
         Self {
+            origin,
             sampling: sampling.clone(),
             prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
             prompt_before: if sampling.looks_at_prompt() {
@@ -464,7 +481,8 @@ mod tests {
     #[test]
     fn an_opening_brings_what_its_parameters_look_at() {
         let tokens = [9, 4, 9, 7, 50, 51, 50];
-        let open = |sampling: &SamplingParams, start| Opening::new(sampling, &tokens, 4, start);
+        let open =
+            |sampling: &SamplingParams, start| Opening::new(Origin::NOBODY, sampling, &tokens, 4, start);
         let before = |opening: &Opening| (opening.prompt_before.clone(), opening.generated_before.clone());
         let greedy = SamplingParams::GREEDY;
         assert_eq!(before(&open(&greedy, 6)), (vec![], vec![]));

@@ -1,6 +1,6 @@
 //! Checks that the conversions share: presence, lengths, ids.
 
-use tramontane_model::ids::{Fence, Generation, ReplicaId, WorkerId};
+use tramontane_model::ids::{Fence, Generation, ReplicaId, RequestId, TraceId, WorkerId};
 
 use crate::WireError;
 use crate::v1 as pb;
@@ -56,6 +56,17 @@ pub(crate) fn exact<const N: usize>(field: &'static str, value: &[u8]) -> Result
             format_args!("it has {} bytes, it must have {N}", value.len()),
         )
     })
+}
+
+/// A request's id.
+pub(crate) fn request(field: &'static str, value: &[u8]) -> Result<RequestId, WireError> {
+    exact(field, value).map(|bytes| RequestId(u128::from_be_bytes(bytes)))
+}
+
+/// A trace's id.
+pub(crate) fn trace(field: &'static str, value: &[u8]) -> Result<TraceId, WireError> {
+    let bits = u128::from_be_bytes(exact(field, value)?);
+    TraceId::new(bits).ok_or_else(|| invalid(field, "it is zero, it must be a trace's id"))
 }
 
 /// The fence that every message carries.

@@ -459,6 +459,8 @@ pub struct StepBounds {
     pub max_waiting_tokens: u64,
     #[prost(bool, tag = "6")]
     pub prefix_cache: bool,
+    #[prost(uint32, tag = "7")]
+    pub target_ms: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KvShape {
@@ -1613,6 +1615,9 @@ pub struct GenerateRequest {
     /// Keeps tenants apart in the prefix cache: blocks are shared only under the same salt. At most 256 bytes.
     #[prost(bytes = "bytes", tag = "12")]
     pub cache_salt: ::prost::bytes::Bytes,
+    /// 16 bytes, not all zero: the W3C trace that the request is part of.
+    #[prost(bytes = "bytes", tag = "13")]
+    pub trace: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Sampling {
@@ -1684,6 +1689,9 @@ pub struct EmittedToken {
     /// How many tokens of the prompt were found in the prefix cache; in the attempt's first token only.
     #[prost(uint32, optional, tag = "3")]
     pub cached_prompt_tokens: ::core::option::Option<u32>,
+    /// How long the attempt waited at the head for a place in the cache, in microseconds; in its first token only.
+    #[prost(uint64, optional, tag = "4")]
+    pub queued_us: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Sampled {
@@ -2113,6 +2121,11 @@ pub struct Opening {
     /// Generated tokens before the chunk's first row, in order: if a penalty looks at them.
     #[prost(uint32, repeated, tag = "4")]
     pub generated_before: ::prost::alloc::vec::Vec<u32>,
+    /// Whom the sequence is for, for the logs: the request's 16 bytes, and its trace's 16, not all zero.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub request: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub trace: ::prost::bytes::Bytes,
 }
 /// Hidden states of rows first_row .. of a step: f32, little-endian, row-major, dim values a row.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

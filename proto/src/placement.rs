@@ -120,6 +120,7 @@ impl TryFrom<pb::StepBounds> for StepBounds {
             max_waiting: wire.max_waiting,
             max_waiting_tokens: wire.max_waiting_tokens,
             prefix_cache: wire.prefix_cache,
+            target_ms: wire.target_ms,
         };
         let mut faults = Faults::default();
         steps.check("steps", &mut faults);
@@ -140,6 +141,7 @@ impl From<StepBounds> for pb::StepBounds {
             max_waiting: steps.max_waiting,
             max_waiting_tokens: steps.max_waiting_tokens,
             prefix_cache: steps.prefix_cache,
+            target_ms: steps.target_ms,
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Requests to a replica's head and the tokens it answers with.
 
-use tramontane_model::ids::{Fence, RequestId};
+use tramontane_model::ids::{Fence, RequestId, TraceId};
 use tramontane_model::sampling::{MAX_LOGIT_BIASES, MAX_TOP_LOGPROBS, SampledToken, SamplingParams};
 use tramontane_model::step::MAX_PRIORITY;
 
-use crate::fields::{at_most, exact, fence, invalid, required};
+use crate::fields::{at_most, fence, invalid, request, required, trace};
 use crate::{WireError, v1 as pb};
 
 /// Most prompt or emitted tokens in one request: above any context that a model of the family takes.
@@ -41,6 +41,8 @@ pub struct Generation {
     pub priority: i32,
     /// Keeps tenants apart in the prefix cache.
     pub cache_salt: Vec<u8>,
+    /// The trace that it is part of.
+    pub trace: TraceId,
 }
 
 /// How a sequence ended.
@@ -69,6 +71,8 @@ pub enum Progress {
         token: SampledToken,
         /// How many tokens of the prompt were found in the prefix cache; with the attempt's first token only.
         cached_prompt_tokens: Option<u32>,
+        /// How long the attempt waited for a place in the cache, in microseconds; with its first token only.
+        queued_us: Option<u64>,
     },
     /// The last message of the stream.
     Ended(Ended),
@@ -155,7 +159,7 @@ impl TryFrom<pb::GenerateRequest> for Generation {
         }
         Ok(Self {
             fence: fence(wire.fence)?,
-            request: RequestId(u128::from_be_bytes(exact("request", &wire.request)?)),
+            request: request("request", &wire.request)?,
             attempt: wire.attempt,
             prompt: wire.prompt,
             emitted: wire.emitted,
@@ -166,6 +170,7 @@ impl TryFrom<pb::GenerateRequest> for Generation {
             timeout_ms: wire.timeout_ms,
             priority: wire.priority,
             cache_salt: wire.cache_salt.into(),
+            trace: trace("trace", &wire.trace)?,
         })
     }
 }
@@ -185,6 +190,7 @@ impl From<Generation> for pb::GenerateRequest {
             timeout_ms: request.timeout_ms,
             priority: request.priority,
             cache_salt: request.cache_salt.into(),
+            trace: request.trace.bits().to_be_bytes().to_vec().into(),
         }
     }
 }
@@ -258,6 +264,7 @@ impl TryFrom<pb::GenerateEvent> for GenerateUpdate {
                 index: token.index,
                 token: required("token.sampled", token.sampled)?.try_into()?,
                 cached_prompt_tokens: token.cached_prompt_tokens,
+                queued_us: token.queued_us,
             },
             pb::generate_event::Body::Ended(ended) => Progress::Ended(ended.try_into()?),
         };
@@ -276,10 +283,12 @@ impl From<GenerateUpdate> for pb::GenerateEvent {
                 index,
                 token,
                 cached_prompt_tokens,
+                queued_us,
             } => pb::generate_event::Body::Token(pb::EmittedToken {
                 index,
                 sampled: Some(token.into()),
                 cached_prompt_tokens,
+                queued_us,
             }),
             Progress::Ended(ended) => pb::generate_event::Body::Ended(ended.into()),
         };

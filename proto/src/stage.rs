@@ -1,12 +1,12 @@
 //! What flows between stages: steps, hidden states and results.
 
 use bytes::Bytes;
-use tramontane_model::ids::{Fence, SequenceId, StepId};
+use tramontane_model::ids::{Fence, Origin, SequenceId, StepId};
 use tramontane_model::step::{
     MAX_STEP_ROWS, MAX_STEP_SEQUENCES, Opening, RowRole, SequenceChunk, StepBatch, StepResult,
 };
 
-use crate::fields::{at_most, fence, invalid, required};
+use crate::fields::{at_most, fence, invalid, request, required, trace};
 use crate::{WireError, v1 as pb};
 
 /// Most blocks in one block table.
@@ -53,6 +53,10 @@ impl TryFrom<pb::Opening> for Opening {
             at_most(field, "tokens", found, MAX_TOKENS_BEFORE)?;
         }
         Ok(Self {
+            origin: Origin {
+                request: request("open.request", &wire.request)?,
+                trace: trace("open.trace", &wire.trace)?,
+            },
             sampling: required("open.sampling", wire.sampling)?.try_into()?,
             prompt_tokens: wire.prompt_tokens,
             prompt_before: wire.prompt_before,
@@ -64,6 +68,8 @@ impl TryFrom<pb::Opening> for Opening {
 impl From<Opening> for pb::Opening {
     fn from(opening: Opening) -> Self {
         Self {
+            request: opening.origin.request.0.to_be_bytes().to_vec().into(),
+            trace: opening.origin.trace.bits().to_be_bytes().to_vec().into(),
             sampling: Some(opening.sampling.into()),
             prompt_tokens: opening.prompt_tokens,
             prompt_before: opening.prompt_before,

@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
-use hyper::{Method, Request};
+use hyper::{HeaderMap, Method, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tramontane_proto::net::{Identity, connect_http};
@@ -31,6 +31,8 @@ pub struct Answer {
     pub status: u16,
     /// The body.
     pub body: String,
+    /// The headers.
+    pub headers: HeaderMap,
 }
 
 impl Answer {
@@ -76,6 +78,18 @@ impl Client {
         body: String,
         within: Duration,
     ) -> Result<Answer, String> {
+        self.send_with(method, path, &[], body, within).await
+    }
+
+    /// The same with headers of its own.
+    pub async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+        within: Duration,
+    ) -> Result<Answer, String> {
         let exchange = async {
             let stream = connect_http(&self.address, &self.identity)
                 .await
@@ -83,7 +97,11 @@ impl Client {
             let broke = |error: hyper::Error| format!("{}: the connection broke: {error}", self.address);
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
             tokio::spawn(connection);
-            let request = Request::builder()
+            let request = headers
+                .iter()
+                .fold(Request::builder(), |request, (name, value)| {
+                    request.header(*name, *value)
+                })
                 .method(method)
                 .uri(path)
                 .header("host", &self.address)
@@ -92,10 +110,12 @@ impl Client {
                 .map_err(|error| error.to_string())?;
             let answer = sender.send_request(request).await.map_err(broke)?;
             let status = answer.status().as_u16();
+            let headers = answer.headers().clone();
             let body = answer.into_body().collect().await.map_err(broke)?.to_bytes();
             Ok(Answer {
                 status,
                 body: String::from_utf8_lossy(&body).into_owned(),
+                headers,
             })
         };
         tokio::time::timeout(within, exchange)

@@ -1,12 +1,13 @@
 //! A cluster of real processes on this machine.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::client::Client;
-use crate::config::{Addresses, MODEL, Plan, addresses, write_coordinator, write_token, write_worker};
+use crate::config::{Addresses, MODEL, Plan, Ports, addresses, write_coordinator, write_token, write_worker};
 use crate::process::Node;
 use crate::status::{Replica, Status};
 use crate::wait::{need, until};
@@ -30,6 +31,8 @@ pub struct Cluster {
     coordinators: Vec<Option<Node>>,
     workers: Vec<Option<Node>>,
     addresses: Vec<Addresses>,
+    /// Where each worker's metrics are served.
+    worker_metrics: Vec<SocketAddr>,
     dir: TempDir,
     _turn: MutexGuard<'static, ()>,
 }
@@ -44,6 +47,7 @@ impl Cluster {
             addresses: addresses(&plan),
             coordinators: Vec::new(),
             workers: Vec::new(),
+            worker_metrics: Vec::new(),
             plan,
             dir,
             _turn: turn,
@@ -53,7 +57,7 @@ impl Cluster {
             cluster.start_coordinator(number);
         }
         for number in 1..=cluster.plan.workers.len() {
-            cluster.workers.push(None);
+            cluster.room_for_worker(number);
             cluster.start_worker(number);
         }
         cluster
@@ -182,27 +186,57 @@ impl Cluster {
     /// Starts a coordinator, with the data that it left if it ran before.
     pub fn start_coordinator(&mut self, number: usize) {
         let config = write_coordinator(self.dir.path(), &self.plan, &self.addresses, number);
-        let node = Node::start("coordinator", &format!("coordinator-{number}"), &config, 1);
+        let name = format!("coordinator-{number}");
+        let node = Node::start("coordinator", &name, &config, 1, self.plan.log.as_deref());
         self.coordinators[number - 1] = Some(node);
     }
 
     /// Starts a worker.
     pub fn start_worker(&mut self, number: usize) {
-        let config = write_worker(self.dir.path(), &self.plan, &self.addresses, number);
+        let metrics = self.worker_metrics[number - 1];
+        let config = write_worker(self.dir.path(), &self.plan, &self.addresses, number, metrics);
         // Mesa's CPU adapter takes all cores for every device otherwise.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let devices: usize = self.plan.workers.iter().map(Vec::len).sum();
         let threads = (cores / devices).max(1);
-        let node = Node::start("worker", &format!("worker-{number}"), &config, threads);
+        let (name, log) = (format!("worker-{number}"), self.plan.log.as_deref());
+        let node = Node::start("worker", &name, &config, threads, log);
         self.workers[number - 1] = Some(node);
     }
 
     /// Starts one worker more, of these devices; its number.
     pub fn add_worker(&mut self, devices: &[u64]) -> usize {
         self.plan.workers.push(devices.to_vec());
+        let number = self.workers.len() + 1;
+        self.room_for_worker(number);
+        self.start_worker(number);
+        number
+    }
+
+    fn room_for_worker(&mut self, number: usize) {
         self.workers.push(None);
-        self.start_worker(self.workers.len());
-        self.workers.len()
+        let mut ports = Ports::default();
+        self.worker_metrics
+            .push(ports.free(self.plan.worker_host(number)));
+    }
+
+    /// The sum of a metric over every worker that runs and over its labels; nothing if none has it.
+    pub async fn worker_metric(&self, name: &str) -> Result<Option<f64>, String> {
+        let mut sum = None;
+        for (node, address) in self.workers.iter().zip(&self.worker_metrics) {
+            if node.is_some() {
+                let client = Client::new(address.to_string(), self.plan.client_identity());
+                let value = client.metric(name).await?;
+                sum = value.map(|value| sum.unwrap_or(0.0) + value).or(sum);
+            }
+        }
+        Ok(sum)
+    }
+
+    /// What every process that runs has logged, by its name.
+    pub fn logs(&self) -> Vec<(String, String)> {
+        let nodes = self.coordinators.iter().chain(&self.workers).flatten();
+        nodes.map(|node| (node.name.clone(), node.log())).collect()
     }
 
     /// Process id of a coordinator that runs.

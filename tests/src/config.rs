@@ -27,6 +27,8 @@ pub struct Plan {
     pub settings: Vec<String>,
     /// A folder of certificates; with it each node has an address of its own.
     pub certificates: Option<PathBuf>,
+    /// What every process logs, as JSON, in the form of TRAMONTANE_LOG; else what it logs by itself.
+    pub log: Option<String>,
 }
 
 /// Memory that is more than the miniature ever needs.
@@ -41,6 +43,7 @@ impl Plan {
             model: mini(),
             settings: vec!["placement.kv_tokens_max = 32768".to_owned()],
             certificates: None,
+            log: None,
         }
     }
 
@@ -74,6 +77,15 @@ impl Plan {
         self.settings.retain(|other| key(other) != key(line));
         self.settings.push(line.to_owned());
         self
+    }
+
+    /// The same with logs of this, as JSON.
+    #[must_use]
+    pub fn logged(self, what: &str) -> Self {
+        Self {
+            log: Some(what.to_owned()),
+            ..self
+        }
     }
 
     /// How clients show who they are.
@@ -175,15 +187,21 @@ pub fn write_coordinator(dir: &Path, plan: &Plan, all: &[Addresses], number: usi
     write(dir, &name, &text)
 }
 
-/// Writes the file of worker number `number`, from 1.
-pub fn write_worker(dir: &Path, plan: &Plan, all: &[Addresses], number: usize) -> PathBuf {
+/// Writes the file of worker number `number`, from 1, whose metrics are served at `metrics`.
+pub fn write_worker(
+    dir: &Path,
+    plan: &Plan,
+    all: &[Addresses],
+    number: usize,
+    metrics: SocketAddr,
+) -> PathBuf {
     let name = format!("worker-{number}");
     let coordinators: Vec<String> = all.iter().map(|one| one.rpc.to_string()).collect();
     let model = &plan.model;
     let listen = SocketAddr::from((plan.worker_host(number), 0));
     let mut text = format!(
         "name = {name:?}\ncoordinators = {coordinators:?}\njoin_token_file = \"join-token\"\n\
-         rpc.listen = \"{listen}\"\nmodel.dir = {model:?}\n"
+         rpc.listen = \"{listen}\"\nmetrics.listen = \"{metrics}\"\nmodel.dir = {model:?}\n"
     );
     text += &tls(plan, &name);
     for memory in &plan.workers[number - 1] {

@@ -42,8 +42,9 @@ pub struct Node {
 
 impl Node {
     /// Starts `tramontane ROLE --config CONFIG`, its output appended to a log beside the file. On machines without a
-    /// GPU each device computes on so many threads.
-    pub fn start(role: &str, name: &str, config: &Path, threads: usize) -> Self {
+    /// GPU each device computes on so many threads. `what` is to be logged, as JSON; without it, what the program logs by
+    /// itself, for people.
+    pub fn start(role: &str, name: &str, config: &Path, threads: usize, what: Option<&str>) -> Self {
         let log = config.with_extension("log");
         let output = File::options()
             .create(true)
@@ -58,6 +59,9 @@ impl Node {
             .stdin(Stdio::piped())
             .stdout(output.try_clone().expect("a log"))
             .stderr(output);
+        if let Some(what) = what {
+            command.args(["--log-format", "json"]).env("TRAMONTANE_LOG", what);
+        }
         Self {
             name: name.to_owned(),
             log,
@@ -81,9 +85,14 @@ impl Node {
         self.child.wait().expect("a child can be waited for");
     }
 
+    /// All that it said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// What it said, the last lines.
     pub fn tail(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let text = self.log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tramontane_model::ids::{
-    DeviceIndex, DeviceRef, Fence, Generation, ReplicaId, SequenceId, StepId, WorkerId,
+    DeviceIndex, DeviceRef, Fence, Generation, Origin, ReplicaId, SequenceId, StepId, WorkerId,
 };
 use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
 use tramontane_model::sampling::SamplingParams;
@@ -75,7 +75,7 @@ fn replica(layers: u32, experts: u32) -> Result<(Replica, DeviceRef), Box<dyn Er
 fn batch(fence: Fence, sequences: u32, rows: u32, position: u32, role: RowRole) -> StepBatch {
     let chunk = |sequence: u32| SequenceChunk {
         sequence: SequenceId(sequence.into()),
-        open: Some(Opening::new(&SamplingParams::GREEDY, &[], 0, 0)),
+        open: Some(Opening::new(Origin::NOBODY, &SamplingParams::GREEDY, &[], 0, 0)),
         first_position: position,
         tokens: (0..rows).map(|row| 100 + 37 * sequence + row).collect(),
         role,

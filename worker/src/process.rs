@@ -65,6 +65,11 @@ pub enum WorkerError {
 pub trait OpenDevice: Fn(&DeviceConfig, DeviceOptions) -> Result<DeviceHandle, DeviceError> {}
 impl<F: Fn(&DeviceConfig, DeviceOptions) -> Result<DeviceHandle, DeviceError>> OpenDevice for F {}
 
+/// Describes every metric of a worker to the recorder.
+pub fn describe_metrics() {
+    crate::rpc::telemetry::describe();
+}
+
 /// Runs a worker until `stop`. `open` opens its devices; `bound` is told the address that is listened on.
 pub async fn run(
     config: WorkerConfig,

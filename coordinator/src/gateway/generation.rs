@@ -7,7 +7,7 @@
 //! the deadline, whatever heads and the cluster do.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -18,6 +18,7 @@ use tramontane_model::sampling::SampledToken;
 use tramontane_proto::{Ended, GenerateSubmission, GenerateUpdate, Progress};
 
 use super::Shared;
+use super::account::Account;
 use super::error::GatewayError;
 use super::head::{HeadError, HeadStream};
 use super::journal::{Finish, Journal, Verdict};
@@ -60,6 +61,10 @@ impl Attempted {
 pub(super) struct Run {
     pub(super) shared: Arc<Shared>,
     pub(super) journal: Journal,
+    /// When it was submitted.
+    pub(super) submitted: Instant,
+    /// When its last token came from a head.
+    pub(super) last_token: Option<Instant>,
     pub(super) deadline: Instant,
     pub(super) routes: watch::Receiver<Arc<Routes>>,
     pub(super) tokens: mpsc::Sender<SampledToken>,
@@ -67,8 +72,8 @@ pub(super) struct Run {
     pub(super) started: Option<oneshot::Sender<()>>,
     /// Set by the client's side when it leaves because it has all it wants.
     pub(super) satisfied: Arc<AtomicBool>,
-    /// Tells the client's side how much of the prompt was cached.
-    pub(super) cached_prompt_tokens: Arc<AtomicU32>,
+    /// Tells the client's side what becomes known.
+    pub(super) account: Arc<Account>,
 }
 
 impl Run {
@@ -86,8 +91,9 @@ impl Run {
             }
         };
         let satisfied = self.satisfied.load(Ordering::Relaxed);
-        telemetry::ended(result.as_ref(), satisfied);
-        tracing::info!(
+        telemetry::ended(result.as_ref(), satisfied, self.submitted.elapsed());
+        tracing::debug!(
+            trace = %self.journal.request().trace,
             request = %self.journal.request().id,
             attempts = self.journal.attempt(),
             prompt_tokens = self.journal.request().prompt.len(),
@@ -127,6 +133,7 @@ impl Run {
                 });
             }
             tracing::warn!(
+                trace = %self.journal.request().trace,
                 request = %self.journal.request().id,
                 attempt = self.journal.attempt(),
                 fence = %target.fence,
@@ -175,6 +182,7 @@ impl Run {
 
     async fn attempt(&mut self, target: &Target) -> Attempted {
         let submission = self.submission(target.fence);
+        self.account.attempt(target.fence, submission.attempt);
         let _at_replica = self.shared.load.enter(target.fence.replica);
         let heads = Arc::clone(&self.shared.heads);
         let mut stream = tokio::select! {
@@ -208,6 +216,7 @@ impl Run {
             timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1),
             priority: request.priority,
             cache_salt: request.cache_salt.clone(),
+            trace: request.trace,
         }
     }
 
@@ -257,17 +266,12 @@ impl Run {
                 index,
                 token,
                 cached_prompt_tokens,
+                queued_us,
             } => {
                 match self.journal.record(update.attempt, index, token.token) {
                     Ok(Verdict::Stale) => None,
                     Ok(Verdict::Emitted) => {
-                        // What a later attempt finds cached is for the most part this request's own work.
-                        if let Some(cached) = cached_prompt_tokens.filter(|_| index == 0) {
-                            let prompt = self.journal.request().prompt.len();
-                            let most = u32::try_from(prompt).unwrap_or(u32::MAX);
-                            self.cached_prompt_tokens
-                                .store(cached.min(most), Ordering::Relaxed);
-                        }
+                        self.count(cached_prompt_tokens, queued_us);
                         // Fails only if the client's side has left, which ends the task.
                         let _ = self.tokens.send(token).await;
                         None
@@ -279,6 +283,23 @@ impl Run {
                 }
             }
             Progress::Ended(ended) => Some(self.ended(ended)),
+        }
+    }
+
+    /// Counts a token that came. What a later attempt than the first finds cached is for the most part this request's
+    /// own work, so only the first token tells.
+    fn count(&mut self, cached_prompt_tokens: Option<u32>, queued_us: Option<u64>) {
+        let now = Instant::now();
+        match self.last_token.replace(now) {
+            Some(last) => telemetry::between_tokens(now - last),
+            None => {
+                let prompt = self.journal.request().prompt.len();
+                let most = u32::try_from(prompt).unwrap_or(u32::MAX);
+                let cached = cached_prompt_tokens.unwrap_or(0).min(most);
+                telemetry::first_token(now - self.submitted, cached);
+                self.account
+                    .first_token(now, cached, queued_us.map(Duration::from_micros));
+            }
         }
     }
 

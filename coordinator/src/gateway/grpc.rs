@@ -122,6 +122,7 @@ mod tests {
     use tokio::sync::watch;
     use tokio::time::timeout;
     use tonic::{Request, Response};
+    use tramontane_model::ids::Origin;
     use tramontane_model::sampling::SamplingParams;
     use tramontane_proto::net::{Listener, server};
     use tramontane_proto::v1::GenerateEvent;
@@ -129,7 +130,9 @@ mod tests {
     use tramontane_proto::v1::serving_server::{Serving, ServingServer};
     use tramontane_proto::{Ended, Progress};
 
-    use super::super::scripted::{Act, CACHED_PROMPT_TOKENS, ScriptedHeads, always, fence, sampled, update};
+    use super::super::scripted::{
+        Act, CACHED_PROMPT_TOKENS, QUEUED_US, ScriptedHeads, always, fence, sampled, update,
+    };
     use super::*;
 
     const SOON: Duration = Duration::from_secs(20);
@@ -174,6 +177,7 @@ mod tests {
             timeout_ms: 5000,
             priority: -3,
             cache_salt: vec![1, 2],
+            trace: Origin::NOBODY.trace,
         }
     }
 
@@ -217,6 +221,7 @@ mod tests {
                 index,
                 token,
                 cached_prompt_tokens,
+                queued_us: (index == 1).then_some(QUEUED_US),
             };
             update(&sent, progress)
         };

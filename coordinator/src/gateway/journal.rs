@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use tramontane_model::ids::RequestId;
+use tramontane_model::ids::{RequestId, TraceId};
 use tramontane_model::sampling::SamplingParams;
 
 /// What a client asked to have generated: never changes once accepted.
@@ -28,6 +28,8 @@ pub struct Request {
     pub priority: i32,
     /// Keeps tenants apart in the prefix cache.
     pub cache_salt: Vec<u8>,
+    /// The trace that it is part of.
+    pub trace: TraceId,
 }
 
 /// Why a finished sequence ended.
@@ -178,6 +180,7 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tramontane_model::ids::Origin;
 
     use super::*;
 
@@ -192,6 +195,7 @@ mod tests {
             stop_tokens: vec![EOS],
             priority: 0,
             cache_salt: vec![],
+            trace: Origin::NOBODY.trace,
         }
     }
 

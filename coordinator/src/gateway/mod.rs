@@ -6,6 +6,7 @@
 //! **Invariants:** ST-1 (see [`journal`]), ST-2 (see [`generation`](self)), BQ-1: the queue of tokens to each client
 //! is bounded, and so is the number of live requests.
 
+mod account;
 mod admission;
 mod error;
 mod generation;
@@ -20,15 +21,16 @@ mod telemetry;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tramontane_model::ids::{Fence, RequestId};
+use tramontane_model::ids::{Fence, RequestId, TraceId};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 
+pub use account::{Account, Facts};
 pub use admission::Permit;
 pub use error::GatewayError;
 pub use grpc::GrpcHeads;
@@ -78,6 +80,8 @@ pub struct NewRequest {
     pub priority: i32,
     /// Keeps tenants apart in the prefix cache: only requests of one salt share what is cached.
     pub cache_salt: Vec<u8>,
+    /// The trace that it is part of.
+    pub trace: TraceId,
 }
 
 struct Shared {
@@ -187,7 +191,7 @@ impl Gateway {
         let (started, started_rx) = oneshot::channel();
         let (end, end_rx) = oneshot::channel();
         let satisfied = Arc::new(AtomicBool::new(false));
-        let cached_prompt_tokens = Arc::new(AtomicU32::new(0));
+        let account = Arc::new(Account::default());
         let run = generation::Run {
             shared: Arc::clone(&self.shared),
             journal: Journal::new(Request {
@@ -198,13 +202,16 @@ impl Gateway {
                 stop_tokens: request.stop_tokens,
                 priority: request.priority,
                 cache_salt: request.cache_salt,
+                trace: request.trace,
             }),
+            submitted,
+            last_token: None,
             deadline,
             routes: self.routes.clone(),
             tokens,
             started: Some(started),
             satisfied: Arc::clone(&satisfied),
-            cached_prompt_tokens: Arc::clone(&cached_prompt_tokens),
+            account: Arc::clone(&account),
         };
         telemetry::live(self.shared.admission.live());
         let shared = Arc::clone(&self.shared);
@@ -215,12 +222,10 @@ impl Gateway {
         });
         let mut generation = Generation {
             id,
-            submitted,
             tokens: tokens_rx,
             end: Some(end_rx),
             satisfied,
-            cached_prompt_tokens,
-            emitted: 0,
+            account,
         };
         if started_rx.await.is_err() {
             // The request ended before a head took it in.
@@ -255,12 +260,10 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Generation {
     id: RequestId,
-    submitted: Instant,
     tokens: mpsc::Receiver<SampledToken>,
     end: Option<oneshot::Receiver<Result<Finish, GatewayError>>>,
     satisfied: Arc<AtomicBool>,
-    cached_prompt_tokens: Arc<AtomicU32>,
-    emitted: u64,
+    account: Arc<Account>,
 }
 
 impl Generation {
@@ -272,10 +275,6 @@ impl Generation {
     /// The next event; `None` after the end. Cancel-safe.
     pub async fn next(&mut self) -> Option<Event> {
         if let Some(token) = self.tokens.recv().await {
-            if self.emitted == 0 {
-                telemetry::first_token(self.submitted.elapsed());
-            }
-            self.emitted += 1;
             telemetry::generated();
             return Some(Event::Token(token));
         }
@@ -287,7 +286,12 @@ impl Generation {
 
     /// How many tokens of the prompt the replica had in its prefix cache; known once the first token has come.
     pub fn cached_prompt_tokens(&self) -> u32 {
-        self.cached_prompt_tokens.load(Ordering::Relaxed)
+        self.account.facts().cached_prompt_tokens
+    }
+
+    /// What becomes known of it, to be looked at also once it is over.
+    pub fn account(&self) -> &Arc<Account> {
+        &self.account
     }
 
     /// Leaves early because the client has all it wants, as after a stop string.

@@ -16,6 +16,9 @@ use super::{NotServing, Route, Routes};
 /// Tokens of every prompt that these heads say they had cached, if it has as many; later attempts find more.
 pub(crate) const CACHED_PROMPT_TOKENS: u32 = 2;
 
+/// How long these heads say that every attempt waited, in microseconds.
+pub(crate) const QUEUED_US: u64 = 1500;
+
 /// What a head does with one attempt.
 #[derive(Clone, Debug)]
 pub(crate) enum Act {
@@ -84,6 +87,7 @@ impl ScriptedHeads {
                         token,
                         cached_prompt_tokens: (index == submission.emitted.len())
                             .then_some(CACHED_PROMPT_TOKENS + index as u32),
+                        queued_us: (index == submission.emitted.len()).then_some(QUEUED_US),
                     },
                 )),
             }

@@ -14,6 +14,9 @@ const STALE: &str = "tramontane_stale_updates_total";
 const PROMPT_TOKENS: &str = "tramontane_prompt_tokens_total";
 const GENERATED_TOKENS: &str = "tramontane_generated_tokens_total";
 const FIRST_TOKEN: &str = "tramontane_time_to_first_token_seconds";
+const BETWEEN_TOKENS: &str = "tramontane_time_between_tokens_seconds";
+const REQUEST: &str = "tramontane_request_seconds";
+const CACHED_TOKENS: &str = "tramontane_cached_prompt_tokens";
 
 /// Describes the gateway's metrics to the recorder.
 pub fn describe() {
@@ -28,7 +31,19 @@ pub fn describe() {
     describe_counter!(GENERATED_TOKENS, "Tokens emitted to clients");
     describe_histogram!(
         FIRST_TOKEN,
-        "Seconds from a request's submission to its first token"
+        "Seconds from a request's submission to its first token, as it reaches the coordinator"
+    );
+    describe_histogram!(
+        BETWEEN_TOKENS,
+        "Seconds from a request's token to its next one, as they reach the coordinator"
+    );
+    describe_histogram!(
+        REQUEST,
+        "Seconds from a request's submission to its end, by how it ended"
+    );
+    describe_histogram!(
+        CACHED_TOKENS,
+        "Tokens of a request's prompt that were found in the prefix cache; of requests that had a token"
     );
 }
 
@@ -52,12 +67,19 @@ pub(super) fn generated() {
     counter!(GENERATED_TOKENS).increment(1);
 }
 
-pub(super) fn first_token(after: Duration) {
+pub(super) fn first_token(after: Duration, cached_prompt_tokens: u32) {
     histogram!(FIRST_TOKEN).record(after.as_secs_f64());
+    histogram!(CACHED_TOKENS).record(f64::from(cached_prompt_tokens));
 }
 
-pub(super) fn ended(result: Option<&Result<Finish, GatewayError>>, satisfied: bool) {
-    counter!(ENDED, "end" => end_name(result, satisfied)).increment(1);
+pub(super) fn between_tokens(gap: Duration) {
+    histogram!(BETWEEN_TOKENS).record(gap.as_secs_f64());
+}
+
+pub(super) fn ended(result: Option<&Result<Finish, GatewayError>>, satisfied: bool, after: Duration) {
+    let end = end_name(result, satisfied);
+    counter!(ENDED, "end" => end).increment(1);
+    histogram!(REQUEST, "end" => end).record(after.as_secs_f64());
 }
 
 /// How a request ended, in one word; no result means that the client's side left.

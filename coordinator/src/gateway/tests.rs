@@ -6,6 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
+use tramontane_model::ids::Origin;
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_proto::{Ended, Progress};
 
@@ -50,6 +51,7 @@ fn request(max_tokens: u32) -> NewRequest {
         stop_tokens: vec![EOS],
         priority: 7,
         cache_salt: vec![9],
+        trace: Origin::NOBODY.trace,
     }
 }
 
@@ -360,6 +362,7 @@ async fn updates_of_another_attempt_or_generation_are_dropped_and_faults_end_the
         index,
         token: sampled(token),
         cached_prompt_tokens: None,
+        queued_us: None,
     };
     let good = update(&submission, token(0, 10));
     submission.attempt = 0;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tramontane_model::sampling::SampledToken;
 
+use super::call::Choice;
 use super::error::{ApiError, ErrorKind};
 use crate::gateway::{Event, Finish, Generation};
 use crate::text::{
@@ -120,6 +121,8 @@ pub(super) enum Step {
 pub(super) struct Answer {
     /// Gone once it has ended.
     generation: Option<Generation>,
+    /// For the log.
+    choice: Arc<Choice>,
     /// The prompt, to be shown before anything else.
     opening: Option<Delta>,
     calls: Calls,
@@ -137,41 +140,35 @@ pub(super) struct Answer {
 impl Answer {
     /// An answer of which all text is content.
     pub(super) fn plain(
-        generation: Generation,
+        started: (Generation, Arc<Choice>),
         tokenizer: &Arc<Tokenizer>,
         stop: StopMatcher,
         prompt_tokens: u32,
     ) -> Self {
         let decoder = StreamDecoder::new(Arc::clone(tokenizer), SpecialText::Skip);
-        Self::new(
-            generation,
-            Decoder::Plain(decoder),
-            Calls::None,
-            stop,
-            prompt_tokens,
-        )
+        Self::new(started, Decoder::Plain(decoder), Calls::None, stop, prompt_tokens)
     }
 
     /// The next turn of a conversation; `in_reasoning` if the prompt ends within it.
     pub(super) fn chat(
-        generation: Generation,
+        started: (Generation, Arc<Choice>),
         tokenizer: &Arc<Tokenizer>,
         (calls, in_reasoning): (Calls, bool),
         stop: StopMatcher,
         prompt_tokens: u32,
     ) -> Self {
-        let mut parser = OutputParser::new(Arc::clone(tokenizer), generation.id(), 0);
+        let mut parser = OutputParser::new(Arc::clone(tokenizer), started.0.id(), 0);
         if calls == Calls::None {
             parser = parser.without_calls();
         }
         if in_reasoning {
             parser = parser.within_reasoning();
         }
-        Self::new(generation, Decoder::Chat(parser), calls, stop, prompt_tokens)
+        Self::new(started, Decoder::Chat(parser), calls, stop, prompt_tokens)
     }
 
     fn new(
-        generation: Generation,
+        (generation, choice): (Generation, Arc<Choice>),
         decoder: Decoder,
         calls: Calls,
         stop: StopMatcher,
@@ -179,6 +176,7 @@ impl Answer {
     ) -> Self {
         Self {
             generation: Some(generation),
+            choice,
             opening: None,
             calls,
             decoder,
@@ -240,7 +238,10 @@ impl Answer {
             return Some(Ok(Step::Delta(opening)));
         }
         let Some(generation) = self.generation.as_mut() else {
-            return self.end.take().map(|reason| Ok(Step::End(reason)));
+            return self.end.take().map(|reason| {
+                self.choice.end(reason.name());
+                Ok(Step::End(reason))
+            });
         };
         let event = generation.next().await;
         self.cached_prompt_tokens = generation.cached_prompt_tokens();
@@ -253,7 +254,8 @@ impl Answer {
                 "the request ended without a reason",
             )),
         };
-        if step.is_err() {
+        if let Err(error) = &step {
+            self.choice.end(error.kind.name());
             self.generation = None;
             self.end = None;
         }
@@ -262,6 +264,7 @@ impl Answer {
 
     fn take(&mut self, sampled: SampledToken) -> Result<Step, ApiError> {
         self.generated_tokens = self.generated_tokens.saturating_add(1);
+        self.choice.token();
         let offset = self.characters;
         let mut events = Vec::new();
         self.decoder.push(sampled.token, &mut events).map_err(|error| {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use axum::extract::{Extension, Request, State};
 use axum::response::Response;
 use futures_util::future::try_join_all;
-use tramontane_model::ids::RequestId;
 use tramontane_model::sampling::SamplingParams;
 
 use super::answer::{Answer, Calls};
+use super::call::Call;
 use super::chat_reply::ChatReply;
 use super::choices;
 use super::error::{ApiError, ErrorKind};
@@ -130,26 +130,21 @@ fn calls_tools(fields: &mut Fields<'_>) -> Result<bool, ApiError> {
 /// As OpenAI's clients ask, unless the request names fields that only Mistral has.
 async fn create(
     State(api): State<Arc<Api>>,
-    Extension(id): Extension<RequestId>,
+    Extension(call): Extension<Call>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    answer(api, id, request, Dialect::OpenAi).await
+    answer(api, call, request, Dialect::OpenAi).await
 }
 
 async fn create_mistral(
     State(api): State<Arc<Api>>,
-    Extension(id): Extension<RequestId>,
+    Extension(call): Extension<Call>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    answer(api, id, request, Dialect::Mistral).await
+    answer(api, call, request, Dialect::Mistral).await
 }
 
-async fn answer(
-    api: Arc<Api>,
-    id: RequestId,
-    request: Request,
-    route: Dialect,
-) -> Result<Response, ApiError> {
+async fn answer(api: Arc<Api>, call: Call, request: Request, route: Dialect) -> Result<Response, ApiError> {
     let deadline = api.deadline();
     let body = api.read_body(request).await?;
     let ChatCompletionRequest {
@@ -187,17 +182,17 @@ async fn answer(
         stop_token_ids: params.choosing.stop_token_ids.clone(),
     });
     let answers = try_join_all(asked.enumerate().map(|(index, ask)| {
-        let (api, stop) = (&api, params.stop.clone());
+        let (api, call, stop) = (&api, &call, params.stop.clone());
         async move {
             let prompt_tokens = ask.prompt_tokens();
-            let generation = api.start(ask, id, index, deadline).await?;
+            let started = api.start(ask, call, index, deadline).await?;
             let how = (calls, in_reasoning);
-            Ok::<_, ApiError>(Answer::chat(generation, &api.tokenizer, how, stop, prompt_tokens))
+            Ok::<_, ApiError>(Answer::chat(started, &api.tokenizer, how, stop, prompt_tokens))
         }
     }))
     .await?;
     let reply = ChatReply {
-        id: format!("chatcmpl-{id}"),
+        id: format!("chatcmpl-{}", call.id()),
         model: api.model.name.clone(),
         tokenizer: Arc::clone(&api.tokenizer),
         token_ids: params.token_ids,

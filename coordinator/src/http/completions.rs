@@ -10,10 +10,10 @@ use axum::extract::{Extension, Request, State};
 use axum::response::{IntoResponse, Response};
 use futures_util::future::try_join_all;
 use serde::Serialize;
-use tramontane_model::ids::RequestId;
 use tramontane_model::sampling::SamplingParams;
 
 use super::answer::{Answer, Delta, FinishReason, Reported};
+use super::call::Call;
 use super::choices;
 use super::collected::collect;
 use super::error::ApiError;
@@ -76,7 +76,7 @@ impl CompletionRequest {
 
 async fn create(
     State(api): State<Arc<Api>>,
-    Extension(id): Extension<RequestId>,
+    Extension(call): Extension<Call>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let deadline = api.deadline();
@@ -115,12 +115,12 @@ async fn create(
         }));
     }
     let answers = try_join_all(asked.into_iter().enumerate().map(|(index, ask)| {
-        let (api, stop) = (&api, params.stop.clone());
+        let (api, call, stop) = (&api, &call, params.stop.clone());
         async move {
             let prompt_tokens = ask.prompt_tokens();
             let prompt = echo.then(|| Arc::clone(&ask.prompt));
-            let generation = api.start(ask, id, index, deadline).await?;
-            let answer = Answer::plain(generation, &api.tokenizer, stop, prompt_tokens);
+            let started = api.start(ask, call, index, deadline).await?;
+            let answer = Answer::plain(started, &api.tokenizer, stop, prompt_tokens);
             match prompt {
                 Some(prompt) => answer.after_prompt(&prompt),
                 None => Ok(answer),
@@ -129,7 +129,7 @@ async fn create(
     }))
     .await?;
     let reply = TextReply {
-        header: Header::new(format!("cmpl-{id}"), OBJECT, &api.model.name),
+        header: Header::new(format!("cmpl-{}", call.id()), OBJECT, &api.model.name),
         tokenizer: Arc::clone(&api.tokenizer),
         token_ids: params.token_ids,
         logprobs: logprobs.is_some(),

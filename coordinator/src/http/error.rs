@@ -79,6 +79,12 @@ impl ErrorKind {
         }
     }
 
+    /// One word for logs.
+    pub(super) fn name(self) -> &'static str {
+        let (_, r#type, code) = self.row();
+        code.unwrap_or(r#type)
+    }
+
     fn may_be_retried(self) -> bool {
         match self {
             Self::Overloaded | Self::NotServing | Self::ShuttingDown | Self::NoLeader => true,
@@ -96,6 +102,10 @@ impl ErrorKind {
         }
     }
 }
+
+/// What kind of error a response is, for its line in the log.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ErrorName(pub(super) &'static str);
 
 /// An error on its way to a client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -164,6 +174,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, ..) = self.kind.row();
         let mut response = (status, Json(self.body())).into_response();
+        response.extensions_mut().insert(ErrorName(self.kind.name()));
         if self.kind.may_be_retried() {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
         }

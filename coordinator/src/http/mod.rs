@@ -6,6 +6,7 @@
 
 mod answer;
 mod body;
+mod call;
 mod chat;
 mod chat_reply;
 mod choices;
@@ -33,6 +34,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod trace;
 mod unsupported;
 mod version;
 
@@ -47,7 +49,6 @@ use axum::middleware::from_fn;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
-use tramontane_model::ids::RequestId;
 use tramontane_model::sampling::SamplingParams;
 
 pub use cluster::{ClusterAdmin, ClusterAdminError};
@@ -55,6 +56,7 @@ pub use serve::{ServeOptions, serve};
 
 use crate::gateway::{self, Gateway, GatewayError, Generation, NewRequest, Permit};
 use crate::text::Tokenizer;
+use call::{Call, Choice};
 use error::{ApiError, ErrorKind};
 use table::Routes;
 
@@ -72,7 +74,7 @@ pub struct ModelCard {
     pub created: u64,
 }
 
-/// Limits of the HTTP side.
+/// Limits of the HTTP side, and what it may log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiLimits {
     /// Largest body, in bytes.
@@ -81,6 +83,8 @@ pub struct ApiLimits {
     pub body_timeout: Duration,
     /// Most prompts that are tokenised at once; at least 1.
     pub max_encoders: usize,
+    /// Whether bodies of requests, and so prompts, stand in the log.
+    pub log_prompts: bool,
 }
 
 impl Default for ApiLimits {
@@ -89,6 +93,7 @@ impl Default for ApiLimits {
             max_body_bytes: 4 << 20,
             body_timeout: Duration::from_secs(30),
             max_encoders: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            log_prompts: false,
         }
     }
 }
@@ -132,7 +137,12 @@ impl Api {
     }
 
     async fn read_body(&self, request: Request) -> Result<Bytes, ApiError> {
-        body::read(request, self.limits.max_body_bytes, self.limits.body_timeout).await
+        let call = request.extensions().get::<Call>().cloned();
+        let body = body::read(request, self.limits.max_body_bytes, self.limits.body_timeout).await?;
+        if let Some(call) = call.filter(|_| self.limits.log_prompts) {
+            call.keep_prompt(&body);
+        }
+        Ok(body)
     }
 
     /// Runs tokenising work off the runtime's threads.
@@ -158,18 +168,21 @@ impl Api {
         encoded.await.map_err(|_| stopped())?
     }
 
-    /// Submits one prompt of the request `id`. The first has the request's own id, so that its log lines join.
+    /// Submits one prompt of a request. The first has the request's own id, so that its log lines join.
     async fn start(
         &self,
         ask: Ask,
-        id: RequestId,
+        call: &Call,
         index: usize,
         deadline: Instant,
-    ) -> Result<Generation, ApiError> {
+    ) -> Result<(Generation, Arc<Choice>), ApiError> {
+        let (id, trace) = (call.id(), call.trace().id);
+        call.asks(&self.model.name);
         let own_id = if index == 0 { id } else { gateway::random_id()? };
         if own_id != id {
-            tracing::info!(request = %id, prompt = index, as_request = %own_id, "prompt submitted");
+            tracing::info!(%trace, request = %id, prompt = index, as_request = %own_id, "prompt submitted");
         }
+        let prompt_tokens = ask.prompt_tokens();
         let (mut sampling, eos) = (ask.sampling, self.tokenizer.eos());
         let stop_tokens = sampling::end_tokens(&mut sampling, eos, ask.ignore_eos, ask.stop_token_ids);
         let request = NewRequest {
@@ -180,8 +193,12 @@ impl Api {
             stop_tokens,
             priority: ask.priority,
             cache_salt: ask.cache_salt,
+            trace,
         };
-        Ok(self.gateway.submit(ask.permit, request, deadline).await?)
+        let generation = self.gateway.submit(ask.permit, request, deadline).await?;
+        let choice = Arc::new(Choice::new(Arc::clone(generation.account()), prompt_tokens));
+        call.add(Arc::clone(&choice));
+        Ok((generation, choice))
     }
 }
 

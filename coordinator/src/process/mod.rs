@@ -273,6 +273,7 @@ fn api(
     };
     let limits = ApiLimits {
         max_body_bytes: config.requests.max_body_bytes,
+        log_prompts: config.log.prompts,
         ..ApiLimits::default()
     };
     Api::new(

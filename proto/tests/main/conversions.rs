@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 use tramontane_model::ids::{
-    DeviceIndex, DeviceRef, Fence, Generation, ReplicaId, RequestId, SequenceId, StepId, WorkerId,
+    DeviceIndex, DeviceRef, Fence, Generation, Origin, ReplicaId, RequestId, SequenceId, StepId, TraceId,
+    WorkerId,
 };
 use tramontane_model::members::{
     DeviceInfo, DeviceReport, DeviceState, SchedulerLoad, WorkerInfo, WorkerReport,
@@ -55,6 +56,7 @@ fn replica() -> Replica {
             max_waiting: 8,
             max_waiting_tokens: 1 << 33,
             prefix_cache: true,
+            target_ms: 25,
         },
     }
 }
@@ -182,6 +184,7 @@ fn requests_and_tokens_are_kept() {
         timeout_ms: 1000,
         priority: -100,
         cache_salt: vec![7; 256],
+        trace: TraceId::new(u128::MAX - 7).expect("not zero"),
     };
     assert_eq!(
         there_and_back::<_, pb::GenerateRequest>(request.clone()),
@@ -199,16 +202,16 @@ fn requests_and_tokens_are_kept() {
         Ended::Deadline,
         Ended::Failed("x".to_owned()),
     ];
-    let progress = ends
-        .into_iter()
-        .map(Progress::Ended)
-        .chain(
-            [None, Some(0), Some(9)].map(|cached_prompt_tokens| Progress::Token {
+    let progress = ends.into_iter().map(Progress::Ended).chain(
+        [(None, None), (Some(0), Some(0)), (Some(9), Some(u64::MAX))].map(
+            |(cached_prompt_tokens, queued_us)| Progress::Token {
                 index: 3,
                 token: token.clone(),
                 cached_prompt_tokens,
-            }),
-        );
+                queued_us,
+            },
+        ),
+    );
     for progress in progress {
         let update = GenerateUpdate {
             fence: FENCE,
@@ -223,6 +226,10 @@ fn chunk() -> SequenceChunk {
     SequenceChunk {
         sequence: SequenceId(8),
         open: Some(Opening {
+            origin: Origin {
+                request: RequestId(77),
+                trace: TraceId::new(78).expect("not zero"),
+            },
             sampling: SamplingParams {
                 repetition_penalty: 0.5,
                 ..SamplingParams::GREEDY
@@ -324,6 +331,7 @@ fn what_does_not_convert_names_its_field() {
                 max_waiting: 8,
                 max_waiting_tokens: 1,
                 prefix_cache: false,
+                target_ms: 40,
             }),
             ..good()
         }),
@@ -351,16 +359,27 @@ fn what_does_not_convert_names_its_field() {
     assert!(chunk(|c| c.role = 77).contains("chunk.role"));
     assert!(chunk(|c| c.tokens = vec![0; 8193]).contains("chunk.tokens"));
     assert!(
-        chunk(|c| c.open = Some(pb::Opening {
-            sampling: Some(pb::Sampling {
+        chunk(|c| if let Some(open) = &mut c.open {
+            open.sampling = Some(pb::Sampling {
                 top_p: f32::NAN,
                 ..pb::Sampling::default()
-            }),
-            ..pb::Opening::default()
-        }))
+            });
+        })
         .contains("sampling")
     );
-    assert!(chunk(|c| c.open = Some(pb::Opening::default())).contains("open.sampling"));
+    let open = |change: fn(&mut pb::Opening)| {
+        let mut wire = pb::SequenceChunk::from(self::chunk());
+        change(wire.open.as_mut().expect("it opens"));
+        SequenceChunk::try_from(wire).expect_err("refused").to_string()
+    };
+    assert!(open(|open| open.sampling = None).contains("open.sampling"));
+    assert!(
+        open(|open| open.request = vec![1; 15].into()).contains("open.request is not valid: it has 15 bytes")
+    );
+    assert!(
+        open(|open| open.trace = vec![1; 17].into()).contains("open.trace is not valid: it has 17 bytes")
+    );
+    assert!(open(|open| open.trace = vec![0; 16].into()).contains("open.trace is not valid: it is zero"));
     let bias = pb::TokenBias { token: 1, bias: 1.0 };
     let sampling = pb::Sampling {
         logit_bias: vec![bias; 301],

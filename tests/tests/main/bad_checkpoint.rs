@@ -126,7 +126,7 @@ async fn refused(role: &str, copy: &Copy, what: &str, says: &[&str]) {
     plan.model = copy.path().to_owned();
     let all = addresses(&plan);
     let config = if role == "worker" {
-        write_worker(dir.path(), &plan, &all, 1)
+        write_worker(dir.path(), &plan, &all, 1, ([127, 0, 0, 1], 0).into())
     } else {
         write_coordinator(dir.path(), &plan, &all, 1)
     };

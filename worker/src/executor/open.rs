@@ -37,6 +37,7 @@ impl OpenSequence {
             prompt_tokens,
             prompt_before,
             generated_before,
+            origin: _,
         } = opening;
         let seen = sampling.looks_at_generated().then(|| {
             let mut generated: BTreeMap<u32, u32> = prompt_before.iter().map(|&token| (token, 0)).collect();
@@ -171,6 +172,7 @@ pub(super) fn copies(lists: &[Vec<Adjustment>], first_copy: u32, limit: usize) -
 
 #[cfg(test)]
 mod tests {
+    use tramontane_model::ids::Origin;
     use tramontane_model::ids::SequenceId;
     use tramontane_model::step::RowRole;
 
@@ -181,7 +183,7 @@ mod tests {
 
     /// The sequence with all tokens before `end`, the ones from `start` on in chunks of `rows`.
     fn opened(sampling: &SamplingParams, start: usize, rows: usize, end: usize) -> OpenSequence {
-        let opening = Opening::new(sampling, &TOKENS, PROMPT, start);
+        let opening = Opening::new(Origin::NOBODY, sampling, &TOKENS, PROMPT, start);
         let mut sequence = OpenSequence::new(&opening, start as u32);
         for (index, tokens) in TOKENS[start..end].chunks(rows).enumerate() {
             let chunk = SequenceChunk {

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tramontane_model::ids::{DeviceRef, SequenceId, StepId};
+use tramontane_model::ids::{DeviceRef, Origin, SequenceId, StepId};
 use tramontane_model::sampling::SamplingParams;
 use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch};
 use tramontane_proto::{ExpertResults, ExpertWork};
@@ -108,7 +108,7 @@ fn chunk(sequence: SequenceId, role: RowRole, rows: u32) -> SequenceChunk {
     };
     SequenceChunk {
         sequence,
-        open: Some(Opening::new(&sampling, &tokens, prompt_tokens, 0)),
+        open: Some(Opening::new(Origin::NOBODY, &sampling, &tokens, prompt_tokens, 0)),
         first_position: 0,
         tokens,
         role,

@@ -315,6 +315,7 @@ impl Assignments {
             max_waiting: replica.steps.max_waiting as usize,
             max_waiting_tokens: replica.steps.max_waiting_tokens,
             prefix_cache: replica.steps.prefix_cache,
+            target_ms: replica.steps.target_ms,
             max_positions: self.spec.max_context,
             vocab_size: self.spec.vocab_size,
         };

@@ -5,20 +5,20 @@
 //! **BQ-1:** a request's tokens wait in a channel with room for all that it may emit, so that a slow reader holds up
 //! nobody, itself included.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tramontane_model::ids::{Fence, RequestId};
 use tramontane_model::members::SchedulerLoad;
-use tramontane_model::step::StepResult;
+use tramontane_model::step::{StepBatch, StepResult};
 use tramontane_model::time::Tick;
 use tramontane_proto::{Ended, GenerateUpdate, LinkMessage, Progress};
 
 use super::link::{Link, LinkLost};
 use super::stage::STEP_DEADLINE;
-use super::telemetry::SchedulerTelemetry;
+use super::telemetry::{self, SchedulerTelemetry};
 use crate::scheduler::{CacheKey, EndReason, Event, Refusal, Scheduler, SchedulerConfig, Submission};
 
 /// Commands that wait for the head.
@@ -123,8 +123,17 @@ pub struct Head {
     telemetry: SchedulerTelemetry,
     handle: HeadHandle,
     commands: mpsc::Receiver<Command>,
-    requests: HashMap<(RequestId, u32), mpsc::Sender<Update>>,
+    /// By request and attempt.
+    requests: BTreeMap<(RequestId, u32), Client>,
     load: watch::Sender<Option<SchedulerLoad>>,
+}
+
+/// Who waits for the tokens of an attempt.
+struct Client {
+    updates: mpsc::Sender<Update>,
+    submitted: Instant,
+    /// How long it waited for its first rows in a step; unknown until then.
+    queued: Option<Duration>,
 }
 
 /// Why the pipeline is left.
@@ -147,7 +156,7 @@ impl Head {
             started: Instant::now(),
             commands: sender,
         };
-        let requests = HashMap::new();
+        let requests = BTreeMap::new();
         let own = handle.clone();
         Ok((
             Self {
@@ -219,12 +228,16 @@ impl Head {
 
     async fn serve(&mut self, mut pipeline: Pipeline, stop: &CancellationToken) -> Left {
         let mut waiting_since = Instant::now();
+        // When each step in flight was sent, the oldest first.
+        let mut sent = VecDeque::new();
         loop {
             while let Some(batch) = self.scheduler.next_step() {
                 if self.scheduler.stats().steps_in_flight == 1 {
                     waiting_since = Instant::now();
                 }
-                metrics::histogram!("tramontane_step_rows").record(batch.rows() as f64);
+                sent.push_back(Instant::now());
+                telemetry::step_sent(&batch);
+                self.opened(&batch);
                 if let Err(lost) = pipeline.first.send(LinkMessage::Step(batch)).await {
                     return Left::Lost(lost);
                 }
@@ -240,7 +253,8 @@ impl Head {
                 message = pipeline.results.recv() => match message {
                     Some(LinkMessage::Result(result)) => {
                         waiting_since = Instant::now();
-                        if let Err(lost) = self.complete(result) {
+                        let took = sent.pop_front().map(|sent| waiting_since - sent);
+                        if let Err(lost) = self.complete(result, took) {
                             return Left::Lost(lost);
                         }
                     }
@@ -256,6 +270,25 @@ impl Head {
                     }
                     self.elapsed();
                 }
+            }
+        }
+    }
+
+    /// The sequences that a step opens wait no longer.
+    fn opened(&mut self, batch: &StepBatch) {
+        for opening in batch.chunks.iter().filter_map(|chunk| chunk.open.as_ref()) {
+            let request = opening.origin.request;
+            let latest = self
+                .requests
+                .range_mut((request, 0)..=(request, u32::MAX))
+                .next_back();
+            // One that comes back after a preemption has waited before.
+            if let Some((_, client)) = latest
+                && client.queued.is_none()
+            {
+                let waited = client.submitted.elapsed();
+                client.queued = Some(waited);
+                telemetry::queued(waited);
             }
         }
     }
@@ -277,10 +310,16 @@ impl Head {
                 let key = (submission.request, submission.attempt);
                 let mut events = Vec::new();
                 let taken = self.scheduler.submit(self.handle.now(), *submission, &mut events);
-                self.tell(events);
                 if taken.is_ok() {
-                    self.requests.insert(key, updates);
+                    let client = Client {
+                        updates,
+                        submitted: Instant::now(),
+                        queued: None,
+                    };
+                    self.requests.insert(key, client);
                 }
+                // After it is known: a submission may be complete as it stands.
+                self.tell(events);
                 // Nobody waits for the answer any more: the stream is gone, and its end cancels the request.
                 let _ = answer.send(taken.map_err(SubmitError::from));
             }
@@ -292,7 +331,11 @@ impl Head {
         }
     }
 
-    fn complete(&mut self, result: StepResult) -> Result<(), LinkLost> {
+    fn complete(&mut self, result: StepResult, took: Option<Duration>) -> Result<(), LinkLost> {
+        if let Some(took) = took {
+            let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            self.scheduler.took(microseconds);
+        }
         let mut events = Vec::new();
         let completed = self.scheduler.complete(result, &mut events);
         self.tell(events);
@@ -323,10 +366,14 @@ impl Head {
                     cached_prompt_tokens,
                 } => {
                     metrics::counter!("tramontane_tokens_generated_total").increment(1);
+                    let first = cached_prompt_tokens.is_some();
+                    let client = self.requests.get(&(request, attempt)).filter(|_| first);
+                    let queued = client.and_then(|client| client.queued);
                     let progress = Progress::Token {
                         index,
                         token,
                         cached_prompt_tokens,
+                        queued_us: queued.map(|waited| u64::try_from(waited.as_micros()).unwrap_or(u64::MAX)),
                     };
                     (request, attempt, Ok(progress))
                 }
@@ -350,9 +397,9 @@ impl Head {
                     ..
                 })
             );
-            if let Some(updates) = self.requests.get(&key) {
+            if let Some(client) = self.requests.get(&key) {
                 // The channel has room for every token; a closed one belongs to a stream that is gone.
-                let _ = updates.try_send(update);
+                let _ = client.updates.try_send(update);
             }
             if over {
                 self.requests.remove(&key);

@@ -43,8 +43,10 @@ impl Serving for ServingServer {
             .get(submitted.fence)
             .ok_or_else(|| Status::failed_precondition(format!("{} is not served here", submitted.fence)))?;
         let (request, attempt) = (submitted.request, submitted.attempt);
+        let (trace, fence) = (submitted.trace, submitted.fence);
         let submission = Submission {
             request,
+            trace,
             attempt,
             priority: submitted.priority,
             prompt: submitted.prompt,
@@ -57,7 +59,7 @@ impl Serving for ServingServer {
             deadline: head.now().after_ms(submitted.timeout_ms.min(MAX_TIMEOUT_MS)),
         };
         let updates = head.submit(submission).await.map_err(|error| refused(&error))?;
-        tracing::debug!(%request, attempt, "request accepted");
+        tracing::debug!(%trace, %request, attempt, %fence, "request accepted");
         Ok(Response::new(
             Updates {
                 head,

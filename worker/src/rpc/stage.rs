@@ -19,6 +19,7 @@ use tramontane_proto::v1::stage_server::Stage as StageService;
 use tramontane_proto::{LinkMessage, RowsChunk, v1 as pb};
 
 use super::link::{Assembler, LINK_MESSAGES, Link, LinkFuture, LinkLost};
+use super::sequences::OpenSequences;
 use crate::executor::{DeviceHandle, StageInput, StageOutput};
 
 /// Upstream links that wait for a runner.
@@ -138,7 +139,7 @@ async fn serve(
     downstream: &mut dyn Link,
     mut assembler: Assembler,
 ) -> LinkLost {
-    let step_seconds = metrics::histogram!("tramontane_step_seconds", "stage" => stage.to_string());
+    let mut sequences = OpenSequences::new(fence, stage);
     loop {
         let message = tokio::select! {
             message = upstream.recv() => message,
@@ -162,13 +163,16 @@ async fn serve(
             return LinkLost(format!("a step of {} came to {fence}", batch.fence));
         }
         let started = Instant::now();
+        if let Err(lost) = sequences.begin(&batch, started) {
+            return lost;
+        }
         let (step, forward) = (batch.step, batch.clone());
         let input = hidden.map_or(StageInput::Embed, StageInput::Hidden);
         let output = match device.step(batch, input, started + STEP_DEADLINE).await {
             Ok(output) => output,
             Err(error) => return LinkLost(format!("stage {stage}, step {step}: {error}")),
         };
-        step_seconds.record(started.elapsed().as_secs_f64());
+        sequences.end(&forward, started, Instant::now());
         let sent = match output {
             StageOutput::Hidden(values) => forward_rows(downstream, forward, step, values).await,
             StageOutput::Sampled(result) => downstream.send(LinkMessage::Result(result)).await,

@@ -1,9 +1,88 @@
 //! What a head's scheduler shows in the metrics. Names and labels only; the recorder is the process's.
 
-use metrics::{counter, gauge};
+use std::time::Duration;
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use tramontane_model::ids::ReplicaId;
 
+use tramontane_model::step::StepBatch;
+
 use crate::scheduler::SchedulerStats;
+
+pub(super) const STEP_SECONDS: &str = "tramontane_step_seconds";
+pub(super) const BUBBLE_SECONDS: &str = "tramontane_stage_bubble_seconds";
+const STEP_ROWS: &str = "tramontane_step_rows";
+const STEP_SEQUENCES: &str = "tramontane_step_sequences";
+const QUEUE_SECONDS: &str = "tramontane_queue_seconds";
+const PREEMPTIONS: &str = "tramontane_preemptions_total";
+const LOOKUP_TOKENS: &str = "tramontane_prefix_cache_lookup_tokens_total";
+const HIT_TOKENS: &str = "tramontane_prefix_cache_hit_tokens_total";
+const EVICTIONS: &str = "tramontane_prefix_cache_evictions_total";
+
+/// Describes a worker's metrics to the recorder.
+pub(crate) fn describe() {
+    describe_histogram!(
+        STEP_SECONDS,
+        "Seconds that a stage takes for a step that has rows, by replica and stage"
+    );
+    describe_histogram!(
+        BUBBLE_SECONDS,
+        "Seconds from the end of a step on a stage to the beginning of its next one, where a sequence was open on the \
+         stage all the while: opened by a step that came to it, and not closed by one yet. By replica and stage"
+    );
+    describe_histogram!(
+        STEP_ROWS,
+        "Rows of a step, prompt and decode rows together; at the head"
+    );
+    describe_histogram!(STEP_SEQUENCES, "Sequences that have rows in a step; at the head");
+    describe_histogram!(
+        QUEUE_SECONDS,
+        "Seconds from a request's submission to its first rows in a step; at the head"
+    );
+    describe_counter!(PREEMPTIONS, "Sequences that gave their cache blocks up to others");
+    describe_counter!(LOOKUP_TOKENS, "Tokens looked up in the prefix cache");
+    describe_counter!(HIT_TOKENS, "Tokens of these that were found");
+    describe_counter!(EVICTIONS, "Cached blocks given out for something else");
+    describe_gauge!(
+        "tramontane_kv_blocks_cached",
+        "Blocks that no sequence uses, kept for what they hold, by replica"
+    );
+    describe_counter!(
+        "tramontane_tokens_generated_total",
+        "Tokens sampled for requests; at the head"
+    );
+    describe_counter!(
+        "tramontane_fenced_messages_total",
+        "Messages of another generation that were dropped"
+    );
+    describe_counter!(
+        "tramontane_pipelines_lost_total",
+        "Pipelines that broke; at the head"
+    );
+    describe_counter!(
+        "tramontane_link_sent_bytes_total",
+        "Bytes sent to a peer's stages"
+    );
+    describe_histogram!(
+        "tramontane_device_step_seconds",
+        "Seconds that a device takes for a step, without what it waits for"
+    );
+    describe_counter!("tramontane_device_rows_total", "Rows that devices computed");
+}
+
+/// A step was sent into the pipeline.
+pub(super) fn step_sent(batch: &StepBatch) {
+    // One that only closes sequences computes nothing.
+    if batch.rows() > 0 {
+        histogram!(STEP_ROWS).record(batch.rows() as f64);
+        histogram!(STEP_SEQUENCES).record(batch.chunks.len() as f64);
+    }
+}
+
+/// A request has its first rows in a step.
+pub(super) fn queued(waited: Duration) {
+    histogram!(QUEUE_SECONDS).record(waited.as_secs_f64());
+}
 
 /// Shows the numbers of one scheduler after another: each counts from nothing, the process's counters go on.
 pub(super) struct SchedulerTelemetry {
@@ -31,16 +110,10 @@ impl SchedulerTelemetry {
         let count = |name: &'static str, of: fn(&SchedulerStats) -> u64| {
             counter!(name).increment(of(&stats).saturating_sub(of(&self.counted)));
         };
-        count("tramontane_preemptions_total", |stats| stats.preemptions);
-        count("tramontane_prefix_cache_lookup_tokens_total", |stats| {
-            stats.prefix_lookup_tokens
-        });
-        count("tramontane_prefix_cache_hit_tokens_total", |stats| {
-            stats.prefix_hit_tokens
-        });
-        count("tramontane_prefix_cache_evictions_total", |stats| {
-            stats.prefix_evictions
-        });
+        count(PREEMPTIONS, |stats| stats.preemptions);
+        count(LOOKUP_TOKENS, |stats| stats.prefix_lookup_tokens);
+        count(HIT_TOKENS, |stats| stats.prefix_hit_tokens);
+        count(EVICTIONS, |stats| stats.prefix_evictions);
         self.counted = stats;
     }
 

@@ -1,7 +1,7 @@
 //! Batch composition: which rows the next step computes.
 //!
-//! Decode rows come first and prompt rows fill up to `max_prefill_rows`, so a long prompt never holds up a running
-//! stream by more than the rows of one chunk. A sequence has at most one chunk in a step. Consecutive chunks of known
+//! Decode rows come first and prompt rows fill up to `max_prefill_rows`, or to what `pace` says while sequences decode,
+//! so a long prompt never holds up a running stream by more than the rows of one chunk. A sequence has at most one chunk in a step. Consecutive chunks of known
 //! tokens may be in flight in consecutive steps: every stage runs its steps in order, so that a chunk finds what those
 //! before it wrote. The two roles of a sequence that is computed again are two steps. Work is shared out evenly over
 //! the steps that may be in flight, so that every stage has some.
@@ -14,6 +14,7 @@ use std::ops::Bound;
 use tramontane_model::ids::StepId;
 use tramontane_model::step::{SequenceChunk, StepBatch};
 
+use super::pace::StepLoad;
 use super::sequence::{Place, Running};
 use super::{FlightChunk, InFlight, Scheduler};
 
@@ -22,6 +23,10 @@ struct Plan {
     step: StepId,
     chunks: Vec<SequenceChunk>,
     flight: Vec<FlightChunk>,
+    /// Sequences that decode.
+    decodes: usize,
+    /// Rows other than decode rows.
+    fed_rows: usize,
     /// Rows other than decode rows that may still be added.
     feed_rows: usize,
 }
@@ -42,23 +47,23 @@ impl Scheduler {
         if self.failed.is_some() || self.in_flight.len() >= self.config.steps_in_flight {
             return None;
         }
-        let mut plan = Plan {
-            step: StepId(self.next_step),
-            chunks: Vec::new(),
-            flight: Vec::new(),
-            feed_rows: self.config.max_prefill_rows,
-        };
-        let share = self.share();
-        self.add_decodes(&mut plan, share.decodes);
-        self.add_feeds(&mut plan, share.sequences);
-        self.add_waiting(&mut plan, share.sequences);
+        let decoding = self.running.values().filter(|running| !running.is_feeding());
+        let feed_rows = self.pace.rows(decoding.count());
+        let mut plan = self.plan(feed_rows);
+        if plan.chunks.is_empty() && self.in_flight.is_empty() {
+            // What decodes may wait for blocks of what does not.
+            plan = self.plan(self.config.max_prefill_rows);
+        }
         let close_alone = self.in_flight.is_empty() && !self.closed.is_empty();
         if plan.chunks.is_empty() && !close_alone {
             return None;
         }
+        let load = self.load(&plan);
         self.next_step += 1;
         self.in_flight.push_back(InFlight {
             step: plan.step,
+            load,
+            fed_rows: plan.fed_rows,
             chunks: plan.flight,
             draining: Vec::new(),
         });
@@ -68,6 +73,34 @@ impl Scheduler {
             chunks: plan.chunks,
             closed: std::mem::take(&mut self.closed),
         })
+    }
+
+    /// The rows of the next step, at most so many of them other than decode rows.
+    fn plan(&mut self, feed_rows: usize) -> Plan {
+        let mut plan = Plan {
+            step: StepId(self.next_step),
+            chunks: Vec::new(),
+            flight: Vec::new(),
+            decodes: 0,
+            fed_rows: 0,
+            feed_rows,
+        };
+        let share = self.share();
+        self.add_decodes(&mut plan, share.decodes);
+        plan.decodes = plan.chunks.len();
+        self.add_feeds(&mut plan, share.sequences);
+        self.add_waiting(&mut plan, share.sequences);
+        plan.fed_rows = feed_rows - plan.feed_rows;
+        plan
+    }
+
+    /// What a step will have to do, and what is in flight before it.
+    fn load(&self, plan: &Plan) -> StepLoad {
+        let before = self.in_flight.iter().map(|flight| flight.fed_rows);
+        StepLoad {
+            decodes: plan.decodes,
+            feed_rows: before.sum::<usize>() + plan.fed_rows,
+        }
     }
 
     /// Even shares: what there is over all steps, but no more than is ready over the steps that are still free.

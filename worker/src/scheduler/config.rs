@@ -39,6 +39,9 @@ pub struct SchedulerConfig {
     pub max_waiting_tokens: u64,
     /// Whether full blocks are kept and shared between sequences that begin alike. Never changes a token.
     pub prefix_cache: bool,
+    /// Milliseconds that a step with prompt rows may take while sequences decode; where a step without takes more than half
+    /// of it, twice what that takes. As far as the host tells what steps take.
+    pub target_ms: u32,
     /// Positions that the model takes.
     pub max_positions: u32,
     /// Token ids are below this.
@@ -73,6 +76,7 @@ impl SchedulerConfig {
         within("max_waiting", self.max_waiting, MAX_WAITING);
         let waiting_tokens = usize::try_from(self.max_waiting_tokens).unwrap_or(usize::MAX);
         within("max_waiting_tokens", waiting_tokens, usize::MAX);
+        within("target_ms", self.target_ms as usize, u32::MAX as usize);
         within("max_positions", self.max_positions as usize, u32::MAX as usize);
         within("vocab_size", self.vocab_size as usize, u32::MAX as usize);
         faults.extend(self.capacity.validate().err().map(|error| error.to_string()));

@@ -19,6 +19,7 @@ mod complete;
 mod compose;
 mod config;
 mod event;
+mod pace;
 mod prefix;
 mod queue;
 mod sequence;
@@ -43,6 +44,7 @@ pub use prefix::CacheKey;
 pub use submission::{MAX_CACHE_SALT_BYTES, MAX_STOP_TOKENS, Refusal, Submission};
 
 use blocks::{BlockPool, BlockTable};
+use pace::{Pace, StepLoad};
 use queue::Queue;
 use sequence::{Place, Request, Running};
 
@@ -57,6 +59,9 @@ struct Live {
 #[derive(Debug)]
 struct InFlight {
     step: StepId,
+    load: StepLoad,
+    /// Rows other than decode rows.
+    fed_rows: usize,
     chunks: Vec<FlightChunk>,
     /// Tables that were given back while the step was in flight: it still writes and reads their blocks.
     draining: Vec<BlockTable>,
@@ -114,6 +119,7 @@ pub struct Scheduler {
     running: BTreeMap<Place, Running>,
     /// Oldest first, numbered without a gap.
     in_flight: VecDeque<InFlight>,
+    pace: Pace,
     /// Sequences that left the cache since the last step.
     closed: Vec<SequenceId>,
     next_arrival: u64,
@@ -134,6 +140,7 @@ impl Scheduler {
             token_limit: config.token_limit() as usize,
             running_limit: config.running_limit(),
             blocks: BlockPool::new(config.kv.block_tokens, config.kv.blocks),
+            pace: Pace::new(config.target_ms, config.max_prefill_rows, config.steps_in_flight),
             config,
             cache_key,
             live: BTreeMap::new(),
@@ -227,6 +234,14 @@ impl Scheduler {
                 true
             }
             Some(_) | None => false,
+        }
+    }
+
+    /// What the oldest step in flight took from its start to its result, in microseconds; told before the result is
+    /// handed in, or not at all. Decides how prompts are cut while sequences decode, and nothing else.
+    pub fn took(&mut self, microseconds: u64) {
+        if let Some(flight) = self.in_flight.front() {
+            self.pace.took(flight.load, microseconds);
         }
     }
 

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use tramontane_model::ids::{RequestId, SequenceId, StepId};
+use tramontane_model::ids::{Origin, RequestId, SequenceId, StepId, TraceId};
 use tramontane_model::sampling::SamplingParams;
 use tramontane_model::step::{Opening, RowRole, SequenceChunk};
 use tramontane_model::time::Tick;
@@ -36,6 +36,7 @@ enum CachedPrompt {
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) request: RequestId,
+    trace: TraceId,
     pub(super) attempt: u32,
     pub(super) deadline: Tick,
     pub(super) priority: i32,
@@ -60,6 +61,7 @@ impl Request {
     pub(super) fn new(submission: Submission, token_limit: usize) -> Self {
         let Submission {
             request,
+            trace,
             attempt,
             priority,
             prompt: mut tokens,
@@ -76,6 +78,7 @@ impl Request {
         tokens.extend(emitted);
         Self {
             request,
+            trace,
             attempt,
             deadline,
             priority,
@@ -88,6 +91,14 @@ impl Request {
             most_tokens: prompt.saturating_add(max_tokens).min(token_limit),
             hashes: Vec::new(),
             cached_prompt: CachedPrompt::Unknown,
+        }
+    }
+
+    /// Whom it is for.
+    fn origin(&self) -> Origin {
+        Origin {
+            request: self.request,
+            trace: self.trace,
         }
     }
 
@@ -251,7 +262,8 @@ impl Running {
         self.in_flight.push_back(step);
         SequenceChunk {
             sequence: self.sequence,
-            open: (start == self.start).then(|| Opening::new(sampling, tokens, *prompt, start)),
+            open: (start == self.start)
+                .then(|| Opening::new(self.request.origin(), sampling, tokens, *prompt, start)),
             first_position: start as u32, // below the token limit, a u32
             tokens: tokens[start..end].to_vec(),
             role,

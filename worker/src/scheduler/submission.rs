@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tramontane_model::ids::RequestId;
+use tramontane_model::ids::{RequestId, TraceId};
 use tramontane_model::sampling::{SamplingError, SamplingParams};
 use tramontane_model::step::MAX_PRIORITY;
 use tramontane_model::time::Tick;
@@ -23,6 +23,8 @@ pub const MAX_CACHE_SALT_BYTES: usize = 256;
 pub struct Submission {
     /// The request.
     pub request: RequestId,
+    /// The trace that it is part of.
+    pub trace: TraceId,
     /// Which attempt at it: a later one replaces an earlier one.
     pub attempt: u32,
     /// Served before those with a higher number, and preempted after them.

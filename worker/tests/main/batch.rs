@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tramontane_model::ids::{DeviceRef, SequenceId, StepId};
+use tramontane_model::ids::{DeviceRef, Origin, SequenceId, StepId};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch};
 use tramontane_proto::ExpertWork;
@@ -75,7 +75,7 @@ type Chunk<'a> = (u64, u32, &'a [u32], RowRole);
 fn step(executor: &mut Executor<GpuBackend>, chunks: &[Chunk<'_>]) -> Vec<SampledToken> {
     let chunk = |&(sequence, first_position, tokens, role): &Chunk<'_>| SequenceChunk {
         sequence: SequenceId(sequence),
-        open: Some(Opening::new(&sampling(sequence), &[], 0, 0)),
+        open: Some(Opening::new(Origin::NOBODY, &sampling(sequence), &[], 0, 0)),
         first_position,
         tokens: tokens.to_vec(),
         role,
@@ -200,7 +200,15 @@ impl Penalised {
         self.done = role_end.min(start + rows);
         SequenceChunk {
             sequence: SequenceId(self.sequence),
-            open: opens.then(|| Opening::new(&Self::sampling(), &self.tokens, self.prompt, start)),
+            open: opens.then(|| {
+                Opening::new(
+                    Origin::NOBODY,
+                    &Self::sampling(),
+                    &self.tokens,
+                    self.prompt,
+                    start,
+                )
+            }),
             first_position: start as u32,
             tokens: self.tokens[start..self.done].to_vec(),
             role,

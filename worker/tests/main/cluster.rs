@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tramontane_model::ids::{
-    CoordinatorId, DeviceIndex, DeviceRef, Fence, Generation, ReplicaId, RequestId, WorkerId,
+    CoordinatorId, DeviceIndex, DeviceRef, Fence, Generation, Origin, ReplicaId, RequestId, WorkerId,
 };
 use tramontane_model::members::{DeviceState, WorkerReport};
 use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
@@ -270,6 +270,7 @@ impl Cluster {
             timeout_ms: 100_000,
             priority: 0,
             cache_salt: vec![],
+            trace: Origin::NOBODY.trace,
         };
         let answer = async {
             loop {
@@ -319,8 +320,10 @@ async fn collect(
                 index,
                 token,
                 cached_prompt_tokens,
+                queued_us,
             } => {
                 assert_eq!(cached_prompt_tokens.is_some(), tokens.is_empty(), "told once");
+                assert_eq!(queued_us.is_some(), tokens.is_empty(), "told once");
                 cached = cached.or(cached_prompt_tokens);
                 assert_eq!(index as usize, already + tokens.len(), "ST-1");
                 tokens.push(token);

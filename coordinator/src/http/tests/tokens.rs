@@ -166,14 +166,38 @@ async fn logs_have_ids_and_never_prompts() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    for id in [answered.request_id(), refused.request_id()] {
-        let of_request = |line: &&Value| line["fields"]["request"] == id;
-        let response = lines
-            .iter()
-            .filter(of_request)
-            .find(|line| line["fields"]["message"] == "response");
-        assert!(response.is_some(), "no line tells the response of {id}:\n{text}");
+    let response = |reply: &Reply| {
+        let mut fields = lines.iter().map(|line| &line["fields"]);
+        let found =
+            fields.find(|line| line["request"] == reply.request_id() && line["message"] == "response");
+        found.unwrap_or_else(|| panic!("no line tells the response of {reply:?}:\n{text}"))
+    };
+    let told = answered.headers["traceresponse"].to_str().unwrap();
+    assert_eq!(
+        told.split('-').nth(1),
+        response(&answered)["trace"].as_str(),
+        "{told}"
+    );
+    for (field, value) in [
+        ("status", json!(200)),
+        ("model", json!(MODEL)),
+        ("choices", json!(2)),
+        ("cached_tokens", json!(2)),
+        ("completion_tokens", json!(2 * ANSWER.len())),
+        ("finish_reason", json!("stop")),
+        ("queue_ms", json!(1.5)),
+        ("retries", json!(1)),
+        ("replica", json!(1)),
+        ("generation", json!(1)),
+    ] {
+        assert_eq!(response(&answered)[field], value, "{field}");
     }
+    let refusal = response(&refused);
+    assert_eq!(
+        (&refusal["error"], &refusal["status"]),
+        (&json!("invalid_request_error"), &json!(400))
+    );
+    assert!(refusal["choices"].is_null(), "{refusal}");
     let joined = lines.iter().any(|line| {
         line["fields"]["request"] == answered.request_id() && line["fields"]["message"] == "prompt submitted"
     });

@@ -3,6 +3,7 @@
 mod batching;
 mod cache;
 mod lifecycle;
+mod pacing;
 mod pipeline;
 mod prefixes;
 mod priorities;
@@ -11,7 +12,7 @@ mod simulation;
 mod world;
 
 use tramontane_model::footprint::StepCapacity;
-use tramontane_model::ids::{Fence, Generation, ReplicaId, RequestId};
+use tramontane_model::ids::{Fence, Generation, Origin, ReplicaId, RequestId};
 use tramontane_model::placement::KvShape;
 use tramontane_model::sampling::SamplingParams;
 use tramontane_model::time::Tick;
@@ -43,6 +44,7 @@ fn config() -> SchedulerConfig {
         max_waiting: 16,
         max_waiting_tokens: 1 << 20,
         prefix_cache: false,
+        target_ms: 40,
         max_positions: 128,
         vocab_size: 50,
     }
@@ -52,6 +54,7 @@ fn config() -> SchedulerConfig {
 fn submission(request: u128, prompt: &[u32], max_tokens: u32) -> Submission {
     Submission {
         request: RequestId(request),
+        trace: Origin::NOBODY.trace,
         attempt: 1,
         priority: 0,
         prompt: prompt.to_vec(),

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use proptest::sample::Index;
 use tramontane_model::footprint::StepCapacity;
-use tramontane_model::ids::{Fence, Generation, RequestId, SequenceId, StepId};
+use tramontane_model::ids::{Fence, Generation, Origin, RequestId, SequenceId, StepId};
 use tramontane_model::placement::KvShape;
 use tramontane_model::sampling::SamplingParams;
 use tramontane_model::step::StepResult;
@@ -30,6 +30,7 @@ enum Op {
     Compose,
     Run(Index),
     Complete,
+    Took(u64),
     WrongResult(Index),
     Elapse(u64),
     LoseReplica,
@@ -57,6 +58,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         60 => Just(Op::Compose),
         90 => any::<Index>().prop_map(Op::Run),
         60 => Just(Op::Complete),
+        20 => (0..200_000u64).prop_map(Op::Took),
         5 => any::<Index>().prop_map(Op::WrongResult),
         4 => (1..60u64).prop_map(Op::Elapse),
         1 => Just(Op::LoseReplica),
@@ -125,6 +127,7 @@ impl Simulation {
                 salt,
             } => self.submit(Submission {
                 request: RequestId(self.world.clients.len() as u128),
+                trace: Origin::NOBODY.trace,
                 attempt: 1,
                 priority,
                 prompt,
@@ -157,6 +160,7 @@ impl Simulation {
             Op::Compose => drop(self.world.compose()),
             Op::Run(which) => drop(self.world.pipeline.run(which.index(self.stages))),
             Op::Complete => drop(self.world.complete()),
+            Op::Took(microseconds) => self.world.scheduler.took(microseconds),
             Op::WrongResult(which) => self.wrong_result(which),
             Op::Elapse(milliseconds) => self.world.elapse(milliseconds),
             Op::LoseReplica => self.lose_replica(),
