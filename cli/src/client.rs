@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 use tramontane_proto::net::{Identity, connect_http};
@@ -34,6 +34,14 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context("starting the async runtime")
+}
+
+/// A model that is served.
+#[derive(serde::Deserialize)]
+pub(crate) struct Model {
+    pub(crate) id: String,
+    /// Most tokens of prompt and answer together.
+    pub(crate) max_model_len: u32,
 }
 
 /// Asks one coordinator.
@@ -100,19 +108,20 @@ impl Client {
 
     /// The name of the model that is served.
     pub(crate) async fn model(&self) -> Result<String> {
+        Ok(self.served().await?.id)
+    }
+
+    /// The model that is served.
+    pub(crate) async fn served(&self) -> Result<Model> {
         #[derive(serde::Deserialize)]
         struct Models {
             data: Vec<Model>,
-        }
-        #[derive(serde::Deserialize)]
-        struct Model {
-            id: String,
         }
         let text = self.get("/v1/models").await?;
         let models: Models =
             serde_json::from_str(&text).context("the list of models is not what it should be")?;
         let first = models.data.into_iter().next();
-        Ok(first.context("the cluster serves no model")?.id)
+        first.context("the cluster serves no model")
     }
 
     /// `POST` of JSON, the answer as events.
@@ -120,7 +129,9 @@ impl Client {
         let answer = self.send(Method::POST, path, body).await?;
         let status = answer.status();
         if !status.is_success() {
-            bail!("{path}: {status}: {}", text(answer).await?);
+            let text = text(answer).await?;
+            let refused = Refused { status, text };
+            return Err(anyhow::Error::new(refused).context(path.to_owned()));
         }
         Ok(Events {
             body: answer.into_body(),
@@ -167,6 +178,21 @@ impl Client {
         answer.with_context(|| format!("{} did not answer within {ANSWER_DEADLINE:?}", self.address))?
     }
 }
+
+/// An answer that is an error.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) status: StatusCode,
+    pub(crate) text: String,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.status, self.text)
+    }
+}
+
+impl std::error::Error for Refused {}
 
 /// Why a cluster does not serve.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! The chunks of OpenAI's streams, as far as the command line reads them.
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 /// A chunk of either route, or an error.
 #[derive(Debug, Default, Deserialize)]
@@ -15,24 +16,47 @@ pub(crate) struct Chunk {
 pub(crate) struct Choice {
     /// Of chat answers.
     pub(crate) delta: Option<Delta>,
-    /// Of plain answers that ask for log-probabilities.
+    /// Of plain answers.
+    pub(crate) text: Option<String>,
+    /// Where log-probabilities were asked for.
     pub(crate) logprobs: Option<Logprobs>,
 }
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct Delta {
     pub(crate) content: Option<String>,
+    reasoning_content: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct Logprobs {
+    /// Of plain answers.
     #[serde(default)]
-    pub(crate) tokens: Vec<String>,
+    tokens: Vec<IgnoredAny>,
+    /// Of chat answers.
+    #[serde(default)]
+    content: Option<Vec<IgnoredAny>>,
 }
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct Usage {
+    pub(crate) prompt_tokens: u64,
     pub(crate) completion_tokens: u64,
+    pub(crate) prompt_tokens_details: Option<PromptTokensDetails>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct PromptTokensDetails {
+    pub(crate) cached_tokens: u64,
+}
+
+impl Usage {
+    /// Prompt tokens that were found in a prefix cache.
+    pub(crate) fn cached_tokens(&self) -> u64 {
+        self.prompt_tokens_details
+            .as_ref()
+            .map_or(0, |details| details.cached_tokens)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -63,7 +87,23 @@ impl Chunk {
     /// How many tokens it adds, where log-probabilities were asked for.
     pub(crate) fn tokens(&self) -> u64 {
         let each = self.choices.iter().filter_map(|choice| choice.logprobs.as_ref());
-        each.map(|logprobs| logprobs.tokens.len() as u64).sum()
+        each.map(|logprobs| {
+            logprobs
+                .tokens
+                .len()
+                .max(logprobs.content.as_ref().map_or(0, Vec::len)) as u64
+        })
+        .sum()
+    }
+
+    /// Whether it adds any text or reasoning.
+    pub(crate) fn has_text(&self) -> bool {
+        let said = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+        self.choices.iter().any(|choice| {
+            let delta = choice.delta.as_ref();
+            said(&choice.text)
+                || delta.is_some_and(|delta| said(&delta.content) || said(&delta.reasoning_content))
+        })
     }
 }
 
@@ -81,7 +121,20 @@ mod tests {
         assert_eq!(Chunk::read(plain).expect("a chunk").tokens(), 2);
         let usage = r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":7,"total_tokens":10}}"#;
         let usage = Chunk::read(usage).expect("a chunk").usage;
-        assert_eq!(usage.map(|usage| usage.completion_tokens), Some(7));
+        let usage = usage.map(|usage| {
+            (
+                usage.prompt_tokens,
+                usage.cached_tokens(),
+                usage.completion_tokens,
+            )
+        });
+        assert_eq!(usage, Some((3, 0, 7)));
+        let chat =
+            r#"{"choices":[{"delta":{"content":""},"logprobs":{"content":[{"token":"a"},{"token":"b"}]}}]}"#;
+        let chunk = Chunk::read(chat).expect("a chunk");
+        assert_eq!((chunk.tokens(), chunk.has_text()), (2, false));
+        let reasons = r#"{"choices":[{"delta":{"reasoning_content":"hm"}}]}"#;
+        assert!(Chunk::read(reasons).expect("a chunk").has_text());
     }
 
     #[test]
