@@ -79,8 +79,9 @@ for round in 1 2; do
     until curl -s http://127.0.0.1:18940/metrics | grep -q '^tramontane_sequences_running.* 8$'; do
         sleep 0.2
     done
-    bench 18940 --concurrency 1 --duration 1h --prompt-tokens 2000 --output-tokens 1 --warm-up 0 \
-        --seed "1$round" --json "$work/prompts-$round.json" >/dev/null 2>&1 &
+    # Not through the function, which would be a shell of its own between it and the interrupt.
+    "$program" bench serve --url http://127.0.0.1:18940 --concurrency 1 --duration 1h --prompt-tokens 2000 \
+        --output-tokens 1 --warm-up 0 --seed "1$round" --json "$work/prompts-$round.json" >/dev/null 2>&1 &
     prompts=$!
     wait "$running"
     kill -INT "$prompts"

@@ -15,8 +15,8 @@ use tramontane_tests::wait::{need, until};
 const WITHIN: Duration = Duration::from_secs(300);
 
 async fn bench(url: &str, arguments: &[&str]) -> Ran {
-    let all = ["bench", "serve", "--url", url].iter().chain(arguments);
-    tramontane(all, WITHIN).await
+    let command = ["bench", "serve", "--url", url];
+    tramontane(command.iter().chain(arguments), WITHIN).await
 }
 
 /// Counts of the coordinator: first tokens, gaps, generated, prompt and cached tokens.
