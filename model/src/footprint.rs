@@ -151,7 +151,7 @@ pub struct HeadScratch {
 /// Bytes of the buffers inside the routed experts' op, for one call at a time, whoever asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExpertScratchBytes {
-    /// Pairs of row and expert grouped by expert, and where each expert's begin.
+    /// Pairs of row and expert grouped by expert, where each expert's begin, and tiles of them.
     pub plan: u64,
     /// Hidden layers, `[rows * experts_per_token, expert_hidden_dim]`.
     pub hidden: u64,
@@ -291,13 +291,21 @@ impl HeadScratch {
     }
 }
 
+/// Pairs that a tile has room for at least, where the pairs of experts are cut in tiles.
+const LEAST_PAIR_TILE: u64 = 4;
+
+/// Words of an expert plan: bounds of each expert's pairs, the number of tiles, the pairs, and two words a tile.
+pub const fn expert_plan_words(pairs: u64, experts: u64) -> u64 {
+    experts + 2 + pairs + 2 * (pairs / LEAST_PAIR_TILE + experts)
+}
+
 impl ExpertScratchBytes {
     /// The buffers for steps of `capacity`.
     pub fn new(spec: &ModelSpec, capacity: StepCapacity) -> Self {
         let (per_token, hidden) = expert_sizes(spec);
         let pairs = u64::from(capacity.rows) * per_token;
         Self {
-            plan: words(pairs + u64::from(spec.n_experts()) + 1, 1),
+            plan: words(expert_plan_words(pairs, spec.n_experts().into()), 1),
             hidden: words(pairs, hidden),
         }
     }
@@ -398,7 +406,7 @@ mod tests {
         assert_eq!(owner.tables, 10 * 64 * 4);
         assert_eq!(kv_layer_bytes(&spec, KV), 64 * 16 * 80 * 4);
         assert_eq!(HeadScratch::new(&spec).logits, 2 * 32 * 8192 * 4);
-        assert_eq!(ExpertScratchBytes::new(&spec, CAPACITY).plan, 1680);
+        assert_eq!(ExpertScratchBytes::new(&spec, CAPACITY).plan, 2608);
         let sum: u64 = owner.each().iter().map(|(_, bytes)| bytes).sum();
         assert_eq!(owner.total(), sum);
     }

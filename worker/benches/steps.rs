@@ -25,7 +25,7 @@ use tramontane_worker::weights::{DeviceSlices, LoadProgress, LoadWatch, ModelFil
 
 const BLOCK_TOKENS: u32 = 16;
 const BLOCKS_PER_SEQUENCE: u32 = 16;
-const SEQUENCES: u32 = 16;
+const SEQUENCES: u32 = 32;
 const REPEATS: usize = 15;
 
 /// All experts are the device's own.
@@ -151,7 +151,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         progress.loaded_bytes(),
         started.elapsed()
     );
-    for rows in [1, 2, 4, 8, 16] {
+    for rows in [1, 2, 4, 8, 16, 32] {
         let step = batch(fence, rows, 1, 100, RowRole::Generated);
         measure(
             &mut executor,

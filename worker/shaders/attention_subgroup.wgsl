@@ -1,9 +1,11 @@
 // attention, as attention.wgsl, for devices with subgroups of 8 lanes where loads and barriers are dear: a workgroup is
 // one subgroup. y[r, h] = sum_t softmax_t(scale * q[r, h] . cache[t]) * cache[t].latent, t <= position[r].
-// Workgroup: x = 4 heads, y = row. Tiles of 8 tokens at multiples of 8 from position 0, merged in order with a running
-// maximum: a lane scores one token, then sums over the tile's tokens for some columns. Lanes read the queries together
-// and hand them around. Twin: src/reference/attention.rs
+// Workgroup: x = 4 heads, or 8 where the latent is SMALL, y = row. Tiles of 8 tokens at multiples of 8 from position 0,
+// merged in order with a running maximum: a lane scores one token, then sums over the tile's tokens for some columns.
+// Lanes read the queries together and hand them around. Twin: src/reference/attention.rs
 override LANES: u32 = 8;
+// The latent is at most 64 wide (SMALL_LATENT in src/gpu/ops/attention.rs): sums stay in registers.
+override SMALL: bool = false;
 // Most groups of 4 latent columns: MAX_LATENT in src/gpu/ops/attention.rs.
 const MAX_QUADS: u32 = 128;
 const LOWEST: f32 = -3.0e38;
@@ -33,6 +35,14 @@ var<workgroup> sums: array<vec4<f32>, 4 * MAX_QUADS>;
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    if (SMALL) {
+        attend_small(workgroup, lane);
+    } else {
+        attend(workgroup, lane);
+    }
+}
+
+fn attend(workgroup: vec3<u32>, lane: u32) {
     let row = workgroup.y;
     let first_head = workgroup.x * 4u;
     // Heads beyond the last repeat it, and store what it stores.
@@ -60,15 +70,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         let share = select(vec4<f32>(0.0), exp(mine - highest), vec4<bool>(lane < count));
         let kept = exp(largest - highest);
         largest = highest;
-        var part = subgroupBroadcast(share, 0u);
-        part += subgroupBroadcast(share, 1u);
-        part += subgroupBroadcast(share, 2u);
-        part += subgroupBroadcast(share, 3u);
-        part += subgroupBroadcast(share, 4u);
-        part += subgroupBroadcast(share, 5u);
-        part += subgroupBroadcast(share, 6u);
-        part += subgroupBroadcast(share, 7u);
-        total = fma(total, kept, part);
+        total = fma(total, kept, sum_shares(share));
         for (var quad = 0u; quad < p.latent; quad += 8u) {
             accumulate(min(quad + lane, p.latent - 1u), quad + lane < p.latent, share, place, kept);
         }
@@ -86,17 +88,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 fn score(query: u32, place: u32) -> vec4<f32> {
     var sum = vec4<f32>(0.0);
     for (var quad = 0u; quad < p.width; quad += 2u) {
-        let part = values(queries[query + quad]);
         let key = values(cache[place + quad]);
-        sum.x = add4(key, subgroupBroadcast(part, 0u), sum.x);
-        sum.y = add4(key, subgroupBroadcast(part, 1u), sum.y);
-        sum.z = add4(key, subgroupBroadcast(part, 2u), sum.z);
-        sum.w = add4(key, subgroupBroadcast(part, 3u), sum.w);
         let next = values(cache[place + quad + 1u]);
-        sum.x = add4(next, subgroupBroadcast(part, 4u), sum.x);
-        sum.y = add4(next, subgroupBroadcast(part, 5u), sum.y);
-        sum.z = add4(next, subgroupBroadcast(part, 6u), sum.z);
-        sum.w = add4(next, subgroupBroadcast(part, 7u), sum.w);
+        sum = add8(values(queries[query + quad]), key, next, sum);
     }
     return sum;
 }
@@ -148,4 +142,127 @@ fn accumulate(quad: u32, is_column: bool, share: vec4<f32>, place: u32, kept: ve
         sums[2u * MAX_QUADS + quad] = sum.c;
         sums[3u * MAX_QUADS + quad] = sum.d;
     }
+}
+
+// Sums of 8 heads for one group of columns.
+struct Column {
+    low: Heads,
+    high: Heads,
+}
+
+// As attend, for 8 heads, each lane with groups of columns `lane` and `lane + 8`.
+fn attend_small(workgroup: vec3<u32>, lane: u32) {
+    let row = workgroup.y;
+    let first_head = workgroup.x * 8u;
+    let heads = min(vec4<u32>(first_head) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.heads - 1u));
+    let heads2 = min(vec4<u32>(first_head) + vec4<u32>(4u, 5u, 6u, 7u), vec4<u32>(p.heads - 1u));
+    let query = (min(first_head + (lane & 3u), p.heads - 1u) + row * p.heads) * p.width + (lane >> 2u);
+    let query2 = (min(first_head + 4u + (lane & 3u), p.heads - 1u) + row * p.heads) * p.width + (lane >> 2u);
+    let info = meta_rows[row];
+    let tokens = min(info.x, p.reach - 1u) + 1u;
+    let table = min(info.z, p.table_rows - 1u) * p.table_width;
+    let last_quad = p.latent - 1u;
+    var column: Column;
+    var column2: Column;
+    var largest = vec4<f32>(LOWEST);
+    var largest2 = vec4<f32>(LOWEST);
+    var total = vec4<f32>(0.0);
+    var total2 = vec4<f32>(0.0);
+    for (var start = 0u; start < tokens; start += 8u) {
+        let count = min(8u, tokens - start);
+        let token = start + min(lane, count - 1u);
+        let block = min(tables[table + (token >> p.block_bits)], p.blocks - 1u);
+        let place = ((block << p.block_bits) + (token & ((1u << p.block_bits) - 1u))) * p.width;
+        var mine = vec4<f32>(0.0);
+        var mine2 = vec4<f32>(0.0);
+        for (var quad = 0u; quad < p.width; quad += 2u) {
+            let key = values(cache[place + quad]);
+            let next = values(cache[place + quad + 1u]);
+            mine = add8(values(queries[query + quad]), key, next, mine);
+            mine2 = add8(values(queries[query2 + quad]), key, next, mine2);
+        }
+        mine *= p.scale;
+        mine2 *= p.scale;
+        let highest = max(largest, subgroupMax(mine));
+        let highest2 = max(largest2, subgroupMax(mine2));
+        let share = select(vec4<f32>(0.0), exp(mine - highest), vec4<bool>(lane < count));
+        let share2 = select(vec4<f32>(0.0), exp(mine2 - highest2), vec4<bool>(lane < count));
+        let kept = exp(largest - highest);
+        let kept2 = exp(largest2 - highest2);
+        largest = highest;
+        largest2 = highest2;
+        total = fma(total, kept, sum_shares(share));
+        total2 = fma(total2, kept2, sum_shares(share2));
+        let quad = min(lane, last_quad);
+        let quad2 = min(lane + 8u, last_quad);
+        column = Column(fade(column.low, kept), fade(column.high, kept2));
+        column2 = Column(fade(column2.low, kept), fade(column2.high, kept2));
+        column = add_tokens(column, share, share2, place, quad);
+        column2 = add_tokens(column2, share, share2, place, quad2);
+    }
+    if (lane < p.latent) {
+        store_heads(column.low, total, (heads + row * p.heads) * p.latent + lane);
+        store_heads(column.high, total2, (heads2 + row * p.heads) * p.latent + lane);
+    }
+    if (lane + 8u < p.latent) {
+        store_heads(column2.low, total, (heads + row * p.heads) * p.latent + lane + 8u);
+        store_heads(column2.high, total2, (heads2 + row * p.heads) * p.latent + lane + 8u);
+    }
+}
+
+// The scores of a token with 4 heads for two groups of columns, of which the lanes hold the queries.
+fn add8(part: vec4<f32>, key: vec4<f32>, next: vec4<f32>, start: vec4<f32>) -> vec4<f32> {
+    var sum = start;
+    sum.x = add4(key, subgroupBroadcast(part, 0u), sum.x);
+    sum.y = add4(key, subgroupBroadcast(part, 1u), sum.y);
+    sum.z = add4(key, subgroupBroadcast(part, 2u), sum.z);
+    sum.w = add4(key, subgroupBroadcast(part, 3u), sum.w);
+    sum.x = add4(next, subgroupBroadcast(part, 4u), sum.x);
+    sum.y = add4(next, subgroupBroadcast(part, 5u), sum.y);
+    sum.z = add4(next, subgroupBroadcast(part, 6u), sum.z);
+    sum.w = add4(next, subgroupBroadcast(part, 7u), sum.w);
+    return sum;
+}
+
+fn sum_shares(share: vec4<f32>) -> vec4<f32> {
+    var sum = subgroupBroadcast(share, 0u);
+    sum += subgroupBroadcast(share, 1u);
+    sum += subgroupBroadcast(share, 2u);
+    sum += subgroupBroadcast(share, 3u);
+    sum += subgroupBroadcast(share, 4u);
+    sum += subgroupBroadcast(share, 5u);
+    sum += subgroupBroadcast(share, 6u);
+    sum += subgroupBroadcast(share, 7u);
+    return sum;
+}
+
+fn fade(sum: Heads, kept: vec4<f32>) -> Heads {
+    return Heads(sum.a * kept.x, sum.b * kept.y, sum.c * kept.z, sum.d * kept.w);
+}
+
+fn add_tokens(start: Column, share: vec4<f32>, share2: vec4<f32>, place: u32, quad: u32) -> Column {
+    var sum = start;
+    let value0 = values(cache[subgroupBroadcast(place, 0u) + quad]);
+    sum = Column(add_token(sum.low, subgroupBroadcast(share, 0u), value0), add_token(sum.high, subgroupBroadcast(share2, 0u), value0));
+    let value1 = values(cache[subgroupBroadcast(place, 1u) + quad]);
+    sum = Column(add_token(sum.low, subgroupBroadcast(share, 1u), value1), add_token(sum.high, subgroupBroadcast(share2, 1u), value1));
+    let value2 = values(cache[subgroupBroadcast(place, 2u) + quad]);
+    sum = Column(add_token(sum.low, subgroupBroadcast(share, 2u), value2), add_token(sum.high, subgroupBroadcast(share2, 2u), value2));
+    let value3 = values(cache[subgroupBroadcast(place, 3u) + quad]);
+    sum = Column(add_token(sum.low, subgroupBroadcast(share, 3u), value3), add_token(sum.high, subgroupBroadcast(share2, 3u), value3));
+    let value4 = values(cache[subgroupBroadcast(place, 4u) + quad]);
+    sum = Column(add_token(sum.low, subgroupBroadcast(share, 4u), value4), add_token(sum.high, subgroupBroadcast(share2, 4u), value4));
+    let value5 = values(cache[subgroupBroadcast(place, 5u) + quad]);
+    sum = Column(add_token(sum.low, subgroupBroadcast(share, 5u), value5), add_token(sum.high, subgroupBroadcast(share2, 5u), value5));
+    let value6 = values(cache[subgroupBroadcast(place, 6u) + quad]);
+    sum = Column(add_token(sum.low, subgroupBroadcast(share, 6u), value6), add_token(sum.high, subgroupBroadcast(share2, 6u), value6));
+    let value7 = values(cache[subgroupBroadcast(place, 7u) + quad]);
+    return Column(add_token(sum.low, subgroupBroadcast(share, 7u), value7), add_token(sum.high, subgroupBroadcast(share2, 7u), value7));
+}
+
+fn store_heads(sum: Heads, total: vec4<f32>, place: vec4<u32>) {
+    y[place.x] = sum.a / total.x;
+    y[place.y] = sum.b / total.y;
+    y[place.z] = sum.c / total.z;
+    y[place.w] = sum.d / total.w;
 }

@@ -24,40 +24,75 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
     let index = workgroup.y * LANES_N + lane / LANES_K;
     let row = min(index, p.count - 1u);
-    let at = tile.inputs * p.in_stride;
+    var at: array<vec4<u32>, 4>;
+    for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
+        at[i] = tile.inputs[i] * p.in_stride;
+    }
     let record = tile.expert * p.record;
-    var a = vec4<f32>(0.0);
-    var b = vec4<f32>(0.0);
+    var a: array<vec4<f32>, 4>;
+    var b: array<vec4<f32>, 4>;
     if (FP8) {
         let w1 = p.weight + record + row * p.chunks;
         let w3 = p.weight2 + record + row * p.chunks;
         let block = record * 4u + (p.first + row) / 128u * ((p.chunks + 7u) / 8u);
-        for (var chunk = lane % LANES_K; chunk < p.chunks; chunk += LANES_K) {
-            let rows = load_block(lane, at + chunk * 4u);
-            let scale = block + chunk / 8u;
-            let part1 = dot16_rows(decode_fp8(words(gate[w1 + chunk])), rows);
-            a = fma(part1, vec4<f32>(gate_scales[p.scale + scale]), a);
-            let part3 = dot16_rows(decode_fp8(words(up[w3 + chunk])), rows);
-            b = fma(part3, vec4<f32>(up_scales[p.scale2 + scale]), b);
+        for (var run = lane % LANES_K; run < p.chunks; run += LANES_K * RUN) {
+            let gate_scale = gate_scales[p.scale + block + run / 8u];
+            let up_scale = up_scales[p.scale2 + block + run / 8u];
+            for (var chunk = run; chunk < min(run + RUN, p.chunks); chunk += 1u) {
+                let gate_weights = decode_fp8(words(gate[w1 + chunk]));
+                let up_weights = decode_fp8(words(up[w3 + chunk]));
+                let rows0 = load_block(lane, at[0] + chunk * 4u);
+                a[0] = fma(dot16_rows(gate_weights, rows0), vec4<f32>(gate_scale), a[0]);
+                b[0] = fma(dot16_rows(up_weights, rows0), vec4<f32>(up_scale), b[0]);
+                if (ROWS > 4u) {
+                    let rows1 = load_block(lane, at[1] + chunk * 4u);
+                    a[1] = fma(dot16_rows(gate_weights, rows1), vec4<f32>(gate_scale), a[1]);
+                    b[1] = fma(dot16_rows(up_weights, rows1), vec4<f32>(up_scale), b[1]);
+                }
+                if (ROWS > 8u) {
+                    let rows2 = load_block(lane, at[2] + chunk * 4u);
+                    a[2] = fma(dot16_rows(gate_weights, rows2), vec4<f32>(gate_scale), a[2]);
+                    b[2] = fma(dot16_rows(up_weights, rows2), vec4<f32>(up_scale), b[2]);
+                    let rows3 = load_block(lane, at[3] + chunk * 4u);
+                    a[3] = fma(dot16_rows(gate_weights, rows3), vec4<f32>(gate_scale), a[3]);
+                    b[3] = fma(dot16_rows(up_weights, rows3), vec4<f32>(up_scale), b[3]);
+                }
+            }
         }
     } else {
         let w1 = p.weight + record + row * p.chunks * 2u;
         let w3 = p.weight2 + record + row * p.chunks * 2u;
         for (var chunk = lane % LANES_K; chunk < p.chunks; chunk += LANES_K) {
-            let rows = load_block(lane, at + chunk * 4u);
             let c = chunk * 2u;
-            a += dot16_rows(decode_bf16(words(gate[w1 + c]), words(gate[w1 + c + 1u])), rows);
-            b += dot16_rows(decode_bf16(words(up[w3 + c]), words(up[w3 + c + 1u])), rows);
+            let gate_weights = decode_bf16(words(gate[w1 + c]), words(gate[w1 + c + 1u]));
+            let up_weights = decode_bf16(words(up[w3 + c]), words(up[w3 + c + 1u]));
+            let rows0 = load_block(lane, at[0] + chunk * 4u);
+            a[0] += dot16_rows(gate_weights, rows0);
+            b[0] += dot16_rows(up_weights, rows0);
+            if (ROWS > 4u) {
+                let rows1 = load_block(lane, at[1] + chunk * 4u);
+                a[1] += dot16_rows(gate_weights, rows1);
+                b[1] += dot16_rows(up_weights, rows1);
+            }
+            if (ROWS > 8u) {
+                let rows2 = load_block(lane, at[2] + chunk * 4u);
+                a[2] += dot16_rows(gate_weights, rows2);
+                b[2] += dot16_rows(up_weights, rows2);
+                let rows3 = load_block(lane, at[3] + chunk * 4u);
+                a[3] += dot16_rows(gate_weights, rows3);
+                b[3] += dot16_rows(up_weights, rows3);
+            }
         }
     }
-    a = add_lanes(lane, a);
-    b = add_lanes(lane, b);
-    if (lane % LANES_K == 0u && index < p.count) {
-        let value = a / (vec4<f32>(1.0) + exp(-a)) * b;
-        let place = tile.outputs * p.out_stride + (p.out_first + index);
-        h[place.x] = value.x;
-        if (tile.count > 1u) { h[place.y] = value.y; }
-        if (tile.count > 2u) { h[place.z] = value.z; }
-        if (tile.count > 3u) { h[place.w] = value.w; }
+    for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
+        let gated = add_lanes(lane, a[i]);
+        let value = gated / (vec4<f32>(1.0) + exp(-gated)) * add_lanes(lane, b[i]);
+        let place = tile.outputs[i] * p.out_stride + vec4<u32>(p.out_first + index);
+        if (lane % LANES_K == 0u && index < p.count) {
+            if (tile.count > i * 4u) { h[place.x] = value.x; }
+            if (tile.count > i * 4u + 1u) { h[place.y] = value.y; }
+            if (tile.count > i * 4u + 2u) { h[place.z] = value.z; }
+            if (tile.count > i * 4u + 3u) { h[place.w] = value.w; }
+        }
     }
 }

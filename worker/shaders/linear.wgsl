@@ -26,56 +26,117 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let index2 = index + LANES_N;
     let row = workgroup.z * p.weight_group + min(index, p.count - 1u);
     let row2 = workgroup.z * p.weight_group + min(index2, p.count - 1u);
-    let at = tile.inputs * p.in_stride + (p.in_first + workgroup.z * p.in_group);
-    var sum = vec4<f32>(0.0);
-    var sum2 = vec4<f32>(0.0);
+    let first_input = p.in_first + workgroup.z * p.in_group;
+    var at: array<vec4<u32>, 4>;
+    for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
+        at[i] = tile.inputs[i] * p.in_stride + vec4<u32>(first_input);
+    }
+    var sum: array<vec4<f32>, 4>;
+    var sum2: array<vec4<f32>, 4>;
     let record = tile.expert * p.record;
     if (FP8) {
         let weight = p.weight + record + row * p.chunks;
         let weight2 = p.weight + record + row2 * p.chunks;
         let blocks = (p.chunks + 7u) / 8u;
-        let scale = p.scale + record * 4u + (p.first + row) / 128u * blocks;
-        let scale2 = p.scale + record * 4u + (p.first + row2) / 128u * blocks;
-        for (var chunk = lane % LANES_K; chunk < p.chunks; chunk += LANES_K) {
-            let rows = load_block(lane, at + chunk * 4u);
-            let part = dot16_rows(decode_fp8(words(weights[weight + chunk])), rows);
-            sum = fma(part, vec4<f32>(scales[scale + chunk / 8u]), sum);
+        let first_scale = p.scale + record * 4u + (p.first + row) / 128u * blocks;
+        let first_scale2 = p.scale + record * 4u + (p.first + row2) / 128u * blocks;
+        for (var run = lane % LANES_K; run < p.chunks; run += LANES_K * RUN) {
+            let scale = scales[first_scale + run / 8u];
+            var scale2 = scale;
             if (OUTPUTS > 1u) {
-                let part2 = dot16_rows(decode_fp8(words(weights[weight2 + chunk])), rows);
-                sum2 = fma(part2, vec4<f32>(scales[scale2 + chunk / 8u]), sum2);
+                scale2 = scales[first_scale2 + run / 8u];
+            }
+            for (var chunk = run; chunk < min(run + RUN, p.chunks); chunk += 1u) {
+                let w = decode_fp8(words(weights[weight + chunk]));
+                var w2 = w;
+                if (OUTPUTS > 1u) {
+                    w2 = decode_fp8(words(weights[weight2 + chunk]));
+                }
+                let rows0 = load_block(lane, at[0] + chunk * 4u);
+                sum[0] = fma(dot16_rows(w, rows0), vec4<f32>(scale), sum[0]);
+                if (OUTPUTS > 1u) {
+                    sum2[0] = fma(dot16_rows(w2, rows0), vec4<f32>(scale2), sum2[0]);
+                }
+                if (ROWS > 4u) {
+                    let rows1 = load_block(lane, at[1] + chunk * 4u);
+                    sum[1] = fma(dot16_rows(w, rows1), vec4<f32>(scale), sum[1]);
+                    if (OUTPUTS > 1u) {
+                        sum2[1] = fma(dot16_rows(w2, rows1), vec4<f32>(scale2), sum2[1]);
+                    }
+                }
+                if (ROWS > 8u) {
+                    let rows2 = load_block(lane, at[2] + chunk * 4u);
+                    sum[2] = fma(dot16_rows(w, rows2), vec4<f32>(scale), sum[2]);
+                    if (OUTPUTS > 1u) {
+                        sum2[2] = fma(dot16_rows(w2, rows2), vec4<f32>(scale2), sum2[2]);
+                    }
+                    let rows3 = load_block(lane, at[3] + chunk * 4u);
+                    sum[3] = fma(dot16_rows(w, rows3), vec4<f32>(scale), sum[3]);
+                    if (OUTPUTS > 1u) {
+                        sum2[3] = fma(dot16_rows(w2, rows3), vec4<f32>(scale2), sum2[3]);
+                    }
+                }
             }
         }
     } else {
         let weight = p.weight + record + row * p.chunks * 2u;
         let weight2 = p.weight + record + row2 * p.chunks * 2u;
         for (var chunk = lane % LANES_K; chunk < p.chunks; chunk += LANES_K) {
-            let rows = load_block(lane, at + chunk * 4u);
             let c = weight + chunk * 2u;
-            sum += dot16_rows(decode_bf16(words(weights[c]), words(weights[c + 1u])), rows);
+            let w = decode_bf16(words(weights[c]), words(weights[c + 1u]));
+            var w2 = w;
             if (OUTPUTS > 1u) {
                 let c2 = weight2 + chunk * 2u;
-                sum2 += dot16_rows(decode_bf16(words(weights[c2]), words(weights[c2 + 1u])), rows);
+                w2 = decode_bf16(words(weights[c2]), words(weights[c2 + 1u]));
+            }
+            let rows0 = load_block(lane, at[0] + chunk * 4u);
+            sum[0] += dot16_rows(w, rows0);
+            if (OUTPUTS > 1u) {
+                sum2[0] += dot16_rows(w2, rows0);
+            }
+            if (ROWS > 4u) {
+                let rows1 = load_block(lane, at[1] + chunk * 4u);
+                sum[1] += dot16_rows(w, rows1);
+                if (OUTPUTS > 1u) {
+                    sum2[1] += dot16_rows(w2, rows1);
+                }
+            }
+            if (ROWS > 8u) {
+                let rows2 = load_block(lane, at[2] + chunk * 4u);
+                sum[2] += dot16_rows(w, rows2);
+                if (OUTPUTS > 1u) {
+                    sum2[2] += dot16_rows(w2, rows2);
+                }
+                let rows3 = load_block(lane, at[3] + chunk * 4u);
+                sum[3] += dot16_rows(w, rows3);
+                if (OUTPUTS > 1u) {
+                    sum2[3] += dot16_rows(w2, rows3);
+                }
             }
         }
     }
     let first = p.out_first + workgroup.z * p.out_group;
-    sum = add_lanes(lane, sum);
-    if (lane % LANES_K == 0u && index < p.count) {
-        store_rows(tile.count, tile.outputs * p.out_stride + (first + index), sum);
-    }
-    if (OUTPUTS > 1u) {
-        sum2 = add_lanes(lane, sum2);
-        if (lane % LANES_K == 0u && index2 < p.count) {
-            store_rows(tile.count, tile.outputs * p.out_stride + (first + index2), sum2);
+    for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
+        let place = tile.outputs[i] * p.out_stride + vec4<u32>(first);
+        let value = add_lanes(lane, sum[i]);
+        if (lane % LANES_K == 0u && index < p.count) {
+            store_rows(tile.count, i * 4u, place + vec4<u32>(index), value);
+        }
+        if (OUTPUTS > 1u) {
+            let value2 = add_lanes(lane, sum2[i]);
+            if (lane % LANES_K == 0u && index2 < p.count) {
+                store_rows(tile.count, i * 4u, place + vec4<u32>(index2), value2);
+            }
         }
     }
 }
 
-fn store_rows(count: u32, place: vec4<u32>, value: vec4<f32>) {
-    store(place.x, value.x);
-    if (count > 1u) { store(place.y, value.y); }
-    if (count > 2u) { store(place.z, value.z); }
-    if (count > 3u) { store(place.w, value.w); }
+// The rows of a tile from its row `start` on.
+fn store_rows(count: u32, start: u32, place: vec4<u32>, value: vec4<f32>) {
+    if (count > start) { store(place.x, value.x); }
+    if (count > start + 1u) { store(place.y, value.y); }
+    if (count > start + 2u) { store(place.z, value.z); }
+    if (count > start + 3u) { store(place.w, value.w); }
 }
 
 fn store(place: u32, value: f32) {

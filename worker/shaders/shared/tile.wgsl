@@ -1,17 +1,18 @@
-// The work of a workgroup of a matrix kernel: up to ROWS rows of activations times LANES_N rows of a weight.
+// The work of a workgroup of a matrix kernel: up to ROWS rows of activations (1, 4, 8 or 16) times LANES_N rows of a weight.
 //
 // Lanes: LANES_N neighbours in n, LANES_K of them share one n and take every LANES_K-th chunk of 16 columns. A row's
 // sum is: 16 columns as four interleaved chains of fma, added in pairs; chunks in order; lanes as a binary tree. It
 // depends on the number of columns alone: rows beside it, and how many there are, change nothing (DET-1).
 //
-// Plain rows: workgroup x = tile of ROWS rows. Grouped rows (routed experts): the plan holds where each local expert's
-// pairs start, then the pairs by expert. Tiles are cut at multiples of ROWS and where an expert starts: workgroup x
-// below `multiples` starts at that multiple, the others at the start of one expert of the part.
+// Plain rows: workgroup x = tile of ROWS rows. Grouped rows (routed experts): the plan (group_experts.wgsl) holds pairs by
+// expert; workgroup x = one pair, or a tile of up to ROWS pairs of one expert.
 // Activations come through rows_direct.wgsl or rows_subgroup.wgsl.
 // Needs of the including shader: plan, ids. Twin: src/reference/linear.rs
 override ROWS: u32 = 4;
 override LANES_K: u32 = 1;
 override LANES_N: u32 = 32;
+// Chunks that a lane takes in turn: a block of 128 columns, with one scale, where lanes do not share sums.
+override RUN: u32 = 8;
 override GROUPED: bool = false;
 
 struct Params {
@@ -43,7 +44,6 @@ struct Params {
     part_first: u32,
     part_end: u32,
     experts: u32,
-    multiples: u32,
     // Input row of a pair: pair / pairs_per_row.
     pairs_per_row: u32,
 }
@@ -52,41 +52,56 @@ var<immediate> p: Params;
 struct Tile {
     count: u32,
     expert: u32,
-    // Input rows and output rows. Those beyond `count` repeat the last.
-    inputs: vec4<u32>,
-    outputs: vec4<u32>,
+    // Input rows and output rows, by fours. Those beyond `count` repeat the last.
+    inputs: array<vec4<u32>, 4>,
+    outputs: array<vec4<u32>, 4>,
+}
+
+// Four rows from `first` on; those beyond `last` repeat it.
+fn four(first: u32, last: u32) -> vec4<u32> {
+    return min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last));
 }
 
 fn plain_tile(index: u32) -> Tile {
     let first = index * ROWS;
-    let rows = min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.rows - 1u));
-    return Tile(min(p.rows - first, ROWS), 0u, rows, rows);
+    var tile: Tile;
+    tile.count = min(p.rows - first, ROWS);
+    for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
+        tile.inputs[i] = four(first + i * 4u, p.rows - 1u);
+        tile.outputs[i] = tile.inputs[i];
+    }
+    return tile;
 }
 
 fn grouped_tile(index: u32) -> Tile {
-    var first = index * ROWS;
-    var local = p.part_first - p.bank_first;
-    let pairs = p.experts + 1u;
-    if (index < p.multiples) {
-        let is_there = first < plan[p.experts];
-        local = select(p.experts, ids[plan[pairs + select(0u, first, is_there)]] - p.bank_first, is_there);
-    } else {
-        local += index - p.multiples;
-        first = plan[local];
-        // Covered by the tile at this multiple.
-        local = select(local, p.experts, first % ROWS == 0u);
+    var tile: Tile;
+    let pairs = p.experts + 2u;
+    var local = p.experts;
+    var first = index;
+    var end = index + 1u;
+    if (ROWS == 1u) {
+        if (index < plan[p.experts]) {
+            local = ids[plan[pairs + index]] - p.bank_first;
+        }
+    } else if (index < plan[p.experts + 1u]) {
+        let place = pairs + p.rows + index * 2u;
+        local = plan[place];
+        first = plan[place + 1u];
+        end = min(first + ROWS, plan[local + 1u]);
     }
     let expert = local + p.bank_first;
     if (local >= p.experts || expert < p.part_first || expert >= p.part_end) {
-        return Tile(0u, 0u, vec4<u32>(0u), vec4<u32>(0u));
+        return tile;
     }
-    let end = min((first / ROWS + 1u) * ROWS, plan[local + 1u]);
-    if (first >= end) {
-        return Tile(0u, 0u, vec4<u32>(0u), vec4<u32>(0u));
+    tile.count = end - first;
+    tile.expert = expert - p.part_first;
+    for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
+        let slots = four(first + i * 4u, end - 1u) + vec4<u32>(pairs);
+        let rows = vec4<u32>(plan[slots.x], plan[slots.y], plan[slots.z], plan[slots.w]);
+        tile.inputs[i] = rows / vec4<u32>(p.pairs_per_row);
+        tile.outputs[i] = rows;
     }
-    let slots = min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(end - 1u)) + vec4<u32>(pairs);
-    let rows = vec4<u32>(plan[slots.x], plan[slots.y], plan[slots.z], plan[slots.w]);
-    return Tile(end - first, expert - p.part_first, rows / vec4<u32>(p.pairs_per_row), rows);
+    return tile;
 }
 
 fn dot16(w: Weights, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>) -> f32 {

@@ -13,8 +13,8 @@ use crate::ops::WeightFormat;
 
 /// Most buffers that a kernel binds.
 pub(super) const MAX_BINDINGS: usize = 8;
-/// Rows of activations that a tile of several rows holds.
-pub(super) const TILE_ROWS: u32 = 4;
+/// Rows of a tile of queries, where there are several.
+pub(super) const QUERY_ROWS: u32 = 4;
 
 /// A variant of a matrix kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,15 +22,18 @@ pub(super) struct Variant {
     pub(super) format: WeightFormat,
     /// Rows are pairs (row, choice), grouped by expert.
     pub(super) grouped: bool,
-    /// Tiles hold [`TILE_ROWS`] rows; else one.
-    pub(super) several: bool,
+    /// Rows of activations that a tile holds.
+    pub(super) rows: u32,
 }
 
 /// A shader in one of its variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
     Adjust,
-    Attention,
+    Attention {
+        /// The latent is small; only where lanes share loads.
+        small: bool,
+    },
     Combine,
     Embed,
     GateUp(Variant),
@@ -66,10 +69,10 @@ macro_rules! matrix_sources {
 }
 
 impl Kernel {
-    fn all() -> Vec<Self> {
+    fn all(tuning: &Tuning) -> Vec<Self> {
         let mut kernels = vec![
             Self::Adjust,
-            Self::Attention,
+            Self::Attention { small: false },
             Self::Combine,
             Self::Embed,
             Self::GroupExperts,
@@ -78,18 +81,21 @@ impl Kernel {
             Self::Route,
             Self::Sample,
         ];
+        if tuning.shares_loads {
+            kernels.push(Self::Attention { small: true });
+        }
         for format in [WeightFormat::Bf16, WeightFormat::Fp8Block] {
-            for (grouped, several) in [(false, false), (false, true), (true, false), (true, true)] {
-                let variant = Variant {
-                    format,
-                    grouped,
-                    several,
-                };
+            let variant = |grouped, rows| Variant {
+                format,
+                grouped,
+                rows,
+            };
+            let plain = tuning.tiles.iter().map(|&rows| variant(false, rows));
+            let grouped = tuning.pair_tiles.iter().map(|&rows| variant(true, rows));
+            for variant in plain.chain(grouped) {
                 kernels.extend([Self::GateUp(variant), Self::Linear(variant)]);
-                if !grouped {
-                    kernels.push(Self::Queries(variant));
-                }
             }
+            kernels.extend([1, QUERY_ROWS].map(|rows| Self::Queries(variant(false, rows))));
         }
         kernels
     }
@@ -97,7 +103,7 @@ impl Kernel {
     /// Which bind group layout it uses: one per shader.
     pub(super) fn layout(self) -> usize {
         match self {
-            Self::Attention => 0,
+            Self::Attention { .. } => 0,
             Self::Combine => 1,
             Self::Embed => 2,
             Self::GateUp(_) => 3,
@@ -128,7 +134,7 @@ impl Kernel {
                 1,
                 size_of::<adjust::Params>(),
             ),
-            Self::Attention => {
+            Self::Attention { .. } => {
                 let sources = match tuning.shares_loads {
                     true => sources!["attention_subgroup.wgsl"],
                     false => sources!["attention.wgsl"],
@@ -188,12 +194,20 @@ impl Kernel {
     fn constants(self, tuning: &Tuning) -> Vec<(&'static str, f64)> {
         let lanes = |lanes: u32| vec![("LANES", f64::from(lanes))];
         let of_variant = |variant: Variant| {
-            let rows = if variant.several { TILE_ROWS } else { 1 };
             let is_fp8 = variant.format == WeightFormat::Fp8Block;
-            vec![("ROWS", f64::from(rows)), ("FP8", f64::from(u8::from(is_fp8)))]
+            vec![
+                ("ROWS", f64::from(variant.rows)),
+                ("FP8", f64::from(u8::from(is_fp8))),
+            ]
         };
         match self {
-            Self::Attention => lanes(tuning.lanes_attention),
+            Self::Attention { small } => {
+                let mut constants = lanes(tuning.lanes_attention);
+                if tuning.shares_loads {
+                    constants.push(("SMALL", f64::from(u8::from(small))));
+                }
+                constants
+            }
             Self::Combine | Self::Embed => lanes(tuning.lanes_each),
             Self::GateUp(variant) | Self::Linear(variant) => {
                 let mut constants = of_variant(variant);
@@ -201,6 +215,7 @@ impl Kernel {
                     ("GROUPED", f64::from(u8::from(variant.grouped))),
                     ("LANES_K", f64::from(tuning.lanes_k)),
                     ("LANES_N", f64::from(tuning.lanes_n)),
+                    ("RUN", f64::from(tuning.run_chunks())),
                 ]);
                 if let Self::Linear(_) = self {
                     constants.push(("OUTPUTS", f64::from(tuning.outputs)));
@@ -245,7 +260,7 @@ impl Pipelines {
     pub(super) fn compile(device: &wgpu::Device, tuning: &Tuning) -> Self {
         let mut modules = HashMap::new();
         let mut compiled = HashMap::new();
-        for kernel in Kernel::all() {
+        for kernel in Kernel::all(tuning) {
             let shader = kernel.shader(tuning);
             let module = modules
                 .entry(kernel.layout())

@@ -11,6 +11,10 @@ pub(super) struct Tuning {
     pub(super) lanes_n: u32,
     /// Outputs of a lane of the linear kernel.
     pub(super) outputs: u32,
+    /// Rows of activations that a tile of a matrix kernel may hold, ascending from 1.
+    pub(super) tiles: &'static [u32],
+    /// Pairs (row, choice) of one expert that a tile may hold, ascending from 1.
+    pub(super) pair_tiles: &'static [u32],
     /// Lanes of the kernels that take one element each.
     pub(super) lanes_each: u32,
     /// Lanes of a workgroup that reduces a row.
@@ -32,6 +36,8 @@ impl Tuning {
         lanes_k: 32,
         lanes_n: 4,
         outputs: 1,
+        tiles: &[1, 4],
+        pair_tiles: &[1, 4],
         lanes_each: 64,
         lanes_row: 256,
         lanes_query: 64,
@@ -40,11 +46,14 @@ impl Tuning {
         lanes_wide: 256,
         shares_loads: false,
     };
-    /// An emulated GPU: its barriers are dear, and a vector holds neighbouring outputs.
+    /// An emulated GPU: its barriers are dear, a vector holds neighbouring outputs, and a load costs as much as many sums:
+    /// tiles are tall.
     const CPU: Self = Self {
         lanes_k: 1,
         lanes_n: 16,
         outputs: 2,
+        tiles: &[1, 4, 16],
+        pair_tiles: &[1, 8],
         lanes_each: 32,
         lanes_row: 8,
         lanes_query: 32,
@@ -65,6 +74,29 @@ impl Tuning {
             Class::Emulated => Self::CPU,
             Class::EmulatedSharingLoads => Self::CPU_SHARING_LOADS,
         }
+    }
+
+    /// Rows of a tile where there are so many: the tallest tile that is at least half full, or 1.
+    pub(super) fn tile_rows(&self, rows: u32) -> u32 {
+        let fitting = self.tiles.iter().rev().find(|&&tile| rows * 2 > tile);
+        fitting.copied().filter(|_| rows > 1).unwrap_or(1)
+    }
+
+    /// Pairs of a tile where so many are spread over so many experts: several where that saves reading weights; with fewer
+    /// pairs most experts have one.
+    pub(super) fn pair_rows(&self, pairs: u32, experts: u32) -> u32 {
+        let tallest = self.pair_tiles.last().copied().unwrap_or(1);
+        if pairs > experts.saturating_mul(2) {
+            tallest
+        } else {
+            1
+        }
+    }
+
+    /// Neighbouring chunks of 16 columns that a lane takes in turn: those of a block of 128 with one scale, unless lanes
+    /// share a sum.
+    pub(super) fn run_chunks(&self) -> u32 {
+        if self.lanes_k == 1 { 8 } else { 1 }
     }
 
     /// Outputs of a workgroup of the linear kernel.

@@ -4,23 +4,18 @@
 //!
 //! Pairs (row, choice) are grouped by expert on the device; nothing is read back.
 
+use tramontane_model::footprint::expert_plan_words;
+
 use super::rows::{check_rows, check_words};
 use super::{DeviceBuffer, ExpertBank, OpError, Rows};
 
 /// Scratch of [`Experts`], reusable by all layers.
 #[derive(Clone, Debug)]
 pub struct ExpertScratch<B> {
-    /// Pairs grouped by expert: [`ExpertScratch::plan_bytes`].
+    /// Pairs grouped by expert: [`expert_plan_words`].
     pub plan: B,
     /// `[rows * top_k, hidden]` f32.
     pub hidden: B,
-}
-
-impl<B> ExpertScratch<B> {
-    /// Bytes of `plan` for that many rows: pairs sorted by expert, and where each local expert's begin.
-    pub const fn plan_bytes(rows: u32, top_k: u32, experts: u32) -> u64 {
-        (rows as u64 * top_k as u64 + experts as u64 + 1) * 4
-    }
 }
 
 /// Operands of the routed experts of one bank.
@@ -51,7 +46,13 @@ impl<B: DeviceBuffer> Experts<'_, B> {
         check_rows(OP, "input", self.input, rows, layout.dim)?;
         check_rows(OP, "ids", self.ids, rows, self.top_k)?;
         let experts = self.bank.experts().len() as u64;
-        check_words(OP, "plan", &self.scratch.plan, u64::from(pairs) + experts + 1, 1)?;
+        check_words(
+            OP,
+            "plan",
+            &self.scratch.plan,
+            expert_plan_words(pairs.into(), experts),
+            1,
+        )?;
         check_rows(OP, "hidden", &self.scratch.hidden, pairs, layout.hidden)?;
         check_rows(OP, "output", self.output, pairs, layout.dim)
     }

@@ -1,4 +1,4 @@
-//! Absorbed latent attention: one workgroup per row and four heads.
+//! Absorbed latent attention: one workgroup per row and four heads, or eight with a small latent.
 
 use crate::gpu::backend::GpuBackend;
 use crate::gpu::memory::GpuBuffer;
@@ -7,8 +7,8 @@ use crate::ops::{Attention, OpError};
 
 /// Widest latent that the kernel's workgroup memory holds for four heads: 4 x `MAX_QUADS` of `attention.wgsl`.
 const MAX_LATENT: u32 = 512;
-/// Heads of a workgroup.
-const HEADS: u32 = 4;
+/// Widest latent of the variant for small ones, of `attention_subgroup.wgsl`.
+const SMALL_LATENT: u32 = 64;
 
 /// Immediates of `attention.wgsl`.
 #[repr(C)]
@@ -47,6 +47,8 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Attention<'_, GpuBuf
         scale: op.scale,
     };
     let buffers = [op.queries, op.meta, op.tables, op.cache.buffer(), op.output];
-    let groups = [op.heads.div_ceil(HEADS), op.rows.total(), 1];
-    backend.dispatch(Kernel::Attention, &buffers, &params, groups)
+    let small = backend.tuning().shares_loads && shape.latent <= SMALL_LATENT;
+    let heads = if small { 8 } else { 4 };
+    let groups = [op.heads.div_ceil(heads), op.rows.total(), 1];
+    backend.dispatch(Kernel::Attention { small }, &buffers, &params, groups)
 }

@@ -1,12 +1,12 @@
 //! Routed experts: pairs are grouped by expert on the device, then both halves run on the groups.
 //!
-//! Dispatches are as many as tiles there could be; those without pairs end at once.
+//! Tiles are of one expert each. Dispatches are as many as tiles there could be.
 
 use super::matmul::{Params, spans};
 use super::units;
 use crate::gpu::backend::GpuBackend;
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::{Kernel, TILE_ROWS, Variant};
+use crate::gpu::pipelines::{Kernel, Variant};
 use crate::ops::{BankPart, Experts, MAX_EXPERTS, OpError};
 
 /// Immediates of `group_experts.wgsl`.
@@ -16,22 +16,7 @@ pub(in crate::gpu) struct GroupParams {
     pairs: u32,
     first: u32,
     experts: u32,
-}
-
-/// How pairs are cut in tiles.
-struct Tiling {
-    several: bool,
-    /// Tiles that start at multiples of the tile's rows.
-    multiples: u32,
-}
-
-impl Tiling {
-    /// Tiles of several rows where that saves reading weights: with fewer pairs than this most experts have one.
-    fn new(pairs: u32, experts: u32) -> Self {
-        let several = pairs > experts.saturating_mul(2);
-        let multiples = if several { pairs.div_ceil(TILE_ROWS) } else { pairs };
-        Self { several, multiples }
-    }
+    tile_rows: u32,
 }
 
 pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Experts<'_, GpuBuffer>) -> Result<(), OpError> {
@@ -45,10 +30,12 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Experts<'_, GpuBuffe
     if pairs == 0 {
         return Ok(());
     }
+    let tile_rows = backend.tuning().pair_rows(pairs, experts);
     let group = GroupParams {
         pairs,
         first: bank.experts().start,
         experts,
+        tile_rows,
     };
     backend.dispatch(
         Kernel::GroupExperts,
@@ -56,23 +43,22 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Experts<'_, GpuBuffe
         &group,
         [1, 1, 1],
     )?;
-    let tiling = Tiling::new(pairs, experts);
     let variant = Variant {
         format: bank.layout().format,
         grouped: true,
-        several: tiling.several,
+        rows: tile_rows,
     };
     for part in bank.parts() {
-        gate_up(backend, op, part, &tiling, variant, pairs)?;
+        gate_up(backend, op, part, variant, pairs)?;
     }
     for part in bank.parts() {
-        down(backend, op, part, &tiling, variant, pairs)?;
+        down(backend, op, part, variant, pairs)?;
     }
     Ok(())
 }
 
 /// What both halves have in common.
-fn params(op: &Experts<'_, GpuBuffer>, part: &BankPart<GpuBuffer>, tiling: &Tiling, pairs: u32) -> Params {
+fn params(op: &Experts<'_, GpuBuffer>, part: &BankPart<GpuBuffer>, pairs: u32) -> Params {
     let bank = op.bank.experts();
     Params {
         rows: pairs,
@@ -81,22 +67,22 @@ fn params(op: &Experts<'_, GpuBuffer>, part: &BankPart<GpuBuffer>, tiling: &Tili
         part_first: part.experts.start,
         part_end: part.experts.end,
         experts: bank.end - bank.start,
-        multiples: tiling.multiples,
         ..Params::default()
     }
 }
 
-/// Tiles at multiples, and where several rows share a tile, one at the start of each of the part's experts.
-fn tiles(part: &BankPart<GpuBuffer>, tiling: &Tiling) -> u32 {
-    let starts = part.experts.end - part.experts.start;
-    tiling.multiples + if tiling.several { starts } else { 0 }
+/// Most tiles that there can be: an expert's last one may not be full. Beyond those there are, workgroups end at once.
+fn tiles(pairs: u32, experts: u32, variant: Variant) -> u32 {
+    match variant.rows {
+        1 => pairs,
+        rows => pairs / rows + experts.min(pairs),
+    }
 }
 
 fn gate_up(
     backend: &mut GpuBackend,
     op: &Experts<'_, GpuBuffer>,
     part: &BankPart<GpuBuffer>,
-    tiling: &Tiling,
     variant: Variant,
     pairs: u32,
 ) -> Result<(), OpError> {
@@ -116,7 +102,7 @@ fn gate_up(
             weight2: units(layout.w3 + skipped, 16),
             scale2: units(part.offset + layout.s3, 4),
             pairs_per_row: op.top_k,
-            ..params(op, part, tiling, pairs)
+            ..params(op, part, pairs)
         };
         let weights = &part.buffer;
         let buffers = [
@@ -129,7 +115,11 @@ fn gate_up(
             op.ids,
             &op.scratch.hidden,
         ];
-        let groups = [tiles(part, tiling), count.div_ceil(outputs), 1];
+        let groups = [
+            tiles(pairs, op.bank.experts().len() as u32, variant),
+            count.div_ceil(outputs),
+            1,
+        ];
         backend.dispatch(Kernel::GateUp(variant), &buffers, &params, groups)?;
     }
     Ok(())
@@ -139,7 +129,6 @@ fn down(
     backend: &mut GpuBackend,
     op: &Experts<'_, GpuBuffer>,
     part: &BankPart<GpuBuffer>,
-    tiling: &Tiling,
     variant: Variant,
     pairs: u32,
 ) -> Result<(), OpError> {
@@ -156,7 +145,7 @@ fn down(
             weight: units(part.offset + layout.w2 + u64::from(start) * row_bytes, 16),
             scale: units(part.offset + layout.s2, 4),
             pairs_per_row: 1,
-            ..params(op, part, tiling, pairs)
+            ..params(op, part, pairs)
         };
         let buffers = [
             &op.scratch.hidden,
@@ -166,7 +155,11 @@ fn down(
             op.ids,
             op.output,
         ];
-        let groups = [tiles(part, tiling), count.div_ceil(outputs), 1];
+        let groups = [
+            tiles(pairs, op.bank.experts().len() as u32, variant),
+            count.div_ceil(outputs),
+            1,
+        ];
         backend.dispatch(Kernel::Linear(variant), &buffers, &params, groups)?;
     }
     Ok(())

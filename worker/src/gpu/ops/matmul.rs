@@ -6,7 +6,7 @@
 use super::units;
 use crate::gpu::backend::{GpuBackend, MAX_WORKGROUPS};
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::{Kernel, TILE_ROWS, Variant};
+use crate::gpu::pipelines::{Kernel, Variant};
 use crate::ops::{GateUp, Linear, Matrix, MatrixPart, OpError, Values};
 
 /// Immediates of the matrix kernels, as in `shared/tile.wgsl`.
@@ -34,7 +34,6 @@ pub(in crate::gpu) struct Params {
     pub(super) part_first: u32,
     pub(super) part_end: u32,
     pub(super) experts: u32,
-    pub(super) multiples: u32,
     pub(super) pairs_per_row: u32,
 }
 
@@ -55,17 +54,13 @@ fn scales<'a>(matrix: &'a Matrix<GpuBuffer>, part: &'a MatrixPart<GpuBuffer>) ->
     }
 }
 
-fn variant(matrix: &Matrix<GpuBuffer>, rows: u32) -> Variant {
+/// The kernel for so many rows.
+fn variant(backend: &GpuBackend, matrix: &Matrix<GpuBuffer>, rows: u32) -> Variant {
     Variant {
         format: matrix.format(),
         grouped: false,
-        several: rows > 1,
+        rows: backend.tuning().tile_rows(rows),
     }
-}
-
-/// Tiles of rows.
-fn tiles(rows: u32) -> u32 {
-    if rows > 1 { rows.div_ceil(TILE_ROWS) } else { rows }
 }
 
 /// Ranges of `count` outputs that one dispatch can take, at so many a workgroup: start and length.
@@ -78,6 +73,7 @@ pub(super) fn spans(count: u32, outputs: u32) -> impl Iterator<Item = (u32, u32)
 pub(in crate::gpu) fn linear(backend: &mut GpuBackend, op: &Linear<'_, GpuBuffer>) -> Result<(), OpError> {
     op.check()?;
     let (rows, matrix) = (op.rows.total(), op.weight);
+    let variant = variant(backend, matrix, rows);
     let outputs = backend.tuning().linear_outputs();
     for part in matrix.parts() {
         let (scale_buffer, scale) = scales(matrix, part);
@@ -104,8 +100,8 @@ pub(in crate::gpu) fn linear(backend: &mut GpuBackend, op: &Linear<'_, GpuBuffer
                 op.input,
                 op.output,
             ];
-            let kernel = Kernel::Linear(variant(matrix, rows));
-            let groups = [tiles(rows), count.div_ceil(outputs), 1];
+            let kernel = Kernel::Linear(variant);
+            let groups = [rows.div_ceil(variant.rows), count.div_ceil(outputs), 1];
             backend.dispatch(kernel, &buffers, &params, groups)?;
         }
     }
@@ -115,6 +111,7 @@ pub(in crate::gpu) fn linear(backend: &mut GpuBackend, op: &Linear<'_, GpuBuffer
 pub(in crate::gpu) fn gate_up(backend: &mut GpuBackend, op: &GateUp<'_, GpuBuffer>) -> Result<(), OpError> {
     op.check()?;
     let (rows, outputs) = (op.rows.total(), backend.tuning().gate_up_outputs());
+    let variant = variant(backend, op.w1, rows);
     for (gate, up) in op.w1.parts().iter().zip(op.w3.parts()) {
         let (gate_scales, scale) = scales(op.w1, gate);
         let (up_scales, scale2) = scales(op.w3, up);
@@ -144,8 +141,8 @@ pub(in crate::gpu) fn gate_up(backend: &mut GpuBackend, op: &GateUp<'_, GpuBuffe
                 op.input,
                 op.output,
             ];
-            let kernel = Kernel::GateUp(variant(op.w1, rows));
-            let groups = [tiles(rows), count.div_ceil(outputs), 1];
+            let kernel = Kernel::GateUp(variant);
+            let groups = [rows.div_ceil(variant.rows), count.div_ceil(outputs), 1];
             backend.dispatch(kernel, &buffers, &params, groups)?;
         }
     }
@@ -155,6 +152,7 @@ pub(in crate::gpu) fn gate_up(backend: &mut GpuBackend, op: &GateUp<'_, GpuBuffe
 pub(in crate::gpu) fn values(backend: &mut GpuBackend, op: &Values<'_, GpuBuffer>) -> Result<(), OpError> {
     op.check()?;
     let (rows, dims, matrix) = (op.rows.total(), &op.dims, op.wkv_b);
+    let variant = variant(backend, matrix, rows);
     let outputs = backend.tuning().linear_outputs();
     for part in matrix.parts() {
         let (scale_buffer, scale) = scales(matrix, part);
@@ -186,8 +184,8 @@ pub(in crate::gpu) fn values(backend: &mut GpuBackend, op: &Values<'_, GpuBuffer
                 op.input,
                 op.output,
             ];
-            let kernel = Kernel::Linear(variant(matrix, rows));
-            let groups = [tiles(rows), count.div_ceil(outputs), heads];
+            let kernel = Kernel::Linear(variant);
+            let groups = [rows.div_ceil(variant.rows), count.div_ceil(outputs), heads];
             backend.dispatch(kernel, &buffers, &params, groups)?;
         }
     }

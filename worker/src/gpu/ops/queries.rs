@@ -3,7 +3,7 @@
 use super::units;
 use crate::gpu::backend::GpuBackend;
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::{Kernel, TILE_ROWS, Variant};
+use crate::gpu::pipelines::{Kernel, QUERY_ROWS, Variant};
 use crate::ops::{OpError, Queries};
 
 /// Immediates of `queries.wgsl`.
@@ -24,8 +24,7 @@ pub(in crate::gpu) struct Params {
 pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Queries<'_, GpuBuffer>) -> Result<(), OpError> {
     op.check()?;
     let (rows, dims) = (op.rows.total(), &op.dims);
-    let several = rows > 1;
-    let tiles = if several { rows.div_ceil(TILE_ROWS) } else { rows };
+    let tile_rows = if rows > 1 { QUERY_ROWS } else { 1 };
     let columns = dims.absorbed() / 4;
     for part in op.wkv_b.parts() {
         let (scales, scale) = match op.wkv_b.scales() {
@@ -46,10 +45,14 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Queries<'_, GpuBuffe
         let kernel = Kernel::Queries(Variant {
             format: op.wkv_b.format(),
             grouped: false,
-            several,
+            rows: tile_rows,
         });
         let heads = (part.rows.end - part.rows.start) / dims.head_rows();
-        let groups = [columns.div_ceil(backend.tuning().lanes_query), heads, tiles];
+        let groups = [
+            columns.div_ceil(backend.tuning().lanes_query),
+            heads,
+            rows.div_ceil(tile_rows),
+        ];
         let buffers = [op.input, &part.buffer, scales, op.rotary, op.meta, op.output];
         backend.dispatch(kernel, &buffers, &params, groups)?;
     }

@@ -1,5 +1,6 @@
 //! Ops with matrices: linear, gate and up, values, queries, routed experts.
 
+use tramontane_model::footprint::expert_plan_words;
 use tramontane_worker::ops::{
     Backend, ExpertLayout, ExpertScratch, Experts, GateUp, Linear, MlaDims, Queries, RowMeta, Values,
     WeightFormat,
@@ -219,7 +220,7 @@ impl Case for ExpertsCase {
         // What is not computed must stay.
         let output = rig.words(&vec![7.0_f32; pairs * dim]);
         let scratch = ExpertScratch {
-            plan: rig.zeros(pairs + count as usize + 1),
+            plan: rig.zeros(expert_plan_words(pairs as u64, count.into()) as usize),
             hidden: rig.zeros(pairs * self.layout.hidden as usize),
         };
         // The last expert is nobody's.
