@@ -18,7 +18,7 @@ const ROW_META_WORDS: u64 = 4;
 /// Words of one row's sampling parameters.
 const SAMPLE_PARAM_WORDS: u64 = 12;
 /// Words that say which logits an adjusted copy is made of and which adjustments are its own.
-const ADJUSTED_ROW_WORDS: u64 = 4;
+const ADJUSTED_ROW_WORDS: u64 = 8;
 /// Words of the adjustment of one token's logit.
 const ADJUSTMENT_WORDS: u64 = 4;
 /// Words of one row's sampling result: token, log-probability, and the alternatives with theirs.
@@ -140,8 +140,10 @@ pub struct HeadScratch {
     pub logits: u64,
     /// Their sampling parameters, `[LOGIT_ROWS, 12]`.
     pub params: u64,
-    /// The adjusted copies, `[LOGIT_ROWS, 4]`.
+    /// The adjusted copies, `[LOGIT_ROWS, 8]`.
     pub adjusted: u64,
+    /// Which tokens they may have, a bit each, `[LOGIT_ROWS, vocab / 32]`.
+    pub masks: u64,
     /// Adjustments of tokens, as many as one row can have, `[vocab, 4]`.
     pub adjustments: u64,
     /// What the sampler says, `[LOGIT_ROWS, 42]`.
@@ -267,19 +269,21 @@ impl HeadScratch {
             logits: rows(2 * u64::from(spec.vocab_size)),
             params: rows(SAMPLE_PARAM_WORDS),
             adjusted: rows(ADJUSTED_ROW_WORDS),
+            masks: rows(u64::from(spec.vocab_size).div_ceil(32)),
             adjustments: words(spec.vocab_size.into(), ADJUSTMENT_WORDS),
             sampled: rows(SAMPLE_RESULT_WORDS),
         }
     }
 
     /// All buffers with their names.
-    pub fn each(&self) -> [(&'static str, u64); 7] {
+    pub fn each(&self) -> [(&'static str, u64); 8] {
         [
             ("sampled rows", self.picks),
             ("normed sampled rows", self.normed),
             ("logits", self.logits),
             ("sampling parameters", self.params),
             ("adjusted rows", self.adjusted),
+            ("masks", self.masks),
             ("adjustments", self.adjustments),
             ("sampling results", self.sampled),
         ]

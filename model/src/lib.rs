@@ -2,10 +2,12 @@
 //!
 //! No tokio, tonic or wgpu here: this crate is data and checks on data.
 
+pub mod bounded;
 pub mod checkpoint;
 pub mod config;
 pub mod dtype;
 pub mod footprint;
+pub mod grammar;
 pub mod ids;
 pub mod members;
 pub mod placement;
@@ -13,5 +15,6 @@ pub mod rope;
 pub mod sampling;
 pub mod spec;
 pub mod step;
+pub mod tekken;
 pub mod tensors;
 pub mod time;

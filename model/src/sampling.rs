@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::grammar::Grammar;
+
 /// Most alternatives reported per token.
 pub const MAX_TOP_LOGPROBS: u32 = 20;
 /// Highest temperature taken.
@@ -24,8 +26,8 @@ pub const MAX_HELD_BACK: usize = 64;
 /// Sampling parameters of one sequence.
 ///
 /// What is done to the logits of a token, in this order: held back before `min_tokens`, `logit_bias`, repetition,
-/// frequency and presence penalty, temperature, `top_k`, `top_p` (over what `top_k` has left), `min_p`. Temperature 0
-/// takes the best of the adjusted logits. Log-probabilities are of the logits before all that.
+/// frequency and presence penalty, held back by the grammar, temperature, `top_k`, `top_p` (over what `top_k` has left),
+/// `min_p`. Temperature 0 takes the best of the adjusted logits. Log-probabilities are of the logits before all that.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
     /// Divides the logits; 0 means greedy. In `0..=2`.
@@ -49,6 +51,8 @@ pub struct SamplingParams {
     pub min_tokens: u32,
     /// Tokens that would end the sequence; ids ascend. Empty unless `min_tokens` is above 0.
     pub held_back: Vec<u32>,
+    /// What the generated tokens are held to. Where it allows nothing but tokens of `held_back`, it prevails.
+    pub grammar: Option<Grammar>,
     /// Key of the counter-based generator.
     pub seed: u64,
     /// Which of a request's choices this is: a part of the generator's key.
@@ -114,6 +118,7 @@ impl SamplingParams {
         logit_bias: Vec::new(),
         min_tokens: 0,
         held_back: Vec::new(),
+        grammar: None,
         seed: 0,
         choice: 0,
         logprobs: None,
@@ -223,9 +228,14 @@ impl SamplingParams {
         self.repetition_penalty != 1.0
     }
 
+    /// Whether penalties look at generated tokens.
+    pub fn penalises_generated(&self) -> bool {
+        self.looks_at_prompt() || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+
     /// Whether generated tokens change how later ones are chosen.
     pub fn looks_at_generated(&self) -> bool {
-        self.looks_at_prompt() || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+        self.penalises_generated() || self.grammar.is_some()
     }
 }
 

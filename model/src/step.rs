@@ -118,7 +118,7 @@ pub struct Opening {
     /// Ids of the prompt before the chunk's first row, each once, ascending. Empty unless the repetition penalty looks at
     /// them.
     pub prompt_before: Vec<u32>,
-    /// Generated tokens before the chunk's first row, in order. Empty unless a penalty looks at them.
+    /// Generated tokens before the chunk's first row, in order. Empty unless a penalty or the grammar looks at them.
     pub generated_before: Vec<u32>,
 }
 
@@ -413,6 +413,7 @@ impl SequenceChunk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grammar::Grammar;
     use crate::ids::{Generation, ReplicaId};
 
     const LIMITS: StepLimits = StepLimits {
@@ -498,7 +499,12 @@ mod tests {
         assert_eq!(before(&open(&repetition, 0)), (vec![], vec![]));
         assert_eq!(before(&open(&repetition, 3)), (vec![4, 9], vec![]));
         assert_eq!(before(&open(&repetition, 7)), (vec![4, 7, 9], vec![50, 51, 50]));
-        for sampling in [greedy, frequency, repetition] {
+        let constrained = SamplingParams {
+            grammar: Grammar::new("start: \"a\"").ok(),
+            ..greedy.clone()
+        };
+        assert_eq!(before(&open(&constrained, 6)), (vec![], vec![50, 51]));
+        for sampling in [greedy, frequency, repetition, constrained] {
             for (start, &token) in tokens.iter().enumerate().take(7) {
                 let chunk = |change: fn(&mut Opening)| {
                     let mut opening = open(&sampling, start);

@@ -1652,6 +1652,9 @@ pub struct Sampling {
     /// Tokens not emitted before min_tokens are; ids ascending.
     #[prost(uint32, repeated, tag = "13")]
     pub held_back: ::prost::alloc::vec::Vec<u32>,
+    /// What the generated tokens are held to, as llguidance reads it. At most 49152 bytes.
+    #[prost(string, optional, tag = "14")]
+    pub grammar: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct TokenBias {
@@ -2118,7 +2121,7 @@ pub struct Opening {
     /// Ids of the prompt before the chunk's first row, each once, ascending: if the repetition penalty looks at them.
     #[prost(uint32, repeated, tag = "3")]
     pub prompt_before: ::prost::alloc::vec::Vec<u32>,
-    /// Generated tokens before the chunk's first row, in order: if a penalty looks at them.
+    /// Generated tokens before the chunk's first row, in order: if a penalty or the grammar looks at them.
     #[prost(uint32, repeated, tag = "4")]
     pub generated_before: ::prost::alloc::vec::Vec<u32>,
     /// Whom the sequence is for, for the logs: the request's 16 bytes, and its trace's 16, not all zero.

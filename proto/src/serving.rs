@@ -1,5 +1,6 @@
 //! Requests to a replica's head and the tokens it answers with.
 
+use tramontane_model::grammar::Grammar;
 use tramontane_model::ids::{Fence, RequestId, TraceId};
 use tramontane_model::sampling::{MAX_LOGIT_BIASES, MAX_TOP_LOGPROBS, SampledToken, SamplingParams};
 use tramontane_model::step::MAX_PRIORITY;
@@ -98,6 +99,7 @@ impl TryFrom<pb::Sampling> for SamplingParams {
             wire.logit_bias.len(),
             MAX_LOGIT_BIASES,
         )?;
+        let grammar = wire.grammar.map(Grammar::new).transpose();
         let params = Self {
             temperature: wire.temperature,
             top_p: wire.top_p,
@@ -113,6 +115,7 @@ impl TryFrom<pb::Sampling> for SamplingParams {
                 .collect(),
             min_tokens: wire.min_tokens,
             held_back: wire.held_back,
+            grammar: grammar.map_err(|error| invalid("sampling.grammar", error))?,
             seed: wire.seed,
             choice: wire.choice,
             logprobs: wire.logprobs,
@@ -136,6 +139,7 @@ impl From<SamplingParams> for pb::Sampling {
             logit_bias: params.logit_bias.into_iter().map(bias).collect(),
             min_tokens: params.min_tokens,
             held_back: params.held_back,
+            grammar: params.grammar.map(Into::into),
             seed: params.seed,
             choice: params.choice,
             logprobs: params.logprobs,

@@ -1,13 +1,18 @@
 //! What flows between stages: steps, hidden states and results.
 
 use bytes::Bytes;
+use tramontane_model::grammar::MAX_GRAMMAR_BYTES;
 use tramontane_model::ids::{Fence, Origin, SequenceId, StepId};
 use tramontane_model::step::{
     MAX_STEP_ROWS, MAX_STEP_SEQUENCES, Opening, RowRole, SequenceChunk, StepBatch, StepResult,
 };
 
 use crate::fields::{at_most, fence, invalid, request, required, trace};
+use crate::net::MAX_TENSOR_MESSAGE_BYTES;
 use crate::{WireError, v1 as pb};
+
+// A step in which every sequence opens with the longest grammar leaves room for the rest of the message.
+const _: () = assert!(MAX_STEP_SEQUENCES * MAX_GRAMMAR_BYTES <= MAX_TENSOR_MESSAGE_BYTES / 4 * 3);
 
 /// Most blocks in one block table.
 const MAX_BLOCK_TABLE: usize = 1 << 20;

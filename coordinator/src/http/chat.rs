@@ -13,13 +13,15 @@ use super::call::Call;
 use super::chat_reply::ChatReply;
 use super::choices;
 use super::error::{ApiError, ErrorKind};
-use super::fields::{Fields, parse, shown, without_place};
+use super::fields::{Fields, without_place};
+use super::grammars::Held;
 use super::labels;
 use super::mistral::{self, Dialect};
 use super::mistral_reply;
 use super::params::{self, Params};
 use super::sse;
 use super::table::Routes;
+use super::tool_choice::ToolChoice;
 use super::{Api, Ask};
 use crate::text::{ChatError, ChatRequest, encode_chat};
 
@@ -37,6 +39,8 @@ struct ChatCompletionRequest {
     params: Params,
     /// How many alternatives to report.
     logprobs: Option<u32>,
+    /// What the answer is held to.
+    held: Held,
 }
 
 impl ChatCompletionRequest {
@@ -58,9 +62,11 @@ impl ChatCompletionRequest {
         )?;
         params.seed = params.seed.or(own.random_seed);
         let logprobs = logprobs(&mut fields)?;
-        if !calls_tools(&mut fields)? {
+        let choice = ToolChoice::take(&mut fields, &chat.tools)?;
+        if choice == ToolChoice::None {
             chat.tools.clear();
         }
+        let held = Held::chat(params.structured.take(), &chat.tools, &choice, one_call)?;
         labels::check(&mut fields)?;
         params::log_ignored(&fields);
         let calls = match (chat.tools.is_empty(), one_call) {
@@ -75,6 +81,7 @@ impl ChatCompletionRequest {
             n,
             params,
             logprobs,
+            held,
         })
     }
 }
@@ -107,26 +114,6 @@ fn logprobs(fields: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
     }
 }
 
-/// Whether the model may call the tools.
-fn calls_tools(fields: &mut Fields<'_>) -> Result<bool, ApiError> {
-    const FIELD: &str = "tool_choice";
-    let Some(raw) = fields.raw(FIELD) else {
-        return Ok(true);
-    };
-    let choice: serde_json::Value = parse(FIELD, raw)?;
-    match choice.as_str() {
-        Some("auto") => Ok(true),
-        Some("none") => Ok(false),
-        Some(_) | None => {
-            let problem = format!(
-                "{} is not supported yet, use \"auto\" or \"none\"",
-                shown(raw.get())
-            );
-            Err(ApiError::field(ErrorKind::Unsupported, FIELD, problem))
-        }
-    }
-}
-
 /// As OpenAI's clients ask, unless the request names fields that only Mistral has.
 async fn create(
     State(api): State<Arc<Api>>,
@@ -154,19 +141,24 @@ async fn answer(api: Arc<Api>, call: Call, request: Request, route: Dialect) -> 
         n,
         params,
         logprobs,
+        mut held,
     } = ChatCompletionRequest::read(&body, &api, route)?;
     drop(body);
     let permits = api.gateway.admit(n as usize)?;
-    let (prompt, in_reasoning) = api
+    let (prompt, in_reasoning, held, grammar) = api
         .encode(deadline, move |tokenizer| {
             let prompt = encode_chat(tokenizer, &chat).map_err(of_conversation)?;
             let in_reasoning = tokenizer.leaves_reasoning_open(&prompt);
-            Ok((prompt, in_reasoning))
+            let grammar = held.grammar(tokenizer, &prompt)?;
+            Ok((prompt, in_reasoning, held, grammar))
         })
         .await?;
+    if let Some(grammar) = &grammar {
+        api.grammars.check(grammar, &held).await?;
+    }
     let max_context = api.model.max_context;
     let max_tokens = params.budget("messages", prompt.len(), max_context, max_context)?;
-    let sampling = params.sampling(logprobs)?;
+    let sampling = params.sampling(logprobs, grammar)?;
     let prompt: Arc<[u32]> = prompt.into();
     let asked = (0..n).zip(permits).map(|(choice, permit)| Ask {
         permit,

@@ -18,6 +18,7 @@ use super::choices;
 use super::collected::collect;
 use super::error::ApiError;
 use super::fields::Fields;
+use super::grammars::Held;
 use super::labels;
 use super::logprobs::{Names, TextLogprobs};
 use super::params::{self, Params};
@@ -85,7 +86,7 @@ async fn create(
         prompts,
         n,
         echo,
-        params,
+        mut params,
         logprobs,
     } = CompletionRequest::read(&body, &api)?;
     drop(body);
@@ -94,7 +95,12 @@ async fn create(
     let encoded = api
         .encode(deadline, move |tokenizer| encode(tokenizer, prompts))
         .await?;
-    let sampling = params.sampling(logprobs)?;
+    let mut held = Held::text(params.structured.take())?;
+    let grammar = held.grammar(&api.tokenizer, &[])?;
+    if let Some(grammar) = &grammar {
+        api.grammars.check(grammar, &held).await?;
+    }
+    let sampling = params.sampling(logprobs, grammar)?;
     let mut asked = Vec::with_capacity(permits.len());
     for (index, ids) in encoded.into_iter().enumerate() {
         let field = prompt::field_of(index, count);

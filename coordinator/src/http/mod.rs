@@ -15,6 +15,7 @@ mod collected;
 mod completions;
 mod error;
 mod fields;
+mod grammars;
 mod health;
 mod labels;
 mod logprobs;
@@ -30,10 +31,12 @@ mod reply;
 mod sampling;
 mod serve;
 mod sse;
+mod structured;
 mod table;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod tool_choice;
 mod trace;
 mod unsupported;
 mod version;
@@ -58,6 +61,7 @@ use crate::gateway::{self, Gateway, GatewayError, Generation, NewRequest, Permit
 use crate::text::Tokenizer;
 use call::{Call, Choice};
 use error::{ApiError, ErrorKind};
+use grammars::Grammars;
 use table::Routes;
 
 /// Longest wait for the leader's answer to an operator.
@@ -107,6 +111,7 @@ pub struct Api {
     metrics: PrometheusHandle,
     limits: ApiLimits,
     encoders: Arc<Semaphore>,
+    grammars: Grammars,
 }
 
 impl Api {
@@ -122,6 +127,7 @@ impl Api {
         let encoders = limits.max_encoders.clamp(1, Semaphore::MAX_PERMITS);
         Self {
             model,
+            grammars: Grammars::new(Arc::clone(&tokenizer)),
             tokenizer,
             gateway,
             cluster,

@@ -3,6 +3,7 @@
 //! Nothing is allocated by a number that a client sends: limits come first.
 
 use serde::Deserialize;
+use tramontane_model::grammar::Grammar;
 use tramontane_model::sampling::{MAX_TEMPERATURE, MAX_TOP_LOGPROBS, SamplingParams};
 
 use tramontane_model::step::MAX_PRIORITY;
@@ -11,6 +12,7 @@ use tramontane_proto::MAX_CACHE_SALT_BYTES;
 use super::error::{ApiError, ErrorKind};
 use super::fields::{Fields, shown};
 use super::sampling::Choosing;
+use super::structured::{self, Structured};
 use super::unsupported;
 use crate::text::StopMatcher;
 
@@ -37,6 +39,8 @@ pub(super) struct Params {
     pub(super) stream: bool,
     /// Whether a stream ends with the usage.
     pub(super) include_usage: bool,
+    /// What the text is held to.
+    pub(super) structured: Option<Structured>,
     /// Lower is served first.
     pub(super) priority: i32,
     /// Only requests of one salt share what is cached of their prompts.
@@ -125,13 +129,18 @@ impl Params {
             token_ids: fields.flag("return_tokens_as_token_ids")?,
             stream,
             include_usage: options.and_then(|options| options.include_usage).unwrap_or(false),
+            structured: structured::take(fields)?,
             priority: priority(fields)?,
             cache_salt: cache_salt(fields)?,
         })
     }
 
     /// How tokens are chosen; draws a seed if the client gave none.
-    pub(super) fn sampling(&self, logprobs: Option<u32>) -> Result<SamplingParams, ApiError> {
+    pub(super) fn sampling(
+        &self,
+        logprobs: Option<u32>,
+        grammar: Option<Grammar>,
+    ) -> Result<SamplingParams, ApiError> {
         let seed = match self.seed {
             Some(seed) => seed,
             None => getrandom::u64()
@@ -143,6 +152,7 @@ impl Params {
             seed,
             choice: 0,
             logprobs,
+            grammar,
             ..self.choosing.params()
         })
     }

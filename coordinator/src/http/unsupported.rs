@@ -40,15 +40,6 @@ const REFUSED: &[Refused] = &[
     refused("use_beam_search", is_false, ONLY_FALSE),
     refused("prompt_logprobs", is_false, LEAVE_OUT),
     refused("top_prompt_logprobs", never, LEAVE_OUT),
-    refused(
-        "response_format",
-        |value| value.get("type").and_then(Value::as_str) == Some("text"),
-        "is not supported yet other than {\"type\": \"text\"}",
-    ),
-    refused("structured_outputs", never, LEAVE_OUT),
-    refused("guided_json", never, LEAVE_OUT),
-    refused("guided_regex", never, LEAVE_OUT),
-    refused("guided_choice", never, LEAVE_OUT),
     refused("guided_grammar", never, LEAVE_OUT),
     refused("functions", is_empty, "is not supported, use tools"),
     refused(

@@ -7,8 +7,8 @@
 //! Encoding is CPU work, up to seconds for the longest texts that are allowed: async callers
 //! move it off the runtime's threads.
 
-pub(crate) mod bounded;
 pub mod chat;
+pub mod constraint;
 mod json;
 pub mod stop;
 pub mod tekken;

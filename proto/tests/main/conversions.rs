@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use prost::Message;
+use tramontane_model::grammar::{Grammar, MAX_GRAMMAR_BYTES};
 use tramontane_model::ids::{
     DeviceIndex, DeviceRef, Fence, Generation, Origin, ReplicaId, RequestId, SequenceId, StepId, TraceId,
     WorkerId,
@@ -167,6 +168,7 @@ fn requests_and_tokens_are_kept() {
         logit_bias: vec![(3, -100.0), (900, 0.5)],
         min_tokens: 6,
         held_back: vec![2, 13],
+        grammar: Some(Grammar::new("start: \"a\"").expect("short")),
         seed: u64::MAX,
         choice: 1,
         logprobs: Some(20),
@@ -220,6 +222,17 @@ fn requests_and_tokens_are_kept() {
         };
         assert_eq!(there_and_back::<_, pb::GenerateEvent>(update.clone()), Ok(update));
     }
+}
+
+#[test]
+fn a_grammar_that_is_too_long_is_refused_by_its_name() {
+    let sampling = |bytes: usize| pb::Sampling {
+        grammar: Some("x".repeat(bytes)),
+        ..SamplingParams::GREEDY.into()
+    };
+    assert!(SamplingParams::try_from(sampling(MAX_GRAMMAR_BYTES)).is_ok());
+    let error = SamplingParams::try_from(sampling(MAX_GRAMMAR_BYTES + 1)).expect_err("too long");
+    assert!(error.to_string().contains("sampling.grammar"), "{error}");
 }
 
 fn chunk() -> SequenceChunk {

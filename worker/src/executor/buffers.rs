@@ -44,6 +44,7 @@ pub(super) struct HeadBuffers<B> {
     pub(super) logits: B,
     pub(super) params: B,
     pub(super) adjusted: B,
+    pub(super) masks: B,
     pub(super) adjustments: B,
     pub(super) sampled: B,
 }
@@ -112,6 +113,7 @@ impl<B: DeviceBuffer> HeadBuffers<B> {
             logits: new("logits", bytes.logits)?,
             params: new("sampling parameters", bytes.params)?,
             adjusted: new("adjusted rows", bytes.adjusted)?,
+            masks: new("masks", bytes.masks)?,
             adjustments: new("adjustments", bytes.adjustments)?,
             sampled: new("sampling results", bytes.sampled)?,
         })

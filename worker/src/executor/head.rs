@@ -1,7 +1,8 @@
 //! The end of the last stage: final norm and head on the rows to be sampled, and the sampler.
 //!
 //! Logits stay on the device. Sampling parameters are kept from the chunk that opens a sequence until it is closed. A row
-//! that is to be adjusted is sampled from a copy of its logits; a step without such rows makes no copy.
+//! that is to be adjusted or masked is sampled from a copy of its logits; a step without such rows makes no copy. Masks
+//! are waited for once the device computes the logits.
 
 use tramontane_model::footprint::LOGIT_ROWS;
 use tramontane_model::ids::SequenceId;
@@ -9,12 +10,13 @@ use tramontane_model::sampling::SampledToken;
 use tramontane_model::step::{RowRole, StepBatch, StepResult};
 
 use super::DeviceError;
-use super::open::{self, OpenSequence};
+use super::masks::Constraint;
+use super::open::{self, Changes, OpenSequence};
 use super::plan::SampledRow;
 use super::run::{MAX_OPEN_SEQUENCES, OwnedStage, StageRun};
 use crate::ops::{
-    Adjust, Adjustment, Backend, DeviceBuffer, Linear, OpError, ReadRange, RmsNorm, Rows, Sample,
-    SampleParams, SampleResult,
+    Adjust, Backend, DeviceBuffer, Linear, OpError, ReadRange, RmsNorm, Rows, Sample, SampleParams,
+    SampleResult,
 };
 
 impl<B: DeviceBuffer> OwnedStage<B> {
@@ -57,7 +59,11 @@ impl<B: DeviceBuffer> OwnedStage<B> {
             });
         }
         for (chunk, opening) in opened() {
-            let sequence = OpenSequence::new(opening, chunk.first_position);
+            let grammar = opening.sampling.grammar.as_ref();
+            let constraint = grammar
+                .zip(self.masks.as_ref())
+                .map(|(grammar, maker)| Constraint::new(maker, chunk.sequence, grammar, opening));
+            let sequence = OpenSequence::new(opening, chunk.first_position, constraint);
             self.sampling.insert(chunk.sequence, sequence);
         }
         for chunk in &batch.chunks {
@@ -74,10 +80,12 @@ impl<D: Backend> StageRun<'_, D> {
     pub(super) fn sample(&mut self) -> Result<StepResult, DeviceError> {
         let mut tokens: Vec<Option<(SequenceId, SampledToken)>> = vec![None; self.batch.chunks.len()];
         for samples in self.plan.samples.chunks(LOGIT_ROWS as usize) {
-            let (params, adjustments) = self.params(samples)?;
-            let results = self.sample_rows(samples, &params, &adjustments)?;
+            let results = self.sample_rows(samples)?;
             for (sample, result) in samples.iter().zip(results) {
                 let sequence = self.batch.chunks[sample.chunk].sequence;
+                if let Some(open) = self.stage.sampling.get(&sequence) {
+                    open.sampled(result.token);
+                }
                 tokens[sample.chunk] = Some((
                     sequence,
                     SampledToken {
@@ -99,37 +107,31 @@ impl<D: Backend> StageRun<'_, D> {
     }
 
     /// How each row is sampled, and what is done to its logits before.
-    fn params(
-        &self,
-        samples: &[SampledRow],
-    ) -> Result<(Vec<SampleParams>, Vec<Vec<Adjustment>>), DeviceError> {
+    fn params(&self, samples: &[SampledRow]) -> Result<(Vec<SampleParams>, Vec<Changes>), DeviceError> {
         let vocab_size = self.device.model.spec.vocab_size;
         let each = samples.iter().zip(LOGIT_ROWS..).map(|(sample, copy)| {
             let chunk = &self.batch.chunks[sample.chunk];
-            let Some(open) = self.stage.sampling.get(&chunk.sequence) else {
-                return Err(DeviceError::NotOpened {
-                    step: self.batch.step,
-                    sequence: chunk.sequence,
-                });
-            };
+            let open = self.open(sample)?;
             let position = chunk.first_position + chunk.tokens.len() as u32;
             let mut params = open.params(position, vocab_size);
-            let adjustments = open.adjustments(position);
-            if !adjustments.is_empty() {
+            let changes = open.changes(position, self.deadline);
+            if !changes.is_empty() {
                 params.copy = copy;
             }
-            Ok((params, adjustments))
+            Ok((params, changes))
         });
         each.collect()
     }
 
+    fn open(&self, sample: &SampledRow) -> Result<&OpenSequence, DeviceError> {
+        let sequence = self.batch.chunks[sample.chunk].sequence;
+        let step = self.batch.step;
+        let open = self.stage.sampling.get(&sequence);
+        open.ok_or(DeviceError::NotOpened { step, sequence })
+    }
+
     /// Samples at most [`LOGIT_ROWS`] rows, generated ones first.
-    fn sample_rows(
-        &mut self,
-        samples: &[SampledRow],
-        params: &[SampleParams],
-        adjustments: &[Vec<Adjustment>],
-    ) -> Result<Vec<SampleResult>, DeviceError> {
+    fn sample_rows(&mut self, samples: &[SampledRow]) -> Result<Vec<SampleResult>, DeviceError> {
         let (Some(buffers), Some(head)) = (&self.stage.head, self.device.weights.head()) else {
             return Err(OpError::shape("head", "it is not loaded").into());
         };
@@ -140,7 +142,6 @@ impl<D: Backend> StageRun<'_, D> {
         let rows = Rows::new(generated, count - generated);
         let (backend, spec) = (&mut *self.device.backend, &self.device.model.spec);
         backend.write(&buffers.picks, 0, bytemuck::cast_slice(&picks))?;
-        backend.write(&buffers.params, 0, bytemuck::cast_slice(params))?;
         backend.rms_norm(&RmsNorm {
             input: &self.stage.buffers.hidden,
             pick: Some(&buffers.picks),
@@ -156,14 +157,37 @@ impl<D: Backend> StageRun<'_, D> {
             add: false,
             rows,
         })?;
-        for copies in open::copies(adjustments, LOGIT_ROWS, spec.vocab_size as usize) {
+        let mut is_constrained = false;
+        for sample in samples {
+            is_constrained |= self.open(sample)?.is_constrained();
+        }
+        if is_constrained {
+            // The device computes while masks are waited for.
+            self.device.backend.submit()?;
+        }
+        let (params, changes) = self.params(samples)?;
+        let (backend, spec) = (&mut *self.device.backend, &self.device.model.spec);
+        backend.write(&buffers.params, 0, bytemuck::cast_slice(&params))?;
+        let masks: Vec<u32> = changes
+            .iter()
+            .flat_map(|one| &one.mask)
+            .flatten()
+            .copied()
+            .collect();
+        if !masks.is_empty() {
+            backend.write(&buffers.masks, 0, bytemuck::cast_slice(&masks))?;
+        }
+        for copies in open::copies(&changes, LOGIT_ROWS, spec.vocab_size as usize) {
             backend.write(&buffers.adjusted, 0, bytemuck::cast_slice(&copies.rows))?;
-            let list = bytemuck::cast_slice(&copies.adjustments);
-            backend.write(&buffers.adjustments, 0, list)?;
+            if !copies.adjustments.is_empty() {
+                let list = bytemuck::cast_slice(&copies.adjustments);
+                backend.write(&buffers.adjustments, 0, list)?;
+            }
             backend.adjust(&Adjust {
                 logits: &buffers.logits,
                 rows: &buffers.adjusted,
                 adjustments: &buffers.adjustments,
+                masks: &buffers.masks,
                 vocab: spec.vocab_size,
                 count: copies.rows.len() as u32,
             })?;
@@ -181,6 +205,6 @@ impl<D: Backend> StageRun<'_, D> {
             bytes: SampleResult::bytes(count),
         };
         let read = self.device.read(&[range], self.deadline)?;
-        Ok(SampleResult::parse(&read.concat(), params)?)
+        Ok(SampleResult::parse(&read.concat(), &params)?)
     }
 }

@@ -17,6 +17,7 @@ mod holder;
 mod inbox;
 mod layer;
 mod links;
+mod masks;
 mod moe;
 mod open;
 mod plan;

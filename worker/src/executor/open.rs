@@ -1,14 +1,17 @@
-//! What the last stage keeps of an open sequence: its parameters and, if a penalty looks at them, its tokens.
+//! What the last stage keeps of an open sequence: its parameters, if a penalty looks at them its tokens, and what it is
+//! held to.
 //!
-//! Pure: from the chunks of a sequence to the adjustments of its next token's logits. Nothing is learnt from what was
+//! From the chunks of a sequence to what is done to its next token's logits. Nothing is learnt from what was
 //! sampled here: tokens count once they come in as rows, so that what a sequence's next token depends on is its ids
 //! alone, also when they are computed again (DET-1).
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use tramontane_model::sampling::SamplingParams;
 use tramontane_model::step::{Opening, SequenceChunk};
 
+use super::masks::Constraint;
 use crate::ops::{AdjustedRow, Adjustment, HELD_BACK, NO_ROW, SampleParams};
 
 /// An open sequence.
@@ -18,6 +21,23 @@ pub(super) struct OpenSequence {
     prompt_tokens: u32,
     /// There if a penalty looks at the tokens.
     seen: Option<Seen>,
+    /// There if the answer is held to a grammar.
+    constraint: Option<Constraint>,
+}
+
+/// What is done to the logits of a token.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Changes {
+    /// To some tokens; each once.
+    pub(super) adjustments: Vec<Adjustment>,
+    /// Which tokens are left, if not all are.
+    pub(super) mask: Option<Vec<u32>>,
+}
+
+impl Changes {
+    pub(super) fn is_empty(&self) -> bool {
+        self.adjustments.is_empty() && self.mask.is_none()
+    }
 }
 
 /// The tokens of a sequence that penalties look at.
@@ -31,7 +51,7 @@ struct Seen {
 
 impl OpenSequence {
     /// A sequence whose first chunk begins at `first_position`.
-    pub(super) fn new(opening: &Opening, first_position: u32) -> Self {
+    pub(super) fn new(opening: &Opening, first_position: u32, constraint: Option<Constraint>) -> Self {
         let Opening {
             sampling,
             prompt_tokens,
@@ -39,7 +59,7 @@ impl OpenSequence {
             generated_before,
             origin: _,
         } = opening;
-        let seen = sampling.looks_at_generated().then(|| {
+        let seen = sampling.penalises_generated().then(|| {
             let mut generated: BTreeMap<u32, u32> = prompt_before.iter().map(|&token| (token, 0)).collect();
             for &token in generated_before {
                 *generated.entry(token).or_default() += 1;
@@ -53,11 +73,15 @@ impl OpenSequence {
             sampling: sampling.clone(),
             prompt_tokens: *prompt_tokens,
             seen,
+            constraint,
         }
     }
 
     /// Counts the rows of a chunk that are not counted yet: a step that is run again counts nothing twice.
     pub(super) fn take_in(&mut self, chunk: &SequenceChunk) {
+        if let Some(constraint) = &mut self.constraint {
+            constraint.take_in(chunk);
+        }
         let Some(seen) = &mut self.seen else {
             return;
         };
@@ -101,8 +125,31 @@ impl OpenSequence {
         }
     }
 
-    /// What is done to the logits of the token at `position`; each token once.
-    pub(super) fn adjustments(&self, position: u32) -> Vec<Adjustment> {
+    /// Whether what is done to its logits is computed beside the device.
+    pub(super) fn is_constrained(&self) -> bool {
+        self.constraint.is_some()
+    }
+
+    /// Tells what was sampled: work for the token after it may begin.
+    pub(super) fn sampled(&self, token: u32) {
+        if let Some(constraint) = &self.constraint {
+            constraint.expect(token);
+        }
+    }
+
+    /// What is done to the logits of the token at `position`; waits for its mask.
+    pub(super) fn changes(&self, position: u32, deadline: Instant) -> Changes {
+        let mask = self
+            .constraint
+            .as_ref()
+            .map(|constraint| constraint.mask(deadline));
+        Changes {
+            adjustments: self.adjustments(position, mask.as_deref()),
+            mask,
+        }
+    }
+
+    fn adjustments(&self, position: u32, mask: Option<&[u32]>) -> Vec<Adjustment> {
         let sampling = &self.sampling;
         let seen = self.seen.iter().flat_map(|seen| &seen.generated);
         let mut list: Vec<Adjustment> = seen
@@ -127,6 +174,7 @@ impl OpenSequence {
                 }),
             };
         let is_early = position.saturating_sub(self.prompt_tokens) < sampling.min_tokens;
+        let is_early = is_early && mask.is_none_or(|mask| allows_others(mask, &sampling.held_back));
         let held_back: &[u32] = if is_early { &sampling.held_back } else { &[] };
         for &token in held_back {
             add(token, HELD_BACK);
@@ -141,6 +189,16 @@ impl OpenSequence {
     }
 }
 
+/// Whether a mask allows other tokens than these.
+fn allows_others(mask: &[u32], tokens: &[u32]) -> bool {
+    let is_allowed = |&token: &u32| {
+        let word = mask.get(token as usize / 32);
+        word.is_some_and(|word| word >> (token % 32) & 1 == 1)
+    };
+    let allowed: u32 = mask.iter().map(|word| word.count_ones()).sum();
+    allowed as usize > tokens.iter().copied().filter(is_allowed).count()
+}
+
 /// Adjusted copies that are made together.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Copies {
@@ -148,11 +206,14 @@ pub(super) struct Copies {
     pub(super) adjustments: Vec<Adjustment>,
 }
 
-/// Groups the copies of the rows that have adjustments, at most so many adjustments a group; the copy of row `i` is row
-/// `first_copy + i`.
-pub(super) fn copies(lists: &[Vec<Adjustment>], first_copy: u32, limit: usize) -> Vec<Copies> {
+/// Groups the copies of the rows that are changed, at most so many adjustments a group; the copy of row `i` is row
+/// `first_copy + i`. Masks are counted in the order of their rows.
+pub(super) fn copies(changes: &[Changes], first_copy: u32, limit: usize) -> Vec<Copies> {
     let mut groups: Vec<Copies> = Vec::new();
-    for (from, list) in (0..).zip(lists).filter(|(_, list)| !list.is_empty()) {
+    let mut masks = 0..;
+    for (from, changes) in (0..).zip(changes).filter(|(_, changes)| !changes.is_empty()) {
+        let list = &changes.adjustments;
+        let mask = changes.mask.as_ref().and_then(|_| masks.next());
         let has_room = |group: &&mut Copies| group.adjustments.len() + list.len() <= limit;
         if groups.last_mut().filter(has_room).is_none() {
             groups.push(Copies::default());
@@ -163,6 +224,8 @@ pub(super) fn copies(lists: &[Vec<Adjustment>], first_copy: u32, limit: usize) -
                 to: first_copy + from,
                 first: group.adjustments.len() as u32,
                 count: list.len() as u32,
+                mask: mask.unwrap_or(NO_ROW),
+                reserved: [0; 3],
             });
             group.adjustments.extend(list);
         }
@@ -184,7 +247,7 @@ mod tests {
     /// The sequence with all tokens before `end`, the ones from `start` on in chunks of `rows`.
     fn opened(sampling: &SamplingParams, start: usize, rows: usize, end: usize) -> OpenSequence {
         let opening = Opening::new(Origin::NOBODY, sampling, &TOKENS, PROMPT, start);
-        let mut sequence = OpenSequence::new(&opening, start as u32);
+        let mut sequence = OpenSequence::new(&opening, start as u32, None);
         for (index, tokens) in TOKENS[start..end].chunks(rows).enumerate() {
             let chunk = SequenceChunk {
                 sequence: SequenceId(1),
@@ -224,7 +287,7 @@ mod tests {
         };
         let whole = opened(&penalised(), 0, 9, 9);
         assert_eq!(
-            whole.adjustments(8),
+            whole.adjustments(8, None),
             [
                 entry(4, 0.0, 2.0, 0.0),
                 entry(7, 0.0, 2.0, 0.0),
@@ -236,7 +299,7 @@ mod tests {
                 entry(3, -1.0, 1.0, 0.0),
             ]
         );
-        let after = whole.adjustments(9);
+        let after = whole.adjustments(9, None);
         assert_eq!(
             after.iter().find(|one| one.token == 2),
             None,
@@ -247,10 +310,10 @@ mod tests {
             Some(100.0)
         );
         for end in 1..=TOKENS.len() {
-            let expected = opened(&penalised(), 0, TOKENS.len(), end).adjustments(end as u32);
+            let expected = opened(&penalised(), 0, TOKENS.len(), end).adjustments(end as u32, None);
             for start in 0..end {
                 for rows in 1..=3 {
-                    let found = opened(&penalised(), start, rows, end).adjustments(end as u32);
+                    let found = opened(&penalised(), start, rows, end).adjustments(end as u32, None);
                     assert_eq!(found, expected, "from {start} in chunks of {rows}, {end} tokens");
                 }
             }
@@ -268,14 +331,32 @@ mod tests {
         };
         let sequence = opened(&plain, 0, 3, 9);
         assert!(sequence.seen.is_none());
-        assert_eq!(sequence.adjustments(9), []);
+        assert_eq!(sequence.adjustments(9, None), []);
         let frequency = SamplingParams {
             frequency_penalty: 1.0,
             ..plain
         };
         let sequence = opened(&frequency, 0, 9, 5);
-        let tokens: Vec<u32> = sequence.adjustments(5).iter().map(|one| one.token).collect();
+        let tokens: Vec<u32> = sequence
+            .adjustments(5, None)
+            .iter()
+            .map(|one| one.token)
+            .collect();
         assert_eq!(tokens, [50], "no token of the prompt");
+    }
+
+    #[test]
+    fn a_grammar_that_allows_only_the_end_prevails_over_min_tokens() {
+        let sequence = opened(&penalised(), 0, 9, 5);
+        let held = |mask: &[u32]| {
+            let list = sequence.adjustments(5, Some(mask));
+            list.iter().filter(|one| one.bias == HELD_BACK).count()
+        };
+        // Tokens 2 and 60 are held back.
+        assert_eq!(held(&[1 << 2 | 1 << 3, 0, 1]), 2);
+        assert_eq!(held(&[1 << 2, 1 << 28, 1]), 2, "another one is allowed");
+        assert_eq!(held(&[1 << 2, 1 << 28, 0]), 0);
+        assert_eq!(held(&[1 << 2, 0, 0]), 0);
     }
 
     #[test]
@@ -298,24 +379,40 @@ mod tests {
 
     #[test]
     fn copies_are_grouped_by_what_there_is_room_for() {
-        let list = |count: u32| (0..count).map(Adjustment::none).collect::<Vec<_>>();
-        let lists = [list(0), list(3), list(5), list(0), list(1), list(8), list(8)];
-        let groups = copies(&lists, 32, 8);
-        let rows: Vec<Vec<(u32, u32, u32, u32)>> = groups
+        let list = |count: u32| Changes {
+            adjustments: (0..count).map(Adjustment::none).collect(),
+            mask: None,
+        };
+        let masked = |count: u32| Changes {
+            mask: Some(vec![1]),
+            ..list(count)
+        };
+        let changes = [
+            list(0),
+            list(3),
+            masked(5),
+            masked(0),
+            list(1),
+            list(8),
+            masked(8),
+        ];
+        let groups = copies(&changes, 32, 8);
+        let rows: Vec<Vec<(u32, u32, u32, u32, u32)>> = groups
             .iter()
             .map(|group| {
                 assert!(group.adjustments.len() <= 8);
                 let each = group.rows.iter();
-                each.map(|row| (row.from, row.to, row.first, row.count)).collect()
+                each.map(|row| (row.from, row.to, row.first, row.count, row.mask))
+                    .collect()
             })
             .collect();
         assert_eq!(
             rows,
             [
-                vec![(1, 33, 0, 3), (2, 34, 3, 5)],
-                vec![(4, 36, 0, 1)],
-                vec![(5, 37, 0, 8)],
-                vec![(6, 38, 0, 8)],
+                vec![(1, 33, 0, 3, NO_ROW), (2, 34, 3, 5, 0), (3, 35, 8, 0, 1),],
+                vec![(4, 36, 0, 1, NO_ROW)],
+                vec![(5, 37, 0, 8, NO_ROW)],
+                vec![(6, 38, 0, 8, 2)],
             ]
         );
         assert_eq!(copies(&[list(0)], 32, 8), []);

@@ -12,6 +12,7 @@ use tramontane_model::step::{MAX_STEP_SEQUENCES, StepBatch};
 use tramontane_proto::{ExpertResults, ExpertWork};
 
 use super::buffers::{self, HeadBuffers, HolderBuffers, OwnerBuffers};
+use super::masks::MaskMaker;
 use super::open::OpenSequence;
 use super::plan::{self, StepPlan};
 use super::{DeviceError, ExpertExchange, StageInput, StageOutput};
@@ -40,6 +41,8 @@ pub(super) struct OwnedStage<B> {
     pub(super) head: Option<HeadBuffers<B>>,
     /// What is sampled from the open sequences' logits, and how; empty but on the last stage.
     pub(super) sampling: BTreeMap<SequenceId, OpenSequence>,
+    /// There on the last stage.
+    pub(super) masks: Option<MaskMaker>,
 }
 
 /// What the device needs to compute routed experts, its own stage's or others'.
@@ -144,7 +147,7 @@ impl<D: Backend> Executor<D> {
         if planned > memory {
             return Err(WeightError::TooLarge { planned, memory }.into());
         }
-        let placed = self.place(fence, slices)?;
+        let mut placed = self.place(fence, slices)?;
         self.weights
             .load(&mut self.backend, &self.model, slices, watch)
             .map_err(|error| match error {
@@ -157,6 +160,12 @@ impl<D: Backend> Executor<D> {
                 | WeightError::Device { .. }) => error.into(),
             })?;
         self.backend.submit()?;
+        if let Some(stage) = placed.stage.as_mut().filter(|stage| stage.slice.last) {
+            let masks = MaskMaker::start(&self.model).map_err(|error| DeviceError::Failed {
+                reason: format!("no threads for grammars could be started: {error}"),
+            })?;
+            stage.masks = Some(masks);
+        }
         self.placed = Some(placed);
         Ok(())
     }
@@ -176,6 +185,7 @@ impl<D: Backend> Executor<D> {
                     false => None,
                 },
                 sampling: BTreeMap::new(),
+                masks: None,
             }),
         };
         let experts = match slices.experts.is_empty() {

@@ -130,7 +130,7 @@ impl Kernel {
             Self::Adjust => new(
                 "adjust",
                 sources!["adjust.wgsl"],
-                2,
+                3,
                 1,
                 size_of::<adjust::Params>(),
             ),

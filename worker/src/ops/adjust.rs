@@ -1,5 +1,5 @@
 //! Adjusted copies of logits, for rows whose next token is not chosen from the plain ones: bias, penalties, tokens held
-//! back.
+//! back one by one, and tokens held back by a mask, which nothing undoes.
 //!
 //! `z = f(x + bias) - penalty`, where `f(y)` is `y / repetition` for positive `y` and `y * repetition` else (Keskar et al.
 //! 2019, section 4.1; frequency and presence penalties as OpenAI defines them). Tokens that are not in the row's list keep
@@ -49,6 +49,15 @@ pub struct AdjustedRow {
     pub first: u32,
     /// How many it has.
     pub count: u32,
+    /// Row of the masks that says which tokens it may have; [`super::NO_ROW`] for all.
+    pub mask: u32,
+    /// Zero.
+    pub reserved: [u32; 3],
+}
+
+/// Words of a row of the masks of `vocab` tokens.
+pub const fn mask_words(vocab: u32) -> u32 {
+    vocab.div_ceil(32)
 }
 
 /// Operands of the adjustment.
@@ -60,6 +69,8 @@ pub struct Adjust<'a, B> {
     pub rows: &'a B,
     /// [`Adjustment`]s of all copies.
     pub adjustments: &'a B,
+    /// `[.., mask_words(vocab)]` u32: bit `i % 32` of word `i / 32` is set if token `i` is allowed.
+    pub masks: &'a B,
     /// Tokens of the vocabulary.
     pub vocab: u32,
     /// Copies to make.
@@ -78,7 +89,12 @@ impl<B: DeviceBuffer> Adjust<'_, B> {
             u64::from(self.count) + 1
         };
         check_words(OP, "logits", self.logits, rows, self.vocab.into())?;
-        check_rows(OP, "rows", self.rows, self.count, 4)
+        check_rows(OP, "rows", self.rows, self.count, 8)
+    }
+
+    /// Whole rows of masks.
+    pub fn mask_rows(&self) -> u32 {
+        super::rows::whole_rows(self.masks, mask_words(self.vocab))
     }
 
     /// Whole rows that the logits have room for.

@@ -31,7 +31,7 @@ mod values;
 
 use std::time::Instant;
 
-pub use adjust::{Adjust, AdjustedRow, Adjustment, HELD_BACK};
+pub use adjust::{Adjust, AdjustedRow, Adjustment, HELD_BACK, mask_words};
 pub use attention::Attention;
 pub use cache::{LatentCache, LatentCacheShape};
 pub use combine::Combine;

@@ -33,7 +33,7 @@ impl ExpertExchange for Alone {
     }
 }
 
-fn executor() -> Executor<GpuBackend> {
+pub(crate) fn executor() -> Executor<GpuBackend> {
     let config = DeviceConfig {
         adapter: None,
         memory_bytes: Some(1 << 30),
@@ -87,7 +87,7 @@ fn step(executor: &mut Executor<GpuBackend>, chunks: &[Chunk<'_>]) -> Vec<Sample
     run(executor, chunks.iter().map(chunk).collect())
 }
 
-fn run(executor: &mut Executor<GpuBackend>, chunks: Vec<SequenceChunk>) -> Vec<SampledToken> {
+pub(crate) fn run(executor: &mut Executor<GpuBackend>, chunks: Vec<SequenceChunk>) -> Vec<SampledToken> {
     let batch = StepBatch {
         fence: replica(1, &[(0, 6, "w1/0", &[])]).fence(),
         step: StepId(1),
@@ -167,29 +167,29 @@ fn a_sequence_has_the_same_bits_alone_in_a_batch_and_in_chunks() {
     }
 }
 
-/// A sequence whose penalties look at all its tokens, and those that it has.
-struct Penalised {
-    sequence: u64,
-    tokens: Vec<u32>,
-    prompt: usize,
-    done: usize,
+/// A sequence whose next token depends on all that it has.
+pub(crate) struct Growing {
+    pub(crate) sequence: u64,
+    pub(crate) sampling: SamplingParams,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) prompt: usize,
+    pub(crate) done: usize,
 }
 
-impl Penalised {
-    fn sampling() -> SamplingParams {
-        SamplingParams {
-            temperature: 0.9,
-            presence_penalty: 0.5,
-            frequency_penalty: 1.5,
-            repetition_penalty: 1.4,
-            seed: 8,
-            logprobs: Some(2),
-            ..SamplingParams::GREEDY
+impl Growing {
+    /// A sequence that has its prompt only.
+    pub(crate) fn new(sequence: u64, sampling: SamplingParams, prompt: Vec<u32>) -> Self {
+        Self {
+            sequence,
+            sampling,
+            prompt: prompt.len(),
+            tokens: prompt,
+            done: 0,
         }
     }
 
     /// The next rows of one role; opens under a new id if `reopens`, in the same blocks.
-    fn chunk(&mut self, rows: usize, opens: bool) -> SequenceChunk {
+    pub(crate) fn chunk(&mut self, rows: usize, opens: bool) -> SequenceChunk {
         let start = self.done;
         let (role, role_end) = match start < self.prompt {
             true => (RowRole::Given, self.prompt),
@@ -200,15 +200,8 @@ impl Penalised {
         self.done = role_end.min(start + rows);
         SequenceChunk {
             sequence: SequenceId(self.sequence),
-            open: opens.then(|| {
-                Opening::new(
-                    Origin::NOBODY,
-                    &Self::sampling(),
-                    &self.tokens,
-                    self.prompt,
-                    start,
-                )
-            }),
+            open: opens
+                .then(|| Opening::new(Origin::NOBODY, &self.sampling, &self.tokens, self.prompt, start)),
             first_position: start as u32,
             tokens: self.tokens[start..self.done].to_vec(),
             role,
@@ -220,17 +213,20 @@ impl Penalised {
 
 #[test]
 fn penalties_are_the_same_alone_in_a_batch_and_wherever_a_sequence_opens() {
+    let sampling = SamplingParams {
+        temperature: 0.9,
+        presence_penalty: 0.5,
+        frequency_penalty: 1.5,
+        repetition_penalty: 1.4,
+        seed: 8,
+        logprobs: Some(2),
+        ..SamplingParams::GREEDY
+    };
     let mut executor = executor();
     let new = |sequence: u64| {
         let length = 6 + 3 * sequence as u32;
         let tokens = (0..length).map(|i| 400 + 31 * sequence as u32 + 11 * (i % 7));
-        let tokens: Vec<u32> = tokens.collect();
-        Penalised {
-            sequence,
-            prompt: tokens.len(),
-            tokens,
-            done: 0,
-        }
+        Growing::new(sequence, sampling.clone(), tokens.collect())
     };
     let mut alone = Vec::new();
     for sequence in 0..4 {
@@ -244,7 +240,7 @@ fn penalties_are_the_same_alone_in_a_batch_and_wherever_a_sequence_opens() {
         }
         alone.push(found);
     }
-    let mut all: Vec<Penalised> = (0..4).map(new).collect();
+    let mut all: Vec<Growing> = (0..4).map(new).collect();
     for generated in 0..8 {
         let chunks = all.iter_mut().map(|one| one.chunk(64, generated == 0)).collect();
         for ((one, sampled), alone) in all.iter_mut().zip(run(&mut executor, chunks)).zip(&alone) {

@@ -6,17 +6,17 @@ use tramontane_proto::Ended;
 use crate::cluster::{Cluster, replica};
 
 /// "Tell me the capital of Vietnam.", as recorded.
-const PROMPT: [u32; 13] = [
+pub(crate) const PROMPT: [u32; 13] = [
     1, 1084, 1522, 1639, 1278, 2735, 3235, 1307, 1581, 3293, 1110, 1325, 1046,
 ];
 const EOS: u32 = 2;
 
-fn ids(tokens: &[SampledToken]) -> Vec<u32> {
+pub(crate) fn ids(tokens: &[SampledToken]) -> Vec<u32> {
     tokens.iter().map(|token| token.token).collect()
 }
 
 /// Two stages on two workers, prompts in chunks of 5: what the sampler needs goes over the wire.
-async fn two_stages() -> Cluster {
+pub(crate) async fn two_stages() -> Cluster {
     let mut cluster = Cluster::start(&[("w1", 1), ("w2", 1)], 5).await;
     let stages = [
         (0, 3, "w1/0", [(16, "w1/0")].as_slice()),

@@ -4,6 +4,7 @@
 mod batch;
 mod choosing;
 mod cluster;
+mod constrained;
 mod golden;
 mod ops;
 mod prefix_cache;

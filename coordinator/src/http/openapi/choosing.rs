@@ -53,6 +53,36 @@ pub(super) const CHOOSING: &[Field] = &[
         "Tokens that end the answer.",
     ),
     field(
+        "response_format",
+        Kind::Named("ResponseFormat"),
+        None,
+        "What the text is: anything, a JSON object, or JSON of a schema.",
+    ),
+    field(
+        "guided_json",
+        Kind::Named("Schema"),
+        None,
+        "As a response_format of a schema.",
+    ),
+    field(
+        "guided_regex",
+        Kind::Text,
+        None,
+        "A regular expression that matches the whole text.",
+    ),
+    field(
+        "guided_choice",
+        Kind::Named("GuidedChoice"),
+        None,
+        "The texts that the answer is one of.",
+    ),
+    field(
+        "structured_outputs",
+        Kind::Named("StructuredOutputs"),
+        None,
+        "As the guided_ fields.",
+    ),
+    field(
         "priority",
         Kind::Integer(-100, Some(100)),
         Some("0"),

@@ -8,6 +8,7 @@ use tramontane_model::sampling::MAX_LOGIT_BIASES;
 
 use super::super::choices::MAX_N;
 use super::super::prompt::MAX_PROMPTS;
+use crate::text::constraint::MAX_CHOICES;
 
 /// A field of a request.
 pub(in crate::http) struct Field {
@@ -143,9 +144,9 @@ pub(in crate::http) const CHAT: &[Field] = &[
     ),
     field(
         "tool_choice",
-        Kind::Words(&["auto", "none"]),
+        Kind::Named("ToolChoice"),
         Some("\"auto\""),
-        "Whether the model may call tools.",
+        "Whether the model may call tools, or must.",
     ),
     field(
         "parallel_tool_calls",
@@ -312,6 +313,50 @@ pub(super) fn named() -> Value {
             "propertyNames": {"pattern": "^[0-9]+$"},
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
         },
+        "Schema": {"type": ["object", "string"], "description": "A JSON schema, or the text of one."},
+        "GuidedChoice": {"type": "array", "minItems": 1, "maxItems": MAX_CHOICES, "items": {"type": "string"}},
+        "ResponseFormat": {
+            "type": "object",
+            "required": ["type"],
+            "properties": {
+                "type": {"enum": ["text", "json_object", "json_schema"]},
+                "json_schema": {
+                    "type": ["object", "null"],
+                    "required": ["schema"],
+                    "properties": {
+                        "name": {"type": ["string", "null"]},
+                        "description": {"type": ["string", "null"]},
+                        "schema": {"type": "object"},
+                        "strict": {"type": ["boolean", "null"]},
+                    },
+                },
+            },
+        },
+        "StructuredOutputs": {
+            "type": "object",
+            "additionalProperties": false,
+            "properties": {
+                "json": {"anyOf": [{"$ref": "#/components/schemas/Schema"}, {"type": "null"}]},
+                "json_object": {"type": ["boolean", "null"]},
+                "regex": {"type": ["string", "null"]},
+                "choice": {"anyOf": [{"$ref": "#/components/schemas/GuidedChoice"}, {"type": "null"}]},
+            },
+        },
+        "ToolChoice": {"anyOf": [
+            {"enum": ["auto", "none", "required", "any"]},
+            {
+                "type": "object",
+                "required": ["type", "function"],
+                "properties": {
+                    "type": {"const": "function"},
+                    "function": {
+                        "type": "object",
+                        "required": ["name"],
+                        "properties": {"name": {"type": "string"}},
+                    },
+                },
+            },
+        ]},
         "Metadata": {
             "type": "object",
             "maxProperties": 16,
@@ -357,6 +402,7 @@ pub(super) fn named() -> Value {
                         "name": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
                         "description": {"type": ["string", "null"]},
                         "parameters": {"type": ["object", "null"]},
+                        "strict": {"type": ["boolean", "null"], "default": false},
                     },
                 },
             },

@@ -238,11 +238,6 @@ fn shared_cases(limit: &str) -> Vec<Case> {
             "is not supported yet, leave it out",
         ),
         unsupported(
-            json!({"response_format": {"type": "json_object"}}),
-            "response_format",
-            "is not supported yet other than {\"type\": \"text\"}",
-        ),
-        unsupported(
             json!({"best_of": 3}),
             "best_of",
             "is not supported yet other than 1",
@@ -487,16 +482,6 @@ async fn chats_name_the_field() {
             "tools[0].function.name: \"no good\" is not a function name: use 1 to 64 of a-z, A-Z, 0-9, '_' and '-'",
         ),
         case(json!({"tools": [{"type": "function"}]}), "tools[0]", "tools[0]: missing field `function`"),
-        unsupported(
-            json!({"tool_choice": "required"}),
-            "tool_choice",
-            "\"required\" is not supported yet, use \"auto\" or \"none\"",
-        ),
-        unsupported(
-            json!({"tool_choice": {"type": "function", "function": {"name": "f"}}}),
-            "tool_choice",
-            "{\"type\":\"function\",\"function\":{\"name\":\"f\"}} is not supported yet, use \"auto\" or \"none\"",
-        ),
         case(
             json!({"top_logprobs": 3}),
             "top_logprobs",

@@ -176,10 +176,4 @@ async fn calls_come_whole() {
         Some(2)
     );
     assert_eq!(reply["choices"][1]["finish_reason"], "tool_calls");
-
-    let required = world
-        .mistral(json!({"messages": question(), "tools": tools, "tool_choice": "any"}))
-        .await;
-    assert_eq!(required.status, StatusCode::BAD_REQUEST);
-    assert_eq!(required.json()["error"]["param"], "tool_choice");
 }

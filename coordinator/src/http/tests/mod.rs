@@ -12,6 +12,7 @@ mod openapi;
 mod reasoning;
 mod routes;
 mod shutdown;
+mod structured;
 mod tokens;
 
 use std::path::Path;

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::text::bounded;
+use tramontane_model::bounded;
 
 /// Most messages in a request.
 pub const MAX_MESSAGES: usize = 16_384;
@@ -158,6 +158,9 @@ pub struct FunctionDefinition {
     /// JSON schema of its arguments, an object; `{}` if absent or null.
     #[serde(default)]
     pub parameters: Option<Box<RawValue>>,
+    /// Whether calls are held to the schema whenever the model makes some; false if absent.
+    #[serde(default)]
+    pub strict: Option<bool>,
 }
 
 impl<'de> Deserialize<'de> for Content {

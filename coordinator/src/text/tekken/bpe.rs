@@ -18,28 +18,23 @@ pub(super) struct Ranks {
 }
 
 impl Ranks {
-    pub(super) fn with_capacity(tokens: usize) -> Self {
+    /// Gives the tokens their ranks, in order.
+    pub(super) fn new(tokens: Vec<Arc<[u8]>>) -> Self {
+        let by_bytes = tokens.iter().cloned().zip(0..).collect();
+        let longest = tokens.iter().map(|token| token.len()).max().unwrap_or(0);
         Self {
-            tokens: Vec::with_capacity(tokens),
-            by_bytes: HashMap::with_capacity(tokens),
-            longest: 0,
+            tokens,
+            by_bytes,
+            longest,
         }
-    }
-
-    /// Gives `bytes` the next rank; the rank of the earlier token if these bytes have one already.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), u32> {
-        let token: Arc<[u8]> = bytes.into();
-        let rank = self.tokens.len() as u32;
-        if let Some(earlier) = self.by_bytes.insert(Arc::clone(&token), rank) {
-            return Err(earlier);
-        }
-        self.longest = self.longest.max(bytes.len());
-        self.tokens.push(token);
-        Ok(())
     }
 
     pub(super) fn len(&self) -> usize {
         self.tokens.len()
+    }
+
+    pub(super) fn tokens(&self) -> &[Arc<[u8]>] {
+        &self.tokens
     }
 
     pub(super) fn bytes_of(&self, rank: usize) -> Option<&[u8]> {
@@ -157,14 +152,9 @@ mod tests {
     use super::*;
 
     fn ranks(merges: &[&str]) -> Ranks {
-        let mut ranks = Ranks::with_capacity(256 + merges.len());
-        for byte in 0..=255u8 {
-            ranks.push(&[byte]).unwrap();
-        }
-        for merge in merges {
-            ranks.push(merge.as_bytes()).unwrap();
-        }
-        ranks
+        let bytes = (0..=255u8).map(|byte| Arc::from([byte].as_slice()));
+        let merges = merges.iter().map(|merge| Arc::from(merge.as_bytes()));
+        Ranks::new(bytes.chain(merges).collect())
     }
 
     fn encode(ranks: &Ranks, piece: &str) -> Vec<u32> {
@@ -205,12 +195,6 @@ mod tests {
         let ranks = ranks(&["abc"]);
         assert_eq!(encode(&ranks, "abc"), [256]);
         assert_eq!(encode(&ranks, "abcabc").len(), 6);
-    }
-
-    #[test]
-    fn a_token_of_the_same_bytes_is_refused() {
-        let mut ranks = ranks(&["ab"]);
-        assert_eq!(ranks.push(b"ab"), Err(256));
     }
 
     #[test]

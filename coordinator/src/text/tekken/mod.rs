@@ -8,14 +8,14 @@
 
 mod bpe;
 mod error;
-mod file;
 mod split;
 mod stream;
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
+
+use tramontane_model::grammar::Words;
+use tramontane_model::tekken::Vocabulary;
 
 pub use error::{EncodeError, TokenizerError, TokenizerFault, UnknownToken};
 pub use stream::{SpecialText, StreamDecoder};
@@ -26,8 +26,8 @@ use split::Splitter;
 /// Longest text encoded at once, in bytes: 14 for each token of the longest context.
 pub const MAX_TEXT_BYTES: usize = 4 << 20;
 
-/// Largest `tekken.json` read, in bytes; Mistral's own is under 20 MB.
-pub const MAX_FILE_BYTES: u64 = 64 << 20;
+// Places in a text are kept in 32 bits.
+const _: () = assert!(MAX_TEXT_BYTES < u32::MAX as usize);
 
 /// A loaded `tekken.json`: text to token ids and back.
 pub struct Tokenizer {
@@ -63,21 +63,53 @@ pub(super) struct Think {
     pub(super) end: u32,
 }
 
+impl Markers {
+    fn find(vocabulary: &Vocabulary) -> Result<Self, TokenizerFault> {
+        let id = |name| {
+            vocabulary
+                .special_id(name)
+                .ok_or(TokenizerFault::MissingSpecial { name })
+        };
+        let think = vocabulary.special_id("[THINK]");
+        Ok(Self {
+            bos: id("<s>")?,
+            eos: id("</s>")?,
+            begin_inst: id("[INST]")?,
+            end_inst: id("[/INST]")?,
+            begin_tools: id("[AVAILABLE_TOOLS]")?,
+            end_tools: id("[/AVAILABLE_TOOLS]")?,
+            begin_tool_results: id("[TOOL_RESULTS]")?,
+            end_tool_results: id("[/TOOL_RESULTS]")?,
+            tool_calls: id("[TOOL_CALLS]")?,
+            args: id("[ARGS]")?,
+            begin_system: id("[SYSTEM_PROMPT]")?,
+            end_system: id("[/SYSTEM_PROMPT]")?,
+            think: think
+                .zip(vocabulary.special_id("[/THINK]"))
+                .map(|(begin, end)| Think { begin, end }),
+        })
+    }
+}
+
 impl Tokenizer {
     /// Loads `tekken.json` from `path` for a model of `vocab_size` token ids (`vocab_size` of params.json).
     pub fn load(path: &Path, vocab_size: usize) -> Result<Self, TokenizerError> {
-        let fail = |fault| TokenizerError::new(path, fault);
-        let mut file = File::open(path).map_err(|e| fail(TokenizerFault::Read(e)))?;
-        let mut bytes = Vec::new();
-        // One byte more than allowed tells a file that is too long from one that just fits.
-        let read = (&mut file).take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes);
-        read.map_err(|e| fail(TokenizerFault::Read(e)))?;
-        Self::from_bytes(path, &bytes, vocab_size)
+        Self::new(path, Vocabulary::load(path, vocab_size)?)
     }
 
     /// As [`Tokenizer::load`], from the file's contents; `path` only names it in errors.
     pub fn from_bytes(path: &Path, bytes: &[u8], vocab_size: usize) -> Result<Self, TokenizerError> {
-        file::parse(bytes, vocab_size).map_err(|fault| TokenizerError::new(path, fault))
+        Self::new(path, Vocabulary::from_bytes(path, bytes, vocab_size)?)
+    }
+
+    fn new(path: &Path, vocabulary: Vocabulary) -> Result<Self, TokenizerError> {
+        let fail = |fault| TokenizerError::new(path, fault);
+        Ok(Self {
+            splitter: Splitter::new(&vocabulary.pattern).map_err(fail)?,
+            markers: Markers::find(&vocabulary).map_err(fail)?,
+            ranks: Ranks::new(vocabulary.tokens),
+            special: vocabulary.special,
+        })
     }
 
     /// How many ids there are: special tokens, then text tokens.
@@ -130,6 +162,20 @@ impl Tokenizer {
             let last = ids.iter().rev().find(|&&id| id == think.begin || id == think.end);
             last == Some(&think.begin)
         })
+    }
+
+    /// Whether these ids show reasoning: the model may then begin with some of its own.
+    pub fn shows_reasoning(&self, ids: &[u32]) -> bool {
+        self.markers.think.is_some_and(|think| ids.contains(&think.begin))
+    }
+
+    /// What ids stand for, as grammars see it.
+    pub fn words(&self) -> Words<'_, Arc<[u8]>> {
+        Words {
+            special: self.special.len(),
+            tokens: self.ranks.tokens(),
+            end: self.markers.eos,
+        }
     }
 
     /// Appends the token ids of `text` to `ids`.

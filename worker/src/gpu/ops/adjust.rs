@@ -13,6 +13,7 @@ pub(in crate::gpu) struct Params {
     vocab: u32,
     logit_rows: u32,
     adjustments: u32,
+    mask_rows: u32,
 }
 
 pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Adjust<'_, GpuBuffer>) -> Result<(), OpError> {
@@ -21,7 +22,8 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Adjust<'_, GpuBuffer
         vocab: op.vocab,
         logit_rows: op.logit_rows(),
         adjustments: units(op.adjustments.bytes(), 16),
+        mask_rows: op.mask_rows(),
     };
-    let buffers = [op.rows, op.adjustments, op.logits];
+    let buffers = [op.rows, op.adjustments, op.masks, op.logits];
     backend.dispatch(Kernel::Adjust, &buffers, &params, [op.count, 1, 1])
 }

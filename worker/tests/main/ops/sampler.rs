@@ -1,7 +1,8 @@
 //! The sampler and the adjustment of logits against their twins: greedy, drawn, every threshold, copies, ties.
 
 use tramontane_worker::ops::{
-    Adjust, AdjustedRow, Adjustment, Backend, HELD_BACK, Sample, SampleParams, SampleResult,
+    Adjust, AdjustedRow, Adjustment, Backend, HELD_BACK, NO_ROW, Sample, SampleParams, SampleResult,
+    mask_words,
 };
 use tramontane_worker::reference::CpuBackend;
 
@@ -203,6 +204,7 @@ fn a_copy_decides_on_the_token_and_on_nothing_else() {
 struct Adjusting {
     logits: Vec<Vec<f32>>,
     lists: Vec<Vec<Adjustment>>,
+    masks: Vec<Option<Vec<u32>>>,
 }
 
 impl Adjusting {
@@ -227,9 +229,27 @@ impl Adjusting {
             });
             entries.collect()
         });
+        // Of two rows without a list one has a mask; some masks allow nothing, one only the last token.
+        let words = mask_words(vocab as u32) as usize;
+        let masks = (0..logits.len()).map(|row| match row {
+            0 | 4 => None,
+            1 => Some(vec![0; words]),
+            2 => {
+                let mut mask = vec![0; words];
+                mask[words - 1] = 1 << ((vocab - 1) % 32);
+                Some(mask)
+            }
+            _ => Some(
+                (0..words)
+                    .map(|_| numbers.bits() ^ (numbers.bits() << 11))
+                    .collect(),
+            ),
+        });
+        let masks = masks.collect();
         Self {
             logits,
             lists: lists.to_vec(),
+            masks,
         }
     }
 }
@@ -241,6 +261,7 @@ impl Case for Adjusting {
 
     fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], split: bool) -> Vec<Vec<u32>> {
         let (vocab, count) = (self.logits[0].len(), order.len() as u32);
+        let mask_width = mask_words(vocab as u32) as usize;
         // The copies come after the rows, the last row's first.
         let room = vec![0.5_f32; vocab];
         let plain = order.iter().map(|&row| &self.logits[row]);
@@ -256,16 +277,27 @@ impl Case for Adjusting {
         };
         for call in calls {
             let mut list = vec![Adjustment::none(0)];
+            // A row of masks that nobody has comes first.
+            let mut masks = vec![0xaaaa_aaaa_u32; mask_width];
             let rows: Vec<AdjustedRow> = (call.iter())
                 .map(|&from| {
                     let own = &self.lists[order[from as usize]];
                     let first = list.len() as u32;
                     list.extend(own);
+                    let mask = match &self.masks[order[from as usize]] {
+                        None => NO_ROW,
+                        Some(mask) => {
+                            masks.extend(mask);
+                            (masks.len() / mask_width - 1) as u32
+                        }
+                    };
                     AdjustedRow {
                         from,
                         to: 2 * count - 1 - from,
                         first,
                         count: own.len() as u32,
+                        mask,
+                        reserved: [0; 3],
                     }
                 })
                 .collect();
@@ -273,6 +305,7 @@ impl Case for Adjusting {
                 logits: &logits,
                 rows: &rig.words(&rows),
                 adjustments: &rig.words(&list),
+                masks: &rig.words(&masks),
                 vocab: vocab as u32,
                 count: rows.len() as u32,
             };
@@ -297,6 +330,36 @@ fn adjust_as_the_twin_does() {
 }
 
 #[test]
+fn a_masked_token_is_held_back_whatever_its_list_says() {
+    let mut device = device();
+    let rig = &mut Rig(&mut *device);
+    let logits = rig.words(&[1.0_f32, -2.0, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0]);
+    let row = AdjustedRow {
+        from: 0,
+        to: 1,
+        first: 0,
+        count: 2,
+        mask: 1,
+        reserved: [0; 3],
+    };
+    let lifted = |token| Adjustment {
+        bias: 100.0,
+        ..Adjustment::none(token)
+    };
+    let op = Adjust {
+        logits: &logits,
+        rows: &rig.words(&[row]),
+        adjustments: &rig.words(&[lifted(1), lifted(2)]),
+        masks: &rig.words(&[0b1111_u32, 0b1010]),
+        vocab: 4,
+        count: 1,
+    };
+    rig.0.adjust(&op).expect("valid");
+    let found: Vec<f32> = rig.read(&logits).into_iter().map(f32::from_bits).collect();
+    assert_eq!(found[4..], [HELD_BACK, 98.0, HELD_BACK, 4.0]);
+}
+
+#[test]
 fn what_names_no_token_or_row_is_bounded() {
     let mut device = device();
     let rig = &mut Rig(&mut *device);
@@ -306,6 +369,8 @@ fn what_names_no_token_or_row_is_bounded() {
         to: u32::MAX,
         first: 0,
         count: u32::MAX,
+        mask: NO_ROW,
+        reserved: [0; 3],
     };
     let entry = |token| Adjustment {
         bias: 1.0,
@@ -315,6 +380,7 @@ fn what_names_no_token_or_row_is_bounded() {
         logits: &logits,
         rows: &rig.words(&[row]),
         adjustments: &rig.words(&[entry(2), entry(4), entry(u32::MAX)]),
+        masks: &rig.words(&[0_u32]),
         vocab: 4,
         count: 1,
     };

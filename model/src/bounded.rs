@@ -8,7 +8,7 @@ use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 /// Reads a sequence of at most `LIMIT` elements; for `#[serde(deserialize_with)]`.
 ///
 /// Memory grows with what was read, never with a length the sender claims.
-pub(crate) fn sequence<'de, D, T, const LIMIT: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+pub fn sequence<'de, D, T, const LIMIT: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
@@ -17,7 +17,7 @@ where
 }
 
 /// As [`sequence`], and `null` reads as no elements: clients send both for "none".
-pub(crate) fn optional_sequence<'de, D, T, const LIMIT: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+pub fn optional_sequence<'de, D, T, const LIMIT: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
@@ -26,7 +26,7 @@ where
 }
 
 /// Reads the elements of `access`, refusing the one after `limit`.
-pub(super) fn read_elements<'de, A, T>(mut access: A, limit: usize) -> Result<Vec<T>, A::Error>
+pub fn read_elements<'de, A, T>(mut access: A, limit: usize) -> Result<Vec<T>, A::Error>
 where
     A: SeqAccess<'de>,
     T: Deserialize<'de>,
