@@ -160,9 +160,9 @@ fn chats() -> Vec<Case> {
         chat("tools", json!("none"), "tools", "expected"),
         chat(
             "tool_choice",
-            json!("required"),
+            json!("must"),
             "tool_choice",
-            "\"auto\" or \"none\"",
+            "use \"auto\", \"none\", \"required\"",
         ),
     ]
 }

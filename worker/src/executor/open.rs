@@ -397,7 +397,8 @@ mod tests {
             masked(8),
         ];
         let groups = copies(&changes, 32, 8);
-        let rows: Vec<Vec<(u32, u32, u32, u32, u32)>> = groups
+        type Row = (u32, u32, u32, u32, u32);
+        let rows: Vec<Vec<Row>> = groups
             .iter()
             .map(|group| {
                 assert!(group.adjustments.len() <= 8);

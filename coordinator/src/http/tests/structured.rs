@@ -186,7 +186,7 @@ async fn forced_calls_are_calls_of_the_tools_and_nothing_else() {
     check(
         chat(one).await.as_ref(),
         &[add.clone(), all.clone()],
-        &[&bad[..], &[two.clone()]].concat(),
+        &[&bad[..], std::slice::from_ref(&two)].concat(),
     );
     let named = json!({"type": "function", "function": {"name": "add"}});
     let named = chat(json!({"tools": tools(), "tool_choice": named})).await;
