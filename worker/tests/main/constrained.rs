@@ -81,7 +81,7 @@ async fn answers_are_what_they_are_held_to() {
     let plain = cluster.generate(&PROMPT, &[], greedy(), 1).await.0;
     // The model's own end comes before the grammar's, a bias brings nothing back, and min_tokens gives way at the end.
     let sampling = SamplingParams {
-        logit_bias: vec![(EOS, 100.0), (plain[0].token, 100.0)],
+        logit_bias: vec![(EOS, 100.0), (4321, 100.0)],
         min_tokens: 40,
         held_back: vec![EOS],
         ..SamplingParams {
