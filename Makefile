@@ -6,7 +6,7 @@ TEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo "nextest run"
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TRAMONTANE := $(TARGET)/release/tramontane
 
-.PHONY: build test lint proto vulkan cargo demo bench
+.PHONY: build test lint proto vulkan cargo demo bench bench-serving
 
 build: cargo
 	$(CARGO) build --release --locked -p tramontane
@@ -28,6 +28,10 @@ demo: vulkan build
 # One worker against two stages, in one run.
 bench: vulkan build
 	@TRAMONTANE=$(TRAMONTANE) deploy/bench-stages.sh
+
+# Running streams beside long prompts, and prompts that begin alike, with and without the prefix cache.
+bench-serving: vulkan build
+	@TRAMONTANE=$(TRAMONTANE) deploy/bench-serving.sh
 
 # Writes proto/src/generated.rs anew from proto/cluster/v1/*.proto.
 proto: cargo
