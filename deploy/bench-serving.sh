@@ -1,7 +1,8 @@
 #!/bin/sh
 # Two measurements of one worker on this machine, each in two rounds, its sides in turn:
 #
-#   the time between tokens of running streams, without and with prompts of 2000 tokens that arrive one after the other;
+#   the time between tokens of running streams, without and with prompts of 2000 tokens, one after the other as far as
+#   the streams' time goes;
 #   the time to first token of prompts that share their beginning, with and without the prefix cache.
 #
 # TRAMONTANE is the program, MODEL the checkpoint's directory.
