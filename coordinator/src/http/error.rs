@@ -3,7 +3,9 @@
 //! No error is turned into text anywhere else: a handler returns [`ApiError`] and nothing more.
 
 use axum::Json;
+use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -162,7 +164,7 @@ pub(super) struct ErrorBody<'a> {
     error: ErrorObject<'a>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 struct ErrorObject<'a> {
     message: &'a str,
     r#type: &'static str,
@@ -170,16 +172,61 @@ struct ErrorObject<'a> {
     code: Option<&'static str>,
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
+/// `{"object": "error", "message": ...}`, with what OpenAI's clients read beside it.
+#[derive(Debug, Serialize)]
+struct MistralErrorBody<'a> {
+    object: &'static str,
+    #[serde(flatten)]
+    own: ErrorObject<'a>,
+    error: ErrorObject<'a>,
+}
+
+impl ApiError {
+    fn respond(&self, body: impl Serialize) -> Response {
         let (status, ..) = self.kind.row();
-        let mut response = (status, Json(self.body())).into_response();
+        let mut response = (status, Json(body)).into_response();
         response.extensions_mut().insert(ErrorName(self.kind.name()));
         if self.kind.may_be_retried() {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         response
     }
+
+    /// The response for Mistral's clients.
+    fn mistral_response(&self) -> Response {
+        let ErrorBody { error } = self.body();
+        self.respond(MistralErrorBody {
+            object: "error",
+            own: error.clone(),
+            error,
+        })
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.respond(self.body());
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// Shows the errors of Mistral's routes as its clients read them.
+pub(super) async fn in_dialect(request: Request, next: Next) -> Response {
+    let of_mistral = request.uri().path().starts_with("/mistral/");
+    let mut response = next.run(request).await;
+    let Some(error) = response
+        .extensions_mut()
+        .remove::<ApiError>()
+        .filter(|_| of_mistral)
+    else {
+        return response;
+    };
+    let mut own = error.mistral_response();
+    if let Some(allowed) = response.headers_mut().remove(header::ALLOW) {
+        own.headers_mut().insert(header::ALLOW, allowed);
+    }
+    own
 }
 
 impl From<GatewayError> for ApiError {

@@ -117,7 +117,7 @@ pub(super) fn parse<T: DeserializeOwned>(field: &str, value: &RawValue) -> Resul
             element if element.starts_with('[') => format!("{field}{element}"),
             member => format!("{field}.{member}"),
         };
-        ApiError::invalid(field, without_place(&error.inner().to_string()))
+        ApiError::invalid(brief(&field), without_place(&error.inner().to_string()))
     })
 }
 
@@ -139,9 +139,21 @@ fn body_problem(error: &serde_json::Error) -> String {
     }
 }
 
-/// Without the line and column that serde_json appends: they count from the field's start, not the body's.
-pub(super) fn without_place(message: &str) -> &str {
-    message.rfind(" at line ").map_or(message, |end| &message[..end])
+/// Without the line and column that serde_json appends: they count from the field's start, not the body's. Brief: it may
+/// repeat what the client sent.
+pub(super) fn without_place(message: &str) -> String {
+    brief(message.rfind(" at line ").map_or(message, |end| &message[..end]))
+}
+
+/// A text of ours, without the middle of what a client sent where that is long.
+fn brief(text: &str) -> String {
+    const END: usize = 200;
+    let characters = text.chars().count();
+    if characters <= 2 * END {
+        return text.to_owned();
+    }
+    let (start, end) = (text.chars().take(END), text.chars().skip(characters - END));
+    start.chain(std::iter::once('…')).chain(end).collect()
 }
 
 /// How deep arrays and objects nest in a valid JSON text.
@@ -279,6 +291,16 @@ mod tests {
         assert_eq!(fields.take::<String>("none").unwrap(), None);
         assert_eq!(fields.take::<String>("absent").unwrap(), None);
         assert_eq!(fields.rest().count(), 0);
+    }
+
+    #[test]
+    fn errors_are_brief() {
+        let body = format!("{{\"a\": {:?}}}", "x".repeat(1 << 20));
+        let mut fields = Fields::read(body.as_bytes()).unwrap();
+        let message = fields.take::<bool>("a").unwrap_err().message;
+        assert!(message.starts_with("a: invalid type: string \"xxx"), "{message}");
+        assert!(message.ends_with("xxx\", expected a boolean"), "{message}");
+        assert_eq!(message.chars().count(), "a: ".len() + 401);
     }
 
     #[test]

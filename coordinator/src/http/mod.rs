@@ -13,6 +13,7 @@ mod choices;
 mod cluster;
 mod collected;
 mod completions;
+mod connection;
 mod error;
 mod fields;
 mod grammars;
@@ -47,7 +48,6 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::Request;
-use axum::http::Uri;
 use axum::middleware::from_fn;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
@@ -259,6 +259,7 @@ pub fn router(api: Api) -> App {
         .into_router()
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn(error::in_dialect))
         .layer(from_fn(observe::observe))
         .with_state(Arc::new(api));
     App { router, gateway }
@@ -271,8 +272,9 @@ pub fn describe_metrics() {
     metrics::describe();
 }
 
-async fn unknown_route(uri: Uri) -> ApiError {
-    let message = format!("there is no route {}", fields::shown(uri.path()));
+async fn unknown_route(request: Request) -> ApiError {
+    let message = format!("there is no route {}", fields::shown(request.uri().path()));
+    body::discard(request).await;
     ApiError::new(ErrorKind::UnknownRoute, message)
 }
 
@@ -283,5 +285,6 @@ async fn wrong_method(request: Request) -> ApiError {
         fields::shown(path),
         fields::shown(method.as_str())
     );
+    body::discard(request).await;
     ApiError::new(ErrorKind::Method, message)
 }

@@ -14,7 +14,7 @@ use super::error::ApiError;
 use super::fields::{Fields, shown};
 
 /// Most `stop_token_ids`: with the end token as many as a replica takes.
-const MAX_STOP_TOKEN_IDS: usize = MAX_HELD_BACK - 1;
+pub(super) const MAX_STOP_TOKEN_IDS: usize = MAX_HELD_BACK - 1;
 
 /// How tokens are chosen.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,29 +1,31 @@
 //! Connections: HTTP/1 and HTTP/2 on a listener, each bounded in time and size.
 //!
-//! The listener is made elsewhere, by the one constructor of listeners. A connection that sends nothing, or sends its
-//! head byte by byte, is closed after a deadline.
+//! The listener is made elsewhere, by the one constructor of listeners. A connection that sends nothing, sends its head
+//! byte by byte, takes nothing of its answer or has no request in flight is closed after a deadline.
 //!
 //! At shutdown the gateway is drained first: readiness drops and new requests are refused, on connections that are still
 //! accepted, while requests in flight get a grace. What then still runs ends with a typed error, and its connections
 //! have a moment to send it.
 
-use std::io;
-use std::pin::Pin;
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Semaphore;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tower::{ServiceExt, service_fn};
 use tramontane_proto::net::Listener;
 
 use super::App;
+use super::connection::{Guarded, InFlight};
 
 /// Largest head of a request, in bytes.
 const MAX_HEAD_BYTES: usize = 64 << 10;
@@ -31,8 +33,6 @@ const MAX_HEAD_BYTES: usize = 64 << 10;
 const MAX_HEADERS: usize = 100;
 /// Most concurrent requests of one HTTP/2 connection.
 const MAX_STREAMS: u32 = 256;
-/// Bytes that tell HTTP/1 from HTTP/2.
-const PREFACE_BYTES: usize = 24;
 /// How often an HTTP/2 connection is probed, and how long the answer may take.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
@@ -44,8 +44,12 @@ const FLUSH: Duration = Duration::from_secs(2);
 pub struct ServeOptions {
     /// Most connections at once; more wait to be accepted.
     pub max_connections: usize,
-    /// Longest wait for a request's head.
+    /// Longest wait for a request's head; on a connection of HTTP/1 from the moment the last answer was sent.
     pub head_timeout: Duration,
+    /// How long a connection may be without any request in flight.
+    pub idle_timeout: Duration,
+    /// How long bytes of an answer may wait until the client takes any.
+    pub write_timeout: Duration,
     /// How long requests in flight may go on after shutdown began.
     pub shutdown_grace: Duration,
 }
@@ -55,6 +59,8 @@ impl Default for ServeOptions {
         Self {
             max_connections: 4096,
             head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(120),
+            write_timeout: Duration::from_secs(120),
             shutdown_grace: Duration::from_secs(10),
         }
     }
@@ -80,14 +86,24 @@ pub async fn serve(mut listener: Listener, app: App, options: ServeOptions, shut
                 None => break,
             },
         };
-        let io = TokioIo::new(PrefaceDeadline::new(connection, options.head_timeout));
-        let service = TowerToHyperService::new(app.router.clone());
+        let guarded = Guarded::new(connection, options.head_timeout, options.write_timeout);
+        let in_flight = InFlight::new();
+        let (router, counted) = (app.router.clone(), in_flight.clone());
+        let service = TowerToHyperService::new(service_fn(move |request: Request<_>| {
+            let (router, request) = (router.clone(), request.map(Body::new));
+            let guard = counted.enter();
+            async move { Ok::<_, Infallible>(guard.until_sent(router.oneshot(request).await?)) }
+        }));
         let builder = Arc::clone(&builder);
         let watcher = graceful.watcher();
+        let idle_timeout = options.idle_timeout;
         tokio::spawn(async move {
-            let served = builder.serve_connection(io, service);
-            if let Err(error) = watcher.watch(served.into_owned()).await {
-                tracing::debug!(error, "connection closed");
+            let served = builder.serve_connection(TokioIo::new(guarded), service);
+            tokio::select! {
+                served = watcher.watch(served.into_owned()) => if let Err(error) = served {
+                    tracing::debug!(error, "connection closed");
+                },
+                () = in_flight.idle_for(idle_timeout) => tracing::debug!("idle connection closed"),
             }
             drop(permit);
         });
@@ -124,64 +140,4 @@ fn builder(head_timeout: Duration) -> Builder<TokioExecutor> {
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD_BYTES as u32);
     builder
-}
-
-/// A connection whose first bytes must come in time: nothing else watches over it before its protocol is known.
-struct PrefaceDeadline<T> {
-    inner: T,
-    left: usize,
-    deadline: Pin<Box<Sleep>>,
-}
-
-impl<T> PrefaceDeadline<T> {
-    fn new(inner: T, within: Duration) -> Self {
-        Self {
-            inner,
-            left: PREFACE_BYTES,
-            deadline: Box::pin(sleep(within)),
-        }
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for PrefaceDeadline<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.left > 0 && this.deadline.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
-        this.left = this.left.saturating_sub(buf.filled().len() - before);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for PrefaceDeadline<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
 }

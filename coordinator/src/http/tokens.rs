@@ -63,6 +63,10 @@ async fn tokenize(State(api): State<Arc<Api>>, request: Request) -> Result<Json<
     let special = fields.take::<bool>("add_special_tokens")?.unwrap_or(true);
     let with_names = fields.flag("return_token_strs")?;
     let text = match (prompt, fields.has("messages")) {
+        (Some(_), false) if fields.has("tools") => {
+            let problem = "is there beside a prompt, only messages have tools";
+            return Err(ApiError::invalid("tools", problem));
+        }
         (Some(prompt), false) => Text::Plain { prompt, special },
         (None, true) => Text::Chat(chat::conversation(&body, &mut fields)?),
         (Some(_), true) => {

@@ -48,7 +48,7 @@ pub(super) const CHOOSING: &[Field] = &[
     ),
     field(
         "stop_token_ids",
-        Kind::Named("TokenIds"),
+        Kind::Named("StopTokenIds"),
         None,
         "Tokens that end the answer.",
     ),

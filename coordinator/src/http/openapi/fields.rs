@@ -6,8 +6,10 @@
 use serde_json::{Value, json};
 use tramontane_model::sampling::MAX_LOGIT_BIASES;
 
+use super::super::ModelCard;
 use super::super::choices::MAX_N;
 use super::super::prompt::MAX_PROMPTS;
+use super::super::sampling::MAX_STOP_TOKEN_IDS;
 use crate::text::constraint::MAX_CHOICES;
 
 /// A field of a request.
@@ -30,6 +32,8 @@ pub(in crate::http) enum Kind {
     Seed,
     Boolean,
     Text,
+    /// The name of the served model.
+    Model,
     /// One of these.
     Words(&'static [&'static str]),
     /// A schema by name.
@@ -52,7 +56,7 @@ pub(super) const fn field(
 
 /// Fields of both chat and plain completions.
 pub(in crate::http) const SHARED: &[Field] = &[
-    field("model", Kind::Text, None, "Name of the served model; required."),
+    field("model", Kind::Model, None, "Name of the served model; required."),
     field(
         "max_tokens",
         Kind::Integer(1, None),
@@ -205,7 +209,7 @@ pub(in crate::http) const COMPLETION: &[Field] = &[
 
 /// Fields of `/tokenize`.
 pub(in crate::http) const TOKENIZE: &[Field] = &[
-    field("model", Kind::Text, None, "Name of the served model."),
+    field("model", Kind::Model, None, "Name of the served model."),
     field("prompt", Kind::Text, None, "A text; or else messages."),
     field(
         "messages",
@@ -235,7 +239,7 @@ pub(in crate::http) const TOKENIZE: &[Field] = &[
 
 /// Fields of `/detokenize`.
 pub(in crate::http) const DETOKENIZE: &[Field] = &[
-    field("model", Kind::Text, None, "Name of the served model."),
+    field("model", Kind::Model, None, "Name of the served model."),
     field("tokens", Kind::Named("TokenIds"), None, "Token ids; required."),
     field(
         "skip_special_tokens",
@@ -246,11 +250,11 @@ pub(in crate::http) const DETOKENIZE: &[Field] = &[
 ];
 
 impl Field {
-    /// The field's JSON schema in a server with this context.
-    pub(super) fn schema(&self, max_context: u32) -> Value {
+    /// The field's JSON schema in a server of this model.
+    pub(super) fn schema(&self, model: &ModelCard) -> Value {
         let mut schema = match self.kind {
             Kind::Integer(low, high) => {
-                json!({"type": ["integer", "null"], "minimum": low, "maximum": high.unwrap_or(max_context.into())})
+                json!({"type": ["integer", "null"], "minimum": low, "maximum": high.unwrap_or(model.max_context.into())})
             }
             Kind::Number(low, high, false) => {
                 json!({"type": ["number", "null"], "minimum": low, "maximum": high})
@@ -261,6 +265,7 @@ impl Field {
             Kind::Seed => json!({"type": ["integer", "null"], "minimum": i64::MIN, "maximum": u64::MAX}),
             Kind::Boolean => json!({"type": ["boolean", "null"]}),
             Kind::Text => json!({"type": ["string", "null"]}),
+            Kind::Model => json!({"enum": [model.name, null]}),
             Kind::Words(words) => {
                 let words = words.iter().map(|word| json!(word));
                 json!({"enum": words.chain([Value::Null]).collect::<Vec<_>>()})
@@ -281,9 +286,23 @@ impl Field {
     }
 }
 
-/// Schemas that fields name.
-pub(super) fn named() -> Value {
-    let ids = json!({"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1});
+/// Takes null from what a field takes: it is as good as absent, and the field is required.
+pub(super) fn without_null(schema: &mut Value) {
+    for keyword in ["enum", "type"] {
+        if let Some(all) = schema.get_mut(keyword).and_then(Value::as_array_mut) {
+            all.retain(|one| !one.is_null() && one != "null");
+        }
+    }
+    if let Some(all) = schema.get_mut("anyOf").and_then(Value::as_array_mut) {
+        all.retain(|one| one["type"] != "null");
+    }
+}
+
+/// Schemas that fields name, for a vocabulary of this size.
+pub(super) fn named(vocab_size: usize) -> Value {
+    let last = vocab_size.saturating_sub(1);
+    let ids =
+        json!({"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": last}, "minItems": 1});
     let text_part = json!({
         "type": "object",
         "required": ["type"],
@@ -364,6 +383,7 @@ pub(super) fn named() -> Value {
             "additionalProperties": {"type": ["string", "number", "boolean", "null"], "maxLength": 512},
         },
         "TokenIds": ids,
+        "StopTokenIds": {"type": "array", "maxItems": MAX_STOP_TOKEN_IDS, "items": ids["items"]},
         "Prompt": {"anyOf": [
             {"type": "string"},
             {"$ref": "#/components/schemas/TokenIds"},

@@ -23,7 +23,7 @@ pub(super) fn routes() -> Routes {
 }
 
 async fn show(State(api): State<Arc<Api>>) -> Json<Value> {
-    Json(document(&api.model))
+    Json(document(&api.model, api.tokenizer.vocab_size()))
 }
 
 /// A route: what it is for, what it takes and gives.
@@ -142,14 +142,14 @@ pub(super) const OPERATIONS: &[Operation] = &[
     ),
 ];
 
-/// The document of a server of this model.
-pub(super) fn document(model: &ModelCard) -> Value {
+/// The document of a server of this model, with so many tokens.
+pub(super) fn document(model: &ModelCard, vocab_size: usize) -> Value {
     let mut paths = Map::new();
     for operation in OPERATIONS {
         let path = paths.entry(operation.path).or_insert_with(|| json!({}));
-        path[operation.method.as_str().to_ascii_lowercase()] = operation.describe(model.max_context);
+        path[operation.method.as_str().to_ascii_lowercase()] = operation.describe(model);
     }
-    let mut schemas = fields::named();
+    let mut schemas = fields::named(vocab_size);
     if let (Some(all), Value::Object(replies)) = (schemas.as_object_mut(), replies::schemas()) {
         all.extend(replies);
     }
@@ -167,7 +167,7 @@ pub(super) fn document(model: &ModelCard) -> Value {
 }
 
 impl Operation {
-    fn describe(&self, max_context: u32) -> Value {
+    fn describe(&self, model: &ModelCard) -> Value {
         let named = |name: &str| json!({"schema": {"$ref": format!("#/components/schemas/{name}")}});
         let mut content = Map::new();
         match self.reply {
@@ -177,7 +177,9 @@ impl Operation {
         if let Some(name) = self.event {
             content.insert("text/event-stream".to_owned(), named(name));
         }
-        let error = json!({"application/json": named("Error")});
+        let of_mistral = self.path.starts_with("/mistral/");
+        let error = named(if of_mistral { "MistralError" } else { "Error" });
+        let error = json!({"application/json": error});
         let mut operation = json!({
             "summary": self.about,
             "responses": {
@@ -193,9 +195,12 @@ impl Operation {
         if !self.body.is_empty() {
             let fields = self.body.iter().copied().flatten();
             let properties: Map<_, _> = fields
-                .map(|field| (field.name.to_owned(), field.schema(max_context)))
+                .map(|field| (field.name.to_owned(), field.schema(model)))
                 .collect();
-            let schema = json!({"type": "object", "properties": properties, "required": self.required});
+            let mut schema = json!({"type": "object", "properties": properties, "required": self.required});
+            for &name in self.required {
+                fields::without_null(&mut schema["properties"][name]);
+            }
             operation["requestBody"] = json!({
                 "required": true,
                 "content": {"application/json": {"schema": schema}},

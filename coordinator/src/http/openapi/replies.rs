@@ -51,6 +51,16 @@ pub(super) fn schemas() -> Value {
             "$ref": format!("#/components/schemas/{of}")}}}),
         )
     };
+    let error = json!({
+        "message": text,
+        "type": {"enum": ["invalid_request_error", "rate_limit_error", "server_error"]},
+        "param": {"type": ["string", "null"], "description": "The field at fault, as messages[2].content."},
+        "code": {"type": ["string", "null"]},
+    });
+    // Where either client looks for it.
+    let mut of_mistral = error.clone();
+    of_mistral["object"] = json!({"const": "error"});
+    of_mistral["error"] = object(error.clone());
     json!({
         "ChatCompletion": answer("chat.completion", whole(&plain)),
         "ChatChunk": answer("chat.completion.chunk", part(&plain)),
@@ -61,12 +71,8 @@ pub(super) fn schemas() -> Value {
             json!({"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish}),
         ),
         "Usage": object(json!({"prompt_tokens": number, "completion_tokens": number, "total_tokens": number})),
-        "Error": object(json!({"error": object(json!({
-            "message": text,
-            "type": {"enum": ["invalid_request_error", "rate_limit_error", "server_error"]},
-            "param": {"type": ["string", "null"], "description": "The field at fault, as messages[2].content."},
-            "code": {"type": ["string", "null"]},
-        }))})),
+        "Error": object(json!({"error": object(error)})),
+        "MistralError": object(of_mistral),
         "Model": object(json!({
             "id": text, "object": {"const": "model"}, "created": number, "owned_by": text, "max_model_len": number,
         })),

@@ -13,7 +13,7 @@ fn tools() -> Value {
 }
 
 /// `[TOOL_CALLS]get_time[ARGS]{"city": "Bern"}` twice, then `</s>`.
-fn two_calls() -> Vec<u32> {
+pub(super) fn two_calls() -> Vec<u32> {
     let name = TOKENIZER.encode("get_time").unwrap();
     let arguments = TOKENIZER.encode("{\"city\": \"Bern\"}").unwrap();
     let call = [&[9], &name[..], &[32], &arguments[..]].concat();

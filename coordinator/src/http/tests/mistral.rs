@@ -177,3 +177,35 @@ async fn calls_come_whole() {
     );
     assert_eq!(reply["choices"][1]["finish_reason"], "tool_calls");
 }
+
+#[tokio::test]
+async fn errors_are_what_both_clients_read() {
+    let world = world();
+    let error = json!({
+        "message": "temperature: is 3, it must be a number from 0 to 2",
+        "type": "invalid_request_error",
+        "param": "temperature",
+        "code": null,
+    });
+    let reply = world
+        .mistral(json!({"messages": question(), "temperature": 3}))
+        .await;
+    let mut both = error.clone();
+    both["object"] = json!("error");
+    both["error"] = error;
+    assert_eq!((reply.status, reply.json()), (StatusCode::BAD_REQUEST, both));
+    for (path, status) in [
+        ("/mistral/v1/models/other", 404),
+        ("/mistral/v1/nowhere", 404),
+        ("/mistral/v1/chat/completions", 405),
+    ] {
+        let reply = world.get(path).await;
+        assert_eq!(
+            (reply.status.as_u16(), &reply.json()["object"]),
+            (status, &json!("error")),
+            "{path}"
+        );
+        assert_eq!(reply.headers.contains_key("allow"), status == 405);
+    }
+    assert!(world.get("/v1/models/other").await.json().get("object").is_none());
+}

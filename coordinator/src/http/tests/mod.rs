@@ -6,6 +6,7 @@ mod bad_input;
 mod chat;
 mod choices;
 mod completions;
+mod connections;
 mod faults;
 mod mistral;
 mod openapi;

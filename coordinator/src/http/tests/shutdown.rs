@@ -13,22 +13,26 @@ use crate::http::{ServeOptions, serve};
 
 const LATE: Duration = Duration::from_secs(20);
 
-struct Server {
-    address: SocketAddr,
+pub(super) struct Server {
+    pub(super) address: SocketAddr,
     stop: CancellationToken,
     serving: JoinHandle<()>,
 }
 
 impl World {
     async fn serve(&self, grace: Duration) -> Server {
+        self.serve_with(ServeOptions {
+            shutdown_grace: grace,
+            ..ServeOptions::default()
+        })
+        .await
+    }
+
+    pub(super) async fn serve_with(&self, options: ServeOptions) -> Server {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener = Listener::bind(any, &Identity::Loopback).await.unwrap();
         let address = listener.address();
         let stop = CancellationToken::new();
-        let options = ServeOptions {
-            shutdown_grace: grace,
-            ..ServeOptions::default()
-        };
         let serving = tokio::spawn(serve(listener, self.app.clone(), options, stop.clone()));
         Server {
             address,
