@@ -3,10 +3,12 @@
 CARGO ?= $(or $(shell command -v cargo 2>/dev/null),$(wildcard $(HOME)/.cargo/bin/cargo),cargo)
 # nextest runs tests side by side and stops what hangs; plain cargo runs the same tests without it.
 TEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo "nextest run" || echo test)
+# nextest shows what successful tests say only when asked.
+SHOWN := $(if $(findstring nextest,$(TEST)),--no-capture)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TRAMONTANE := $(TARGET)/release/tramontane
 
-.PHONY: build test lint proto vulkan cargo demo bench bench-serving
+.PHONY: build test soak lint proto vulkan cargo demo bench bench-serving
 
 build: cargo
 	$(CARGO) build --release --locked -p tramontane
@@ -15,6 +17,11 @@ build: cargo
 test: vulkan build
 	@tests/clients/install.sh $(TARGET)
 	$(CARGO) $(TEST) --release --locked --workspace
+
+# What takes minutes: 200 streams at once, and generated requests to every route. docs/soak.md has results.
+soak: vulkan build
+	@tests/clients/install.sh $(TARGET) soak
+	$(CARGO) $(TEST) --release --locked -p tramontane-tests $(SHOWN) soak_ -- --ignored
 
 lint: cargo
 	$(CARGO) fmt --all --check

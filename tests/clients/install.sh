@@ -1,15 +1,28 @@
 #!/bin/sh
-# Installs what the tests of whole clusters need beside Rust: install.sh TARGET-DIRECTORY
+# Installs what the tests of whole clusters need beside Rust: install.sh TARGET-DIRECTORY [soak]
 #
-# A virtual environment with OpenAI's Python client and jsonschema in TARGET-DIRECTORY/python-clients, and openssl, which makes
-# certificates. On Debian and Ubuntu packages that are missing are installed.
+# A virtual environment with the Python clients of OpenAI and Mistral and jsonschema in TARGET-DIRECTORY/python-clients, and openssl,
+# which makes certificates; for `make soak` another one with schemathesis in TARGET-DIRECTORY/python-soak. On Debian and
+# Ubuntu packages that are missing are installed.
 set -eu
 
 OPENAI="openai>=2,<3"
 JSONSCHEMA="jsonschema>=4,<5"
+MISTRAL="mistralai>=3,<4"
+SCHEMATHESIS="schemathesis>=4.32,<5"
 
-[ $# -eq 1 ] || { echo "usage: $0 TARGET-DIRECTORY" >&2; exit 2; }
-environment=$1/python-clients
+if [ $# -eq 1 ]; then
+    environment=$1/python-clients
+    packages_of="$OPENAI $MISTRAL $JSONSCHEMA"
+    modules="jsonschema, openai, mistralai.client"
+elif [ $# -eq 2 ] && [ "$2" = soak ]; then
+    environment=$1/python-soak
+    packages_of="$SCHEMATHESIS"
+    modules="schemathesis"
+else
+    echo "usage: $0 TARGET-DIRECTORY [soak]" >&2
+    exit 2
+fi
 
 has_venv() {
     python3 -c "import ensurepip, venv" 2>/dev/null
@@ -34,11 +47,12 @@ if [ -n "$packages" ]; then
     # shellcheck disable=SC2086 # a list of words
     $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $packages >/dev/null
 fi
-if "$environment/bin/python" -c "import jsonschema, openai" 2>/dev/null; then
+if "$environment/bin/python" -c "import $modules" 2>/dev/null; then
     exit 0
 fi
-echo "making $environment with the openai client and jsonschema"
+echo "making $environment"
 rm -rf "$environment"
 mkdir -p "$1"
 python3 -m venv "$environment"
-"$environment/bin/python" -m pip install --quiet --disable-pip-version-check "$OPENAI" "$JSONSCHEMA"
+# shellcheck disable=SC2086 # a list of words
+"$environment/bin/python" -m pip install --quiet --disable-pip-version-check $packages_of

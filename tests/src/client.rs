@@ -60,6 +60,11 @@ impl Client {
         }
     }
 
+    /// How it shows who it is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
     /// `GET`.
     pub async fn get(&self, path: &str) -> Result<Answer, String> {
         self.send(Method::GET, path, String::new(), DEADLINE).await
@@ -75,7 +80,7 @@ impl Client {
         &self,
         method: Method,
         path: &str,
-        body: String,
+        body: impl Into<Bytes>,
         within: Duration,
     ) -> Result<Answer, String> {
         self.send_with(method, path, &[], body, within).await
@@ -106,7 +111,7 @@ impl Client {
                 .uri(path)
                 .header("host", &self.address)
                 .header("content-type", "application/json")
-                .body(Full::new(Bytes::from(body)))
+                .body(Full::new(body.into()))
                 .map_err(|error| error.to_string())?;
             let answer = sender.send_request(request).await.map_err(broke)?;
             let status = answer.status().as_u16();

@@ -244,6 +244,12 @@ impl Cluster {
         self.coordinators[number - 1].as_ref().expect("it runs").pid()
     }
 
+    /// Names and process ids of everything that runs.
+    pub fn pids(&self) -> Vec<(String, u32)> {
+        let nodes = self.coordinators.iter().chain(&self.workers).flatten();
+        nodes.map(|node| (node.name.clone(), node.pid())).collect()
+    }
+
     /// Fails with its log if a process ended by itself.
     pub fn check_alive(&mut self) {
         for node in self.coordinators.iter_mut().chain(&mut self.workers).flatten() {

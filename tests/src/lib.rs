@@ -12,5 +12,7 @@ pub mod cluster;
 pub mod config;
 pub mod fixtures;
 pub mod process;
+pub mod schema;
 pub mod status;
+pub mod stream;
 pub mod wait;

@@ -1,4 +1,5 @@
-//! Python clients against a cluster: OpenAI's own, and answers checked with `jsonschema`.
+//! Python clients against clusters: those of OpenAI and Mistral, of which only the address is each one's own, and answers
+//! checked with `jsonschema`.
 
 use std::process::Command;
 use std::time::Duration;
@@ -8,8 +9,8 @@ use tramontane_tests::config::{MODEL, Plan};
 use tramontane_tests::fixtures::repository;
 use tramontane_tests::process::{run, target};
 
-/// Runs a client against the cluster's first coordinator; it must say that it has done these steps.
-async fn run_client(cluster: &Cluster, script: &str, within: Duration, steps: &[&str]) {
+/// Runs a client against the cluster's first coordinator, below a path; what it said.
+async fn run_client(cluster: &Cluster, script: &str, prefix: &str, within: Duration) -> String {
     let (target, _) = target();
     let python = target.join("python-clients/bin/python");
     assert!(
@@ -21,33 +22,27 @@ async fn run_client(cluster: &Cluster, script: &str, within: Duration, steps: &[
     let mut command = Command::new(python);
     command
         .arg(repository().join("tests/clients").join(script))
-        .arg(format!("http://{}/v1", cluster.client(1).address))
-        .arg(MODEL);
+        .arg(format!("http://{}{prefix}", cluster.client(1).address))
+        .arg(MODEL)
+        .env("PYTHONDONTWRITEBYTECODE", "1");
     let ran = run(command, within).await;
-    assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
-    for step in steps {
-        assert!(
-            ran.stdout.contains(&format!("{step}: ")),
-            "no {step} in {}",
-            ran.stdout
-        );
-    }
+    println!("{script}: {}", ran.stdout);
+    assert_eq!(ran.code, Some(0), "{script}: {}{}", ran.stdout, ran.stderr);
     cluster.until_idle().await;
+    ran.stdout
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_openai_client_lists_chats_streams_and_calls_tools() {
+async fn the_clients_of_openai_and_mistral_find_what_they_know() {
     let cluster = Cluster::start(Plan::new(2).shape(2, 1)).await;
-    let steps = [
-        "models",
-        "chat",
-        "stream",
-        "tool call",
-        "tool result",
-        "completion",
-        "error",
-    ];
-    run_client(&cluster, "openai_client.py", Duration::from_secs(120), &steps).await;
+    for (script, prefix) in [
+        ("openai_chat.py", "/v1"),
+        ("openai_completions.py", "/v1"),
+        ("mistral_client.py", "/mistral"),
+    ] {
+        let said = run_client(&cluster, script, prefix, Duration::from_secs(240)).await;
+        assert!(said.trim_end().ends_with("steps went well"), "{said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -63,5 +58,8 @@ async fn answers_are_what_schemas_expressions_and_tools_say() {
         "strict tools",
         "error",
     ];
-    run_client(&cluster, "structured_client.py", Duration::from_secs(300), &steps).await;
+    let said = run_client(&cluster, "structured_client.py", "/v1", Duration::from_secs(300)).await;
+    for step in steps {
+        assert!(said.contains(&format!("{step}: ")), "no {step} in {said}");
+    }
 }
