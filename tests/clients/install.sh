@@ -1,15 +1,16 @@
 #!/bin/sh
 # Installs what the tests of whole clusters need beside Rust: install.sh TARGET-DIRECTORY [soak]
 #
-# A virtual environment with the Python clients of OpenAI and Mistral and jsonschema in TARGET-DIRECTORY/python-clients, and openssl,
-# which makes certificates; for `make soak` another one with schemathesis in TARGET-DIRECTORY/python-soak. On Debian and
-# Ubuntu packages that are missing are installed.
+# A virtual environment with the Python clients of OpenAI and Mistral and jsonschema in TARGET-DIRECTORY/python-clients,
+# and openssl, which makes certificates; for `make soak` another one with schemathesis and a validator of OpenAPI
+# documents in TARGET-DIRECTORY/python-soak. On Debian and Ubuntu packages that are missing are installed.
 set -eu
 
 OPENAI="openai>=2,<3"
 JSONSCHEMA="jsonschema>=4,<5"
 MISTRAL="mistralai>=3,<4"
 SCHEMATHESIS="schemathesis>=4.32,<5"
+OPENAPI_VALIDATOR="openapi-spec-validator>=0.9,<0.10"
 
 if [ $# -eq 1 ]; then
     environment=$1/python-clients
@@ -17,8 +18,8 @@ if [ $# -eq 1 ]; then
     modules="jsonschema, openai, mistralai.client"
 elif [ $# -eq 2 ] && [ "$2" = soak ]; then
     environment=$1/python-soak
-    packages_of="$SCHEMATHESIS"
-    modules="schemathesis"
+    packages_of="$SCHEMATHESIS $OPENAPI_VALIDATOR"
+    modules="schemathesis, openapi_spec_validator"
 else
     echo "usage: $0 TARGET-DIRECTORY [soak]" >&2
     exit 2

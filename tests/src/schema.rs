@@ -27,9 +27,9 @@ impl Schemas<'_> {
                 let named = path.and_then(|path| self.0.pointer(path));
                 self.takes(named.expect("a reference leads somewhere"), value)
             }
-            "type" => match rule {
-                Value::Array(types) => types.iter().any(|one| is_of(one, value)),
-                _ => is_of(rule, value),
+            "type" => match rule.as_array() {
+                Some(types) => types.iter().any(|one| is_of(one, value)),
+                None => is_of(rule, value),
             },
             "enum" => rule.as_array().expect("an array").contains(value),
             "const" => rule == value,

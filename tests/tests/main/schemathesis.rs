@@ -1,4 +1,4 @@
-//! Requests that schemathesis makes from the server's own OpenAPI document, right ones and wrong ones.
+//! The OpenAPI document by its own schema, and requests that schemathesis makes from the server's own OpenAPI document, right ones and wrong ones.
 
 use std::process::Command;
 use std::time::Duration;
@@ -25,6 +25,14 @@ async fn soak_schemathesis_finds_no_server_error_and_no_hang() {
     assert!(program.is_file(), "{} is missing: {hint}", program.display());
     let mut cluster = Cluster::start(Plan::new(2).shape(2, 1)).await;
     let client = cluster.client(1);
+    let document = client.get("/openapi.json").await.expect("an answer").body;
+    let file = target.join("openapi.json");
+    std::fs::write(&file, document).expect("writes");
+    let mut command = Command::new(program.with_file_name("openapi-spec-validator"));
+    command.arg(&file);
+    let ran = run(command, Duration::from_secs(60)).await;
+    assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
+
     let mut command = Command::new(program);
     command
         .args(["run", &format!("http://{}/openapi.json", client.address)])
