@@ -92,9 +92,10 @@ impl Client {
         method: Method,
         path: &str,
         headers: &[(&str, &str)],
-        body: String,
+        body: impl Into<Bytes>,
         within: Duration,
     ) -> Result<Answer, String> {
+        let body: Bytes = body.into();
         let exchange = async {
             let stream = connect_http(&self.address, &self.identity)
                 .await
@@ -111,7 +112,7 @@ impl Client {
                 .uri(path)
                 .header("host", &self.address)
                 .header("content-type", "application/json")
-                .body(Full::new(body.into()))
+                .body(Full::new(body))
                 .map_err(|error| error.to_string())?;
             let answer = sender.send_request(request).await.map_err(broke)?;
             let status = answer.status().as_u16();

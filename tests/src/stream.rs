@@ -51,9 +51,14 @@ impl Client {
             let answer = sender.send_request(request).await.map_err(broke)?;
             let status = answer.status().as_u16();
             if status != 200 {
+                let headers = answer.headers().clone();
                 let body = answer.into_body().collect().await.map_err(broke)?.to_bytes();
                 let body = String::from_utf8_lossy(&body).into_owned();
-                return Ok(Asked::Refused(Answer { status, body }));
+                return Ok(Asked::Refused(Answer {
+                    status,
+                    body,
+                    headers,
+                }));
             }
             Ok(Asked::Begun(Events {
                 body: answer.into_body(),
