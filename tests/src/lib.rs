@@ -13,4 +13,5 @@ pub mod config;
 pub mod fixtures;
 pub mod process;
 pub mod status;
+pub mod streams;
 pub mod wait;

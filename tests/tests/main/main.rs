@@ -14,4 +14,5 @@ mod golden;
 mod hosts;
 mod observability;
 mod placements;
+mod replicas;
 mod workers;
