@@ -14,7 +14,7 @@ use tramontane_tests::status::{Replica, Status};
 use tramontane_tests::streams::{Streamed, stream};
 use tramontane_tests::wait::{need, until};
 
-/// Streams on each replica when a worker is killed.
+/// Half of the streams under way when a worker is killed.
 const STREAMS: usize = 3;
 /// Tokens of each.
 const TOKENS: usize = 200;
@@ -107,6 +107,7 @@ async fn the_loss_of_a_worker_touches_the_streams_of_its_replica_only_and_change
     let plan = Plan::new(4)
         .shape(2, 1)
         .set("placement.replicas = 2")
+        .set("routing.max_imbalance = 0")
         .set("steps.max_rows = 64")
         .set("steps.max_prefill_rows = 16");
     let mut cluster = Cluster::start(plan).await;
@@ -140,7 +141,10 @@ async fn the_loss_of_a_worker_touches_the_streams_of_its_replica_only_and_change
         running.push(start(&client, completion(prompt, TOKENS, true)).await);
     }
     let on_first = running.iter().filter(|one| one.replica == 1).count();
-    assert_eq!(on_first, STREAMS, "equal loads: as many on each");
+    assert!(
+        on_first > 0 && on_first < running.len(),
+        "{on_first} of them on one replica: both must have some"
+    );
     let ordinary_from = Instant::now();
     // Prompts arrive in ordinary times, too.
     let arrivals: Vec<Vec<usize>> = (0..2 * STREAMS).map(|number| prompt(100 + number, 60)).collect();
@@ -208,7 +212,7 @@ async fn the_loss_of_a_worker_touches_the_streams_of_its_replica_only_and_change
         .await
         .expect("metrics");
     #[expect(clippy::cast_precision_loss, reason = "few")]
-    let of_first = STREAMS as f64;
+    let of_first = on_first as f64;
     assert_eq!(
         again.unwrap_or(0.0) - resubmitted.unwrap_or(0.0),
         of_first,
