@@ -155,7 +155,7 @@ fn what_fits_nowhere_retires_and_comes_again_with_its_devices() {
         assert_eq!(status.replicas_serving, 1);
         if replicas.is_none() {
             // As many as fit is one now.
-            assert_eq!(cluster.map(), [second.clone()]);
+            assert_eq!(cluster.map(), std::slice::from_ref(&second));
         } else {
             assert_eq!(cluster.map(), [entry(1, 1, "unplaceable", &[]), second.clone()]);
             assert!(status.replicas_short.unwrap().contains("are missing"));
