@@ -41,6 +41,8 @@ pub(crate) struct Plan {
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Placement {
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) replicas: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stages: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) expert_groups: Option<u32>,
@@ -268,6 +270,7 @@ mod tests {
             model_name: Some("mini".to_owned()),
             http: Some(SocketAddr::from(([127, 0, 0, 1], 8080))),
             placement: Placement {
+                replicas: Some(3),
                 stages: Some(2),
                 kv_tokens_max: Some(65_536),
                 ..Placement::default()
@@ -287,6 +290,7 @@ mod tests {
             assert_eq!(config.id.0, index as u64 + 1);
             assert_eq!(config.http_listen, files.http);
             assert_eq!(config.initial_members.len(), 3);
+            assert_eq!(config.placement.replicas, Some(3));
             assert_eq!(config.placement.stages, Some(2));
             assert_eq!(config.placement.expert_groups, None);
             assert_eq!(config.placement.kv_tokens_max, 65_536);

@@ -88,8 +88,22 @@ pub(crate) fn print_status(status: &Status) {
     for replica in &status.replicas {
         print_placement(replica);
     }
+    println!("{}", replicas(status));
     if let Some(missing) = &status.missing {
         println!("not serving: {missing}");
+    }
+}
+
+/// How many replicas serve, and how many there should be.
+fn replicas(status: &Status) -> String {
+    let serving = status.replicas_serving;
+    let wanted = match status.replicas_wanted {
+        Some(wanted) => format!("of {wanted} wanted"),
+        None => format!("of {}, as many as fit", status.replicas.len()),
+    };
+    match &status.replicas_short {
+        Some(why) => format!("replicas serving: {serving} {wanted}: {why}"),
+        None => format!("replicas serving: {serving} {wanted}"),
     }
 }
 

@@ -10,6 +10,11 @@ pub(crate) struct Status {
     pub(crate) term: u64,
     pub(crate) nodes: Vec<Node>,
     pub(crate) replicas: Vec<Replica>,
+    /// How many are wanted; absent: as many as fit.
+    pub(crate) replicas_wanted: Option<u32>,
+    pub(crate) replicas_serving: u32,
+    /// Why there are fewer than wanted.
+    pub(crate) replicas_short: Option<String>,
     pub(crate) missing: Option<String>,
 }
 

@@ -11,6 +11,8 @@ use tramontane_model::ids::CoordinatorId;
 use tramontane_model::step::StepBounds;
 use tramontane_proto::net::{TlsFiles, check_address, check_listen};
 
+use crate::control::limits::MAX_REPLICAS;
+
 /// A lease must outlast this many heartbeats.
 const HEARTBEATS_PER_LEASE: u32 = 3;
 
@@ -43,6 +45,8 @@ pub struct CoordinatorConfig {
     pub steps: StepBounds,
     /// When workers count as lost.
     pub leases: LeaseConfig,
+    /// How requests spread over replicas.
+    pub routing: RoutingConfig,
     /// Bounds of the HTTP side.
     pub requests: RequestConfig,
     /// What the log may hold.
@@ -63,6 +67,8 @@ pub struct Member {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PlacementConfig {
+    /// Most replicas of the model; absent: as many as fit.
+    pub replicas: Option<u32>,
     /// Pipeline stages; absent: as few as fit.
     pub stages: Option<u32>,
     /// Expert groups of each stage; absent: as few as fit.
@@ -80,6 +86,7 @@ pub struct PlacementConfig {
 impl Default for PlacementConfig {
     fn default() -> Self {
         Self {
+            replicas: None,
             stages: None,
             expert_groups: None,
             kv_block_tokens: 16,
@@ -105,6 +112,36 @@ impl Default for LeaseConfig {
         Self {
             heartbeat_ms: 250,
             lease_ms: 2000,
+        }
+    }
+}
+
+/// What a request's replica is chosen by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RoutingPolicy {
+    /// The replica that was given the longest part of the prompt before, unless it has too much to do; else the one
+    /// with the least to do.
+    Prefix,
+    /// Each in turn.
+    RoundRobin,
+}
+
+/// How requests spread over replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RoutingConfig {
+    /// What a request's replica is chosen by.
+    pub policy: RoutingPolicy,
+    /// How many requests more than the least loaded replica one may have and still be given another for its prefix.
+    pub max_imbalance: u32,
+}
+
+impl Default for RoutingConfig {
+    fn default() -> Self {
+        Self {
+            policy: RoutingPolicy::Prefix,
+            max_imbalance: 16,
         }
     }
 }
@@ -165,6 +202,8 @@ struct Raw {
     #[serde(default)]
     leases: LeaseConfig,
     #[serde(default)]
+    routing: RoutingConfig,
+    #[serde(default)]
     requests: RequestConfig,
     #[serde(default)]
     log: LogConfig,
@@ -218,6 +257,7 @@ impl Raw {
             placement: self.placement,
             steps: self.steps,
             leases: self.leases,
+            routing: self.routing,
             requests: self.requests,
             log: self.log,
         })
@@ -252,6 +292,8 @@ impl Raw {
     fn check_numbers(&self, faults: &mut Faults) {
         let mut within = |key: &str, value, low, high| faults.within(key, value, low, high);
         let placement = &self.placement;
+        let replicas = placement.replicas.unwrap_or(1).into();
+        within("placement.replicas", replicas, 1, MAX_REPLICAS as u64);
         within("placement.stages", placement.stages.unwrap_or(1).into(), 1, 1024);
         within(
             "placement.expert_groups",
@@ -287,6 +329,8 @@ impl Raw {
         within("leases.heartbeat_ms", heartbeat_ms.into(), 10, 60_000);
         let shortest = u64::from(heartbeat_ms) * u64::from(HEARTBEATS_PER_LEASE);
         within("leases.lease_ms", lease_ms.into(), shortest, 600_000);
+        let imbalance = self.routing.max_imbalance.into();
+        within("routing.max_imbalance", imbalance, 0, 1 << 20);
         within("requests.max_live", self.requests.max_live as u64, 1, 1 << 20);
         within("requests.timeout_s", self.requests.timeout_s, 1, 86_400);
         within(
@@ -341,7 +385,8 @@ mod tests {
             .replace("127.0.0.1:8080", "0.0.0.0:8080")
             .replace("\"token\"", "\"nowhere\"")
             .replace("{ id = 3, address = \"127.0.0.1:7102\" },", "")
-            + "leases.lease_ms = 100\nsteps.max_rows = 1\nplacement.kv_block_tokens = 0\n";
+            + "leases.lease_ms = 100\nsteps.max_rows = 1\nplacement.kv_block_tokens = 0\n"
+            + "placement.replicas = 0\nrouting.max_imbalance = 2000000\n";
         let message = read(&text).expect_err("refused").to_string();
         for part in [
             "id is 9",
@@ -351,6 +396,8 @@ mod tests {
             "leases.lease_ms is 100, it must be between 750",
             "kv_block_tokens is 0",
             "steps.max_rows is 1",
+            "placement.replicas is 0, it must be between 1 and 64",
+            "routing.max_imbalance is 2000000",
         ] {
             assert!(message.contains(part), "{part:?} is not in {message:?}");
         }
@@ -369,6 +416,13 @@ mod tests {
             .expect_err("refused")
             .to_string();
         assert!(message.contains("stages"), "{message}");
+        let message = read(&format!("{GOOD}\nrouting.policy = \"random\"\n"))
+            .expect_err("refused")
+            .to_string();
+        assert!(
+            message.contains("random") && message.contains("round_robin"),
+            "{message}"
+        );
         let missing = CoordinatorConfig::read(Path::new("no/such/file.toml")).expect_err("refused");
         assert!(
             missing.to_string().starts_with("no/such/file.toml: cannot read"),

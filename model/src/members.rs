@@ -118,6 +118,6 @@ pub struct SchedulerLoad {
 pub struct WorkerReport {
     /// Every device of the worker.
     pub devices: Vec<DeviceReport>,
-    /// Present on the worker that hosts a replica's scheduler.
-    pub load: Option<SchedulerLoad>,
+    /// One for each replica whose scheduler the worker hosts.
+    pub loads: Vec<SchedulerLoad>,
 }

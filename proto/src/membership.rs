@@ -201,42 +201,53 @@ impl From<DeviceReport> for pb::DeviceReport {
     }
 }
 
+impl TryFrom<pb::SchedulerLoad> for SchedulerLoad {
+    type Error = WireError;
+    fn try_from(wire: pb::SchedulerLoad) -> Result<Self, WireError> {
+        Ok(Self {
+            fence: fence(wire.fence)?,
+            running: wire.running,
+            waiting: wire.waiting,
+            kv_blocks_used: wire.kv_blocks_used,
+            kv_blocks_total: wire.kv_blocks_total,
+        })
+    }
+}
+
+impl From<SchedulerLoad> for pb::SchedulerLoad {
+    fn from(load: SchedulerLoad) -> Self {
+        Self {
+            fence: Some(load.fence.into()),
+            running: load.running,
+            waiting: load.waiting,
+            kv_blocks_used: load.kv_blocks_used,
+            kv_blocks_total: load.kv_blocks_total,
+        }
+    }
+}
+
 impl TryFrom<pb::Report> for WorkerReport {
     type Error = WireError;
     fn try_from(wire: pb::Report) -> Result<Self, WireError> {
         at_most("report.devices", "devices", wire.devices.len(), MAX_DEVICES)?;
-        let load = |load: pb::SchedulerLoad| {
-            Ok::<_, WireError>(SchedulerLoad {
-                fence: fence(load.fence)?,
-                running: load.running,
-                waiting: load.waiting,
-                kv_blocks_used: load.kv_blocks_used,
-                kv_blocks_total: load.kv_blocks_total,
-            })
-        };
+        at_most("report.loads", "loads", wire.loads.len(), MAX_DEVICES)?;
+        let loads = wire.loads.into_iter().map(SchedulerLoad::try_from);
         Ok(Self {
             devices: wire
                 .devices
                 .into_iter()
                 .map(DeviceReport::try_from)
                 .collect::<Result<_, _>>()?,
-            load: wire.load.map(load).transpose()?,
+            loads: loads.collect::<Result<_, _>>()?,
         })
     }
 }
 
 impl From<WorkerReport> for pb::Report {
     fn from(report: WorkerReport) -> Self {
-        let load = |load: SchedulerLoad| pb::SchedulerLoad {
-            fence: Some(load.fence.into()),
-            running: load.running,
-            waiting: load.waiting,
-            kv_blocks_used: load.kv_blocks_used,
-            kv_blocks_total: load.kv_blocks_total,
-        };
         Self {
             devices: report.devices.into_iter().map(Into::into).collect(),
-            load: report.load.map(load),
+            loads: report.loads.into_iter().map(Into::into).collect(),
         }
     }
 }

@@ -15,4 +15,5 @@ pub mod process;
 pub mod schema;
 pub mod status;
 pub mod stream;
+pub mod streams;
 pub mod wait;

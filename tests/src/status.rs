@@ -13,6 +13,12 @@ pub struct Status {
     pub nodes: Vec<Node>,
     /// The placement map.
     pub replicas: Vec<Replica>,
+    /// How many are wanted; absent: as many as fit.
+    pub replicas_wanted: Option<u32>,
+    /// How many serve.
+    pub replicas_serving: u32,
+    /// Why there are fewer than wanted.
+    pub replicas_short: Option<String>,
     /// Why nothing serves.
     pub missing: Option<String>,
 }

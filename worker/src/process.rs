@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tramontane_model::checkpoint::CheckpointError;
 use tramontane_model::ids::{DeviceIndex, WorkerId};
-use tramontane_model::members::{DeviceInfo, SchedulerLoad, WorkerInfo, WorkerReport};
+use tramontane_model::members::{DeviceInfo, WorkerInfo, WorkerReport};
 use tramontane_proto::net::{
     Identity, Listener, MAX_CONTROL_MESSAGE_BYTES, MAX_TENSOR_MESSAGE_BYTES, NetError, Traffic, server,
 };
@@ -19,7 +19,7 @@ use tramontane_proto::v1::stage_server::StageServer as StageService;
 
 use crate::config::{DeviceConfig, WorkerConfig};
 use crate::executor::{DeviceError, DeviceHandle, DeviceOptions};
-use crate::rpc::assignments::{Assignments, Heads};
+use crate::rpc::assignments::{Assignments, Heads, SchedulerLoads};
 use crate::rpc::expert::{ExpertServer, Holdings};
 use crate::rpc::serving::ServingServer;
 use crate::rpc::session::{Session, SessionError};
@@ -96,8 +96,8 @@ pub async fn run(
         .add_service(limited_stage(StageServer::new(ends.clone(), stop.clone())))
         .add_service(limited_expert(ExpertServer::new(holdings.clone(), stop.clone())))
         .serve_with_incoming_shutdown(listener.into_stream(), stop.clone().cancelled_owned());
-    let (load, load_changes) = watch::channel(None);
-    let (report, reports) = watch::channel(report(&devices, None));
+    let (loads, load_changes) = watch::channel(SchedulerLoads::new());
+    let (report, reports) = watch::channel(report(&devices, &load_changes.borrow()));
     let (sender, directives) = mpsc::channel(MAX_DIRECTIVES);
     let assignments = Assignments {
         worker: config.name.clone(),
@@ -107,7 +107,7 @@ pub async fn run(
         ends,
         holdings,
         heads,
-        load,
+        loads,
     };
     let session = Session {
         info,
@@ -228,10 +228,10 @@ fn incarnation() -> u64 {
         .finish()
 }
 
-fn report(devices: &[DeviceHandle], load: Option<SchedulerLoad>) -> WorkerReport {
+fn report(devices: &[DeviceHandle], loads: &SchedulerLoads) -> WorkerReport {
     WorkerReport {
         devices: devices.iter().map(DeviceHandle::report).collect(),
-        load,
+        loads: loads.values().copied().collect(),
     }
 }
 
@@ -239,14 +239,14 @@ fn report(devices: &[DeviceHandle], load: Option<SchedulerLoad>) -> WorkerReport
 async fn keep_reports(
     worker: &WorkerId,
     devices: &[DeviceHandle],
-    load: watch::Receiver<Option<SchedulerLoad>>,
+    loads: watch::Receiver<SchedulerLoads>,
     reports: watch::Sender<WorkerReport>,
 ) {
     let mut ticks = tokio::time::interval(REPORT_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let current = report(devices, *load.borrow());
+        let current = report(devices, &loads.borrow());
         for device in &current.devices {
             let labels = [
                 ("worker", worker.to_string()),

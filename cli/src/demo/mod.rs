@@ -71,6 +71,7 @@ fn plan(args: &DemoArgs) -> Result<Plan> {
         model_name: None,
         http: args.http,
         placement: Placement {
+            replicas: args.replicas,
             stages: Some(args.stages),
             expert_groups: Some(args.expert_groups),
             kv_tokens_max: Some(KV_TOKENS_MAX),
@@ -121,6 +122,7 @@ async fn with_cluster(args: &DemoArgs, layout: &Layout, nodes: &mut Nodes) -> Re
     let everyone = ready::Everyone {
         clients: &clients,
         workers: layout.workers.len(),
+        replicas: args.replicas,
         within: args.ready_within(),
     };
     let found = tokio::select! {

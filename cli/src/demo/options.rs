@@ -24,6 +24,9 @@ pub(crate) struct DemoArgs {
     /// Workers.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=MAX_WORKERS))]
     pub(super) workers: u32,
+    /// Most replicas of the model; without it, as many as fit.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(super) replicas: Option<u32>,
     /// Pipeline stages that are wished for; the planner does what fits.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(super) stages: u32,
@@ -145,7 +148,7 @@ mod tests {
     #[test]
     fn the_defaults_are_the_documented_ones() {
         let args = parse(&[]).expect("valid");
-        assert_eq!((args.coordinators, args.workers), (3, 4));
+        assert_eq!((args.coordinators, args.workers, args.replicas), (3, 4, None));
         assert_eq!(
             (args.stages, args.expert_groups, args.devices_per_worker),
             (2, 2, 1)
@@ -190,6 +193,7 @@ mod tests {
             (&["--coordinators", "2"], "1, 3 or 5"),
             (&["--coordinators", "x"], "1, 3 or 5"),
             (&["--workers", "0"], "1..=64"),
+            (&["--replicas", "0"], "1..=64"),
             (&["--http", "0.0.0.0:8080"], "loopback"),
             (&["--http", "8080"], "127.0.0.1:8080"),
         ] {

@@ -24,6 +24,8 @@ const STATUS_LAG: Duration = Duration::from_secs(5);
 pub(super) struct Everyone<'a> {
     pub(super) clients: &'a [Client],
     pub(super) workers: usize,
+    /// Replicas that were asked for.
+    pub(super) replicas: Option<u32>,
     pub(super) within: Duration,
 }
 
@@ -36,7 +38,10 @@ impl Everyone<'_> {
         loop {
             let status = self.status().await;
             let why = match (self.not_ready().await, status.as_ref()) {
-                (None, Some(_)) => break,
+                (None, Some(status)) => match self.replicas_not_ready(status) {
+                    None => break,
+                    Some(why) => why,
+                },
                 (None, None) => "the leader does not answer yet".to_owned(),
                 (Some(NotReady::Waits(reason)), _) => reason,
                 (Some(NotReady::Silent(_)), _) => format!("starting {} coordinators", self.clients.len()),
@@ -76,6 +81,23 @@ impl Everyone<'_> {
         None
     }
 
+    /// What is waited for once one replica serves: the others that load, and those that were asked for.
+    fn replicas_not_ready(&self, status: &Status) -> Option<String> {
+        let serving = status.replicas_serving;
+        let wanted = self.replicas.unwrap_or(1);
+        let loads = status.replicas.iter().any(|replica| replica.phase == "loading");
+        (serving < wanted || loads).then(|| {
+            let why = status
+                .replicas_short
+                .as_deref()
+                .unwrap_or("more are being placed");
+            format!(
+                "{serving} of {} replicas serve: {why}",
+                wanted.max(serving + u32::from(loads))
+            )
+        })
+    }
+
     async fn status(&self) -> Option<Status> {
         let text = self.clients.first()?.get("/cluster/status").await.ok()?;
         serde_json::from_str(&text).ok()
@@ -101,7 +123,8 @@ impl Everyone<'_> {
         let status = status?;
         let is_placing = status.replicas.iter().any(|replica| replica.phase == "loading");
         let everybody = joined(status) >= self.workers;
-        status.missing.clone().filter(|_| everybody && !is_placing)
+        let missing = status.missing.as_ref().or(status.replicas_short.as_ref());
+        missing.cloned().filter(|_| everybody && !is_placing)
     }
 
     fn describe(&self, status: Option<&Status>, why: &str) -> String {

@@ -3,12 +3,14 @@
 //! Deterministic: the outcome depends on the state and the command only. A command that does not agree with the state
 //! is refused whole.
 
+use std::collections::BTreeMap;
+
 use tramontane_model::ids::{CoordinatorId, DeviceRef, Fence, Generation, ReplicaId, WorkerId};
 use tramontane_model::members::{MAX_DEVICES, MAX_REASON_BYTES, MAX_TEXT_BYTES, WorkerInfo};
 use tramontane_model::placement::Replica;
 
 use super::command::{Command, Outcome, Proposal, Refusal};
-use super::footprint::{DeviceLimits, usage, verify};
+use super::footprint::{DeviceLimits, verify};
 use super::limits::{
     MAX_COORDINATORS, MAX_DEVICE_BYTES, MAX_KV_TOKENS, MAX_PROPOSERS, MAX_REPLICAS, MAX_WORKERS,
 };
@@ -70,6 +72,10 @@ impl ClusterState {
                 missing_bytes,
                 expected_version,
             } => self.unplace(*replica, reason, *missing_bytes, *expected_version),
+            Command::Retired {
+                replica,
+                expected_version,
+            } => self.retire(*replica, *expected_version),
         };
         match result {
             Ok(()) => Outcome::Applied,
@@ -210,6 +216,14 @@ impl ClusterState {
         Ok(())
     }
 
+    fn retire(&mut self, replica: ReplicaId, expected_version: u64) -> Result<(), Refusal> {
+        self.check_plan(replica, expected_version)?;
+        if self.replicas.remove(&replica).is_some() {
+            self.version = self.version.saturating_add(1);
+        }
+        Ok(())
+    }
+
     /// Checks that a plan is of now and of a replica that is known or the next; gives the replica's last generation.
     fn check_plan(&self, replica: ReplicaId, expected: u64) -> Result<Generation, Refusal> {
         if expected != self.version {
@@ -227,7 +241,7 @@ impl ClusterState {
         Ok(Generation(0))
     }
 
-    /// Checks PL-1 and PL-2. Other replicas keep what they have.
+    /// Checks PL-1 and PL-2, and that no device is given to a second replica.
     fn check_placement(&self, replica: &Replica) -> Result<(), Refusal> {
         let footprint = &self.model.as_ref().ok_or(Refusal::NoModel)?.footprint;
         replica.validate(
@@ -238,31 +252,30 @@ impl ClusterState {
         let tokens = u64::from(replica.kv.blocks).saturating_mul(u64::from(replica.kv.block_tokens));
         bounded("kv cache tokens", tokens, MAX_KV_TOKENS)?;
         let taken = self.taken_from(replica.id);
+        for device in replica.devices() {
+            if let Some(&replica) = taken.get(device) {
+                let device = device.clone();
+                return Err(Refusal::Taken { device, replica });
+            }
+        }
         let limits = |device: &DeviceRef| {
             let worker = self.workers.get(&device.worker)?;
             let info = self.device(device)?;
-            (worker.standing == Standing::Joined).then(|| DeviceLimits {
-                memory_bytes: info
-                    .memory_bytes
-                    .saturating_sub(taken.get(device).copied().unwrap_or(0)),
+            (worker.standing == Standing::Joined).then_some(DeviceLimits {
+                memory_bytes: info.memory_bytes,
                 max_binding_bytes: info.max_binding_bytes,
             })
         };
         Ok(verify(footprint, replica, limits)?)
     }
 
-    /// Bytes that replicas other than this one take of each device.
-    pub fn taken_from(&self, replica: ReplicaId) -> std::collections::BTreeMap<DeviceRef, u64> {
-        let mut taken = std::collections::BTreeMap::new();
-        let Some(model) = &self.model else { return taken };
+    /// Devices of replicas other than this one that load or serve, with the replica that has each.
+    pub fn taken_from(&self, replica: ReplicaId) -> BTreeMap<&DeviceRef, ReplicaId> {
         let others = self.replicas.iter().filter(|&(&id, _)| id != replica);
-        for placement in others.filter_map(|(_, entry)| entry.live()) {
-            for (device, used) in usage(&model.footprint, placement) {
-                let sum: &mut u64 = taken.entry(device).or_default();
-                *sum = sum.saturating_add(used.total_bytes());
-            }
-        }
-        taken
+        let placed = others.filter_map(|(&id, entry)| Some((id, entry.live()?)));
+        placed
+            .flat_map(|(id, placement)| placement.devices().into_iter().map(move |device| (device, id)))
+            .collect()
     }
 
     fn member(&mut self, worker: &WorkerId, incarnation: u64) -> Result<&mut WorkerEntry, Refusal> {

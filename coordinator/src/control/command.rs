@@ -77,6 +77,13 @@ pub enum Command {
         /// The placement map that it was planned on.
         expected_version: u64,
     },
+    /// The replica is no more: it is placed nowhere, or there are more than are wanted. Its id is not given again.
+    Retired {
+        /// Which replica.
+        replica: ReplicaId,
+        /// The placement map that this was decided on.
+        expected_version: u64,
+    },
 }
 
 /// A command as the log holds it.
@@ -184,6 +191,14 @@ pub enum Refusal {
         fence: Fence,
         /// The device.
         device: DeviceRef,
+    },
+    /// A device that another replica has.
+    #[error("device {device} is part of replica {replica}")]
+    Taken {
+        /// The device.
+        device: DeviceRef,
+        /// The replica that has it.
+        replica: ReplicaId,
     },
     /// The placement breaks PL-1.
     #[error(transparent)]

@@ -6,6 +6,7 @@
 //! **Invariant PL-2:** no device is given more bytes than it reported; [`crate::control::apply`] refuses the command
 //! that would.
 //! **Invariant PL-3:** at most one placement per (replica, generation), and generations only grow.
+//! **Invariant PL-4:** no device is in two replicas that load or serve.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,12 +1,10 @@
-//! How many requests may be live at this coordinator, and how they spread over replicas.
+//! How many requests may be live at this coordinator.
 //!
 //! No waiting here: a request that finds no room is refused at once, and its client told to come back.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tramontane_model::ids::ReplicaId;
 
 use super::error::GatewayError;
 
@@ -72,52 +70,6 @@ impl Admission {
     }
 }
 
-/// How many requests of this coordinator each replica has.
-#[derive(Debug, Default)]
-pub(super) struct ReplicaLoad {
-    live: Mutex<BTreeMap<ReplicaId, usize>>,
-}
-
-impl ReplicaLoad {
-    /// Counts a request at a replica until the guard is dropped.
-    pub(super) fn enter(self: &Arc<Self>, replica: ReplicaId) -> LoadGuard {
-        *self.lock().entry(replica).or_default() += 1;
-        LoadGuard {
-            load: Arc::clone(self),
-            replica,
-        }
-    }
-
-    /// Requests at a replica.
-    pub(super) fn of(&self, replica: ReplicaId) -> usize {
-        self.lock().get(&replica).copied().unwrap_or(0)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ReplicaId, usize>> {
-        // Nothing panics while the lock is held, and counts are whole at every point.
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A request at a replica.
-#[derive(Debug)]
-pub(super) struct LoadGuard {
-    load: Arc<ReplicaLoad>,
-    replica: ReplicaId,
-}
-
-impl Drop for LoadGuard {
-    fn drop(&mut self) {
-        let mut live = self.load.lock();
-        if let Some(count) = live.get_mut(&self.replica) {
-            *count -= 1;
-            if *count == 0 {
-                live.remove(&self.replica);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,18 +91,5 @@ mod tests {
         drop(one);
         assert_eq!(admission.live(), 0);
         assert_eq!(admission.admit(3).unwrap().len(), 3);
-    }
-
-    #[test]
-    fn load_returns_to_zero() {
-        let load = Arc::new(ReplicaLoad::default());
-        let first = load.enter(ReplicaId(1));
-        let second = load.enter(ReplicaId(1));
-        let _other = load.enter(ReplicaId(2));
-        assert_eq!((load.of(ReplicaId(1)), load.of(ReplicaId(2))), (2, 1));
-        drop(first);
-        drop(second);
-        assert_eq!((load.of(ReplicaId(1)), load.of(ReplicaId(2))), (0, 1));
-        assert_eq!(load.lock().len(), 1);
     }
 }

@@ -6,6 +6,7 @@
 //! **Invariant ST-2:** the task ends with exactly one of a finish, an error, or the client's departure, no later than
 //! the deadline, whatever heads and the cluster do.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,9 +20,11 @@ use tramontane_proto::{Ended, GenerateSubmission, GenerateUpdate, Progress};
 
 use super::Shared;
 use super::account::Account;
+use super::balance::{Chosen, Together};
 use super::error::GatewayError;
 use super::head::{HeadError, HeadStream};
 use super::journal::{Finish, Journal, Verdict};
+use super::prefixes::Prefix;
 use super::routes::{NotServing, Routes, Target};
 use super::telemetry;
 
@@ -46,6 +49,11 @@ enum Attempted {
         /// Whether the replica itself gave up, rather than being out of reach.
         failed: bool,
     },
+    /// The replica has no room.
+    Full {
+        /// What its head said.
+        detail: String,
+    },
 }
 
 impl Attempted {
@@ -60,6 +68,8 @@ impl Attempted {
 /// One accepted request, driven by [`Run::run`].
 pub(super) struct Run {
     pub(super) shared: Arc<Shared>,
+    pub(super) prefix: Prefix,
+    pub(super) together: Together,
     pub(super) journal: Journal,
     /// When it was submitted.
     pub(super) submitted: Instant,
@@ -110,20 +120,33 @@ impl Run {
     async fn drive(&mut self) -> Result<Finish, GatewayError> {
         let mut pause = FIRST_PAUSE;
         let mut failures = 0;
-        let mut avoid = None;
+        // Generations that this request found broken or full since its last token.
+        let mut tried = BTreeSet::new();
         loop {
-            let target = self.pick(avoid).await?;
+            let chosen = self.pick(&tried).await?;
+            let fence = chosen.target.fence;
             let before = self.journal.next_index();
-            let (why, failed) = match self.attempt(&target).await {
+            let attempted = self.attempt(&chosen.target).await;
+            drop(chosen);
+            if self.journal.next_index() > before {
+                (pause, failures) = (FIRST_PAUSE, 0);
+                tried.clear();
+            }
+            tried.insert(fence);
+            let (why, failed) = match attempted {
                 Attempted::Finished(finish) => return Ok(finish),
                 Attempted::Over(error) => return Err(error),
-                Attempted::Broken { why, failed } => (why, failed),
+                Attempted::Full { detail } if self.started.is_some() && !self.has_another(&tried) => {
+                    return Err(GatewayError::QueueFull { detail });
+                }
+                Attempted::Full { detail } => (detail, false),
+                Attempted::Broken { why, failed } => {
+                    self.shared.balancer.suspect(fence, Instant::now());
+                    (why, failed)
+                }
             };
             if let Some(finish) = self.journal.finish() {
                 return Ok(finish);
-            }
-            if self.journal.next_index() > before {
-                (pause, failures) = (FIRST_PAUSE, 0);
             }
             failures += u32::from(failed);
             if failures >= MAX_FAILURES_IN_A_ROW {
@@ -136,26 +159,46 @@ impl Run {
                 trace = %self.journal.request().trace,
                 request = %self.journal.request().id,
                 attempt = self.journal.attempt(),
-                fence = %target.fence,
+                %fence,
                 emitted = self.journal.next_index(),
                 why,
                 "attempt broke off, the request is submitted again"
             );
             telemetry::resubmitted();
-            avoid = Some(target.fence);
-            self.pause(pause).await?;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            if !self.has_another(&tried) {
+                self.pause(pause).await?;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                tried = BTreeSet::from([fence]);
+            }
         }
+    }
+
+    /// Whether a replica serves that was not tried.
+    fn has_another(&self, tried: &BTreeSet<Fence>) -> bool {
+        let routes = self.routes.borrow();
+        routes.targets().any(|target| !tried.contains(&target.fence))
     }
 
     /// A serving replica. A request that no head has seen yet is refused when there is none; one that has been
     /// taken in waits for one until its deadline.
-    async fn pick(&mut self, avoid: Option<Fence>) -> Result<Target, GatewayError> {
+    async fn pick(&mut self, tried: &BTreeSet<Fence>) -> Result<Chosen, GatewayError> {
         loop {
-            let load = &self.shared.load;
-            let chosen = self.routes.borrow_and_update().choose(|id| load.of(id), avoid);
-            match chosen {
-                Ok(target) => return Ok(target),
+            let routes = Arc::clone(&self.routes.borrow_and_update());
+            let (balancer, now) = (&self.shared.balancer, Instant::now());
+            match balancer.choose(&routes, &self.prefix, tried, &self.together, now) {
+                Ok(chosen) => {
+                    let fence = chosen.target.fence;
+                    telemetry::routed(fence.replica, chosen.reason);
+                    tracing::debug!(
+                        request = %self.journal.request().id,
+                        %fence,
+                        by = chosen.reason.name(),
+                        load = chosen.load,
+                        blocks = self.prefix.len(),
+                        "replica chosen"
+                    );
+                    return Ok(chosen);
+                }
                 Err(missing) if !self.may_wait(&missing) => return Err(missing.into()),
                 Err(_) => {}
             }
@@ -183,12 +226,11 @@ impl Run {
     async fn attempt(&mut self, target: &Target) -> Attempted {
         let submission = self.submission(target.fence);
         self.account.attempt(target.fence, submission.attempt);
-        let _at_replica = self.shared.load.enter(target.fence.replica);
         let heads = Arc::clone(&self.shared.heads);
         let mut stream = tokio::select! {
             answer = heads.generate(&target.address, submission) => match answer {
                 Ok(stream) => stream,
-                Err(error) => return self.refused(error),
+                Err(error) => return Self::refused(error),
             },
             gone = superseded(&mut self.routes, target.fence) => return gone,
         };
@@ -220,19 +262,15 @@ impl Run {
         }
     }
 
-    fn refused(&self, error: HeadError) -> Attempted {
+    fn refused(error: HeadError) -> Attempted {
         match error {
             HeadError::Rejected { detail, .. } => Attempted::Over(GatewayError::Rejected { detail }),
-            HeadError::QueueFull { detail, .. } if self.started.is_some() => {
-                Attempted::Over(GatewayError::QueueFull { detail })
-            }
+            HeadError::QueueFull { detail, .. } => Attempted::Full { detail },
             HeadError::Protocol { .. } => Attempted::Broken {
                 why: error.to_string(),
                 failed: true,
             },
-            HeadError::QueueFull { .. } | HeadError::Unavailable { .. } | HeadError::Fenced { .. } => {
-                Attempted::broken(error)
-            }
+            HeadError::Unavailable { .. } | HeadError::Fenced { .. } => Attempted::broken(error),
         }
     }
 
@@ -245,7 +283,7 @@ impl Run {
             };
             match update {
                 None => return Attempted::broken("the stream ended before the sequence did"),
-                Some(Err(error)) => return self.refused(error),
+                Some(Err(error)) => return Self::refused(error),
                 Some(Ok(update)) => {
                     if let Some(attempted) = self.take(target.fence, update).await {
                         return attempted;
@@ -316,12 +354,12 @@ impl Run {
     }
 }
 
-/// Resolves once the placement map no longer has this generation: its head may be cut off without knowing. When nobody
-/// follows the map any more, as in a shutdown, what runs may go on until it breaks.
+/// Resolves once the placement map says that this generation serves no more: its head may be cut off without knowing.
+/// When nobody follows the map any more, as in a shutdown, what runs may go on until it breaks.
 async fn superseded(routes: &mut watch::Receiver<Arc<Routes>>, fence: Fence) -> Attempted {
-    let followed = routes.wait_for(|routes| !routes.has(fence)).await.is_ok();
+    let followed = routes.wait_for(|routes| !routes.serves(fence)).await.is_ok();
     if !followed {
         std::future::pending::<()>().await;
     }
-    Attempted::broken("the placement map has another generation")
+    Attempted::broken("the placement map says that it serves no more")
 }

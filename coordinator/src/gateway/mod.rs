@@ -1,4 +1,5 @@
-//! The gateway: keeps a journal per live request, picks a replica, and submits again when a stream breaks.
+//! The gateway: keeps a journal per live request, picks a replica by prefix and load, and submits again when a stream
+//! breaks.
 //!
 //! No text here: prompts come as token ids and tokens leave as ids. No placement decisions: the routes, drawn
 //! from the applied cluster state, say which replicas serve. Journals are local to the coordinator that holds the client's connection.
@@ -8,14 +9,19 @@
 
 mod account;
 mod admission;
+mod balance;
+mod choice;
 mod error;
 mod generation;
 mod grpc;
 mod head;
 pub mod journal;
+mod prefixes;
 mod routes;
 #[cfg(test)]
 pub(crate) mod scripted;
+#[cfg(test)]
+mod several;
 mod telemetry;
 #[cfg(test)]
 mod tests;
@@ -28,10 +34,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tramontane_model::ids::{Fence, RequestId, TraceId};
+use tramontane_model::members::SchedulerLoad;
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 
 pub use account::{Account, Facts};
 pub use admission::Permit;
+pub use balance::Together;
 pub use error::GatewayError;
 pub use grpc::GrpcHeads;
 pub use head::{HeadClient, HeadError, HeadStream};
@@ -39,8 +47,11 @@ pub use journal::Finish;
 pub use routes::{NotServing, Route, Routes};
 pub use telemetry::describe as describe_metrics;
 
-use admission::{Admission, ReplicaLoad};
+use admission::Admission;
+use balance::Balancer;
 use journal::{Journal, Request};
+
+use crate::config::RoutingConfig;
 
 /// Limits of a gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +62,10 @@ pub struct GatewayOptions {
     pub queued_tokens: usize,
     /// Time that a request has from its arrival to its end.
     pub request_timeout: Duration,
+    /// How requests spread over replicas.
+    pub routing: RoutingConfig,
+    /// Tokens in a block of the replicas' caches; at least 1.
+    pub block_tokens: u32,
 }
 
 impl Default for GatewayOptions {
@@ -59,6 +74,8 @@ impl Default for GatewayOptions {
             max_live_requests: 1024,
             queued_tokens: 256,
             request_timeout: Duration::from_secs(600),
+            routing: RoutingConfig::default(),
+            block_tokens: 16,
         }
     }
 }
@@ -82,13 +99,15 @@ pub struct NewRequest {
     pub cache_salt: Vec<u8>,
     /// The trace that it is part of.
     pub trace: TraceId,
+    /// Requests of equal value go to one replica, as the choices for one prompt do.
+    pub together: Together,
 }
 
 struct Shared {
     heads: Arc<dyn HeadClient>,
     options: GatewayOptions,
     admission: Admission,
-    load: Arc<ReplicaLoad>,
+    balancer: Arc<Balancer>,
     /// Cancelled once no new request is taken in.
     draining: CancellationToken,
     /// Cancelled once live requests are to end.
@@ -110,11 +129,12 @@ impl Gateway {
         options: GatewayOptions,
     ) -> Self {
         let admission = Admission::new(options.max_live_requests);
+        let balancer = Balancer::new(options.routing, options.block_tokens);
         let shared = Shared {
             heads,
             options,
             admission,
-            load: Arc::default(),
+            balancer: Arc::new(balancer),
             draining: CancellationToken::new(),
             over: CancellationToken::new(),
         };
@@ -129,11 +149,18 @@ impl Gateway {
         &self.shared.options
     }
 
-    /// The replica generation that a request would go to now, or what is missing.
+    /// A replica generation that serves, or what is missing.
     pub fn readiness(&self) -> Result<Fence, NotServing> {
-        let load = &self.shared.load;
-        let chosen = self.routes.borrow().choose(|id| load.of(id), None);
-        chosen.map(|target| target.fence)
+        let routes = self.routes.borrow();
+        let first = routes.targets().next();
+        first
+            .map(|target| target.fence)
+            .ok_or_else(|| routes.missing.clone())
+    }
+
+    /// Takes in what the schedulers of all replicas are doing, as the leader knows it.
+    pub fn heard(&self, loads: &[SchedulerLoad]) {
+        self.shared.balancer.heard(loads);
     }
 
     /// Room for `count` requests, or for none of them.
@@ -192,8 +219,11 @@ impl Gateway {
         let (end, end_rx) = oneshot::channel();
         let satisfied = Arc::new(AtomicBool::new(false));
         let account = Arc::new(Account::default());
+        let prefix = self.shared.balancer.prefix(&request.cache_salt, &request.prompt);
         let run = generation::Run {
             shared: Arc::clone(&self.shared),
+            prefix,
+            together: request.together,
             journal: Journal::new(Request {
                 id,
                 prompt: request.prompt,

@@ -1,8 +1,8 @@
-//! Which replica a request goes to, and what is missing when there is none.
+//! Which replicas a request may go to, and what is missing when there is none.
 //!
 //! Pure: the routes are what the gateway needs to know of the cluster state, and no more.
 
-use tramontane_model::ids::{Fence, ReplicaId};
+use tramontane_model::ids::Fence;
 
 /// Every placed replica, and why none serves if none does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,34 +88,30 @@ impl Routes {
         }
     }
 
-    /// The serving replica with the least of `load`, the lowest id among equals; one other than `avoid` if there is.
-    pub(super) fn choose(
-        &self,
-        load: impl Fn(ReplicaId) -> usize,
-        avoid: Option<Fence>,
-    ) -> Result<Target, NotServing> {
-        let serving = self.replicas.iter().filter_map(|route| {
+    /// The heads of replicas that serve, by id.
+    pub(super) fn targets(&self) -> impl Iterator<Item = Target> + '_ {
+        self.replicas.iter().filter_map(|route| {
             let address = route.head.clone()?;
             let fence = route.fence;
             Some(Target { fence, address })
-        });
-        serving
-            .min_by_key(|target| {
-                let Fence { replica, .. } = target.fence;
-                (avoid == Some(target.fence), load(replica), replica)
-            })
-            .ok_or_else(|| self.missing.clone())
+        })
     }
 
-    /// Whether the placement map has this generation.
-    pub(super) fn has(&self, fence: Fence) -> bool {
-        self.replicas.iter().any(|route| route.fence == fence)
+    /// How many replicas serve.
+    pub fn serving(&self) -> usize {
+        self.replicas.iter().filter(|route| route.head.is_some()).count()
+    }
+
+    /// Whether this generation serves.
+    pub(super) fn serves(&self, fence: Fence) -> bool {
+        let mut routes = self.replicas.iter();
+        routes.any(|route| route.fence == fence && route.head.is_some())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tramontane_model::ids::Generation;
+    use tramontane_model::ids::{Generation, ReplicaId};
 
     use super::*;
 
@@ -140,35 +136,27 @@ mod tests {
     }
 
     #[test]
-    fn the_least_loaded_serving_replica_is_chosen() {
+    fn those_that_serve_are_targets() {
         let routes = routes(&[
             (fence(1, 1), None),
             (fence(2, 4), Some("w2:1")),
             (fence(3, 1), Some("w3:1")),
         ]);
-        let chosen = |load: fn(ReplicaId) -> usize, avoid| routes.choose(load, avoid).unwrap().address;
-        assert_eq!(chosen(|_| 0, None), "w2:1");
-        assert_eq!(chosen(|id| 5 - id.0 as usize, None), "w3:1");
-        assert_eq!(chosen(|_| 0, Some(fence(2, 4))), "w3:1");
-        // An older generation of it is no reason to avoid it.
-        assert_eq!(chosen(|_| 0, Some(fence(2, 3))), "w2:1");
-    }
-
-    #[test]
-    fn the_only_replica_is_chosen_even_if_it_just_failed() {
-        let routes = routes(&[(fence(2, 4), Some("w2:1"))]);
-        let target = routes.choose(|_| 9, Some(fence(2, 4))).unwrap();
-        assert_eq!(target.address, "w2:1");
-        assert!(routes.has(fence(2, 4)));
-        assert!(!routes.has(fence(2, 3)));
+        let targets: Vec<_> = routes.targets().map(|one| (one.fence, one.address)).collect();
+        assert_eq!(
+            targets,
+            [(fence(2, 4), "w2:1".to_owned()), (fence(3, 1), "w3:1".to_owned())]
+        );
+        assert_eq!(routes.serving(), 2);
+        assert!(routes.serves(fence(2, 4)));
+        assert!(!routes.serves(fence(2, 3)) && !routes.serves(fence(1, 1)));
     }
 
     #[test]
     fn what_is_missing_is_told() {
-        let error = routes(&[(fence(1, 1), None)]).choose(|_| 0, None).unwrap_err();
-        assert_eq!(error.to_string(), "no replica serves: 12 bytes are missing");
-        assert!(!error.is_passing());
-        let error = Routes::unknown().choose(|_| 0, None).unwrap_err();
-        assert!(error.is_passing());
+        let missing = routes(&[(fence(1, 1), None)]).missing;
+        assert_eq!(missing.to_string(), "no replica serves: 12 bytes are missing");
+        assert!(!missing.is_passing());
+        assert!(Routes::unknown().missing.is_passing());
     }
 }

@@ -212,6 +212,21 @@ pub(crate) fn serving(generation: u64) -> Routes {
     }
 }
 
+/// Routes to replicas 1 and 2 at generation 1, with heads at `w1:7000` and `w2:7000`; one that does not serve is broken.
+pub(crate) fn both(serve: [bool; 2]) -> Routes {
+    let route = |(replica, serves): (u64, bool)| Route {
+        fence: Fence {
+            replica: ReplicaId(replica),
+            generation: Generation(1),
+        },
+        head: serves.then(|| format!("w{replica}:7000")),
+    };
+    Routes {
+        replicas: (1..).zip(serve).map(route).collect(),
+        missing: NotServing::Unknown,
+    }
+}
+
 /// Routes with a generation of replica 1 that loads.
 pub(crate) fn loading(generation: u64) -> Routes {
     Routes {

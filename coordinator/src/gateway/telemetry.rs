@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
+use tramontane_model::ids::ReplicaId;
+
+use super::choice::Reason;
 use super::error::GatewayError;
 use super::journal::Finish;
 
 const LIVE: &str = "tramontane_requests_live";
 const ENDED: &str = "tramontane_requests_ended_total";
 const RESUBMITTED: &str = "tramontane_requests_resubmitted_total";
+const ROUTED: &str = "tramontane_requests_routed_total";
 const STALE: &str = "tramontane_stale_updates_total";
 const PROMPT_TOKENS: &str = "tramontane_prompt_tokens_total";
 const GENERATED_TOKENS: &str = "tramontane_generated_tokens_total";
@@ -23,6 +27,10 @@ pub fn describe() {
     describe_gauge!(LIVE, "Requests that are live at this coordinator");
     describe_counter!(ENDED, "Requests that ended, by how");
     describe_counter!(RESUBMITTED, "Attempts that broke off and were made again");
+    describe_counter!(
+        ROUTED,
+        "Attempts given to a replica, by replica and by why: its prefix, the least load, an imbalance that overrides the prefix, its turn, or together with another choice"
+    );
     describe_counter!(
         STALE,
         "Updates of an older attempt or generation that were dropped"
@@ -53,6 +61,11 @@ pub(super) fn live(requests: usize) {
 
 pub(super) fn resubmitted() {
     counter!(RESUBMITTED).increment(1);
+}
+
+pub(super) fn routed(replica: ReplicaId, by: Reason) {
+    let labels = [("replica", replica.to_string()), ("by", by.name().to_owned())];
+    counter!(ROUTED, &labels).increment(1);
 }
 
 pub(super) fn stale() {

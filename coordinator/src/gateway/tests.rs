@@ -52,6 +52,7 @@ fn request(max_tokens: u32) -> NewRequest {
         priority: 7,
         cache_salt: vec![9],
         trace: Origin::NOBODY.trace,
+        together: Together::default(),
     }
 }
 

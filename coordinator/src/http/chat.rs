@@ -23,6 +23,7 @@ use super::sse;
 use super::table::Routes;
 use super::tool_choice::ToolChoice;
 use super::{Api, Ask};
+use crate::gateway::Together;
 use crate::text::{ChatError, ChatRequest, encode_chat};
 
 pub(super) fn routes() -> Routes {
@@ -160,6 +161,7 @@ async fn answer(api: Arc<Api>, call: Call, request: Request, route: Dialect) -> 
     let max_tokens = params.budget("messages", prompt.len(), max_context, max_context)?;
     let sampling = params.sampling(logprobs, grammar)?;
     let prompt: Arc<[u32]> = prompt.into();
+    let together = Together::default();
     let asked = (0..n).zip(permits).map(|(choice, permit)| Ask {
         permit,
         prompt: Arc::clone(&prompt),
@@ -172,6 +174,7 @@ async fn answer(api: Arc<Api>, call: Call, request: Request, route: Dialect) -> 
         priority: params.priority,
         cache_salt: params.cache_salt.clone(),
         stop_token_ids: params.choosing.stop_token_ids.clone(),
+        together: together.clone(),
     });
     let answers = try_join_all(asked.enumerate().map(|(index, ask)| {
         let (api, call, stop) = (&api, &call, params.stop.clone());

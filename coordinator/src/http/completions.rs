@@ -27,6 +27,7 @@ use super::reply::{Header, Usage, null_if};
 use super::sse::{self, Chunks};
 use super::table::Routes;
 use super::{Api, Ask};
+use crate::gateway::Together;
 use crate::text::{OutputEvent, Tokenizer};
 
 /// Tokens generated where the client sets no limit, as OpenAI does.
@@ -106,6 +107,7 @@ async fn create(
         let field = prompt::field_of(index, count);
         let max_tokens = params.budget(&field, ids.len(), api.model.max_context, DEFAULT_MAX_TOKENS)?;
         let prompt: Arc<[u32]> = ids.into();
+        let together = Together::default();
         asked.extend((0..n).zip(permits.by_ref()).map(|(choice, permit)| Ask {
             permit,
             prompt: Arc::clone(&prompt),
@@ -118,6 +120,7 @@ async fn create(
             priority: params.priority,
             cache_salt: params.cache_salt.clone(),
             stop_token_ids: params.choosing.stop_token_ids.clone(),
+            together: together.clone(),
         }));
     }
     let answers = try_join_all(asked.into_iter().enumerate().map(|(index, ask)| {

@@ -2,7 +2,8 @@
 //!
 //! What the replicas' schedulers are doing is asked of the leader at that moment, so that every coordinator shows it.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::State;
@@ -46,7 +47,7 @@ pub(super) fn describe() {
 async fn show(State(api): State<Arc<Api>>) -> impl IntoResponse {
     if let Ok(Ok(status)) = timeout(LEADER_DEADLINE, api.cluster.status()).await {
         match serde_json::from_slice::<Cluster>(&status) {
-            Ok(cluster) => cluster.record(),
+            Ok(cluster) => cluster.record(&api.shown),
             Err(error) => tracing::debug!(%error, "the leader's status is of another version"),
         }
     }
@@ -89,8 +90,35 @@ struct Load {
     kv_blocks_total: u32,
 }
 
+/// Replicas that were shown: the numbers of one that is no more go to zero, they do not stay.
+#[derive(Debug, Default)]
+pub(super) struct Shown(Mutex<BTreeSet<u64>>);
+
+impl Shown {
+    /// Replaces them; gives those that are no more.
+    fn replace(&self, replicas: BTreeSet<u64>) -> BTreeSet<u64> {
+        // Nothing panics while the lock is held.
+        let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = shown.difference(&replicas).copied().collect();
+        *shown = replicas;
+        gone
+    }
+}
+
+fn show_load(labels: &[(&'static str, String)], load: &Load) {
+    gauge!(RUNNING, labels).set(f64::from(load.running));
+    gauge!(WAITING, labels).set(f64::from(load.waiting));
+    gauge!(BLOCKS_USED, labels).set(f64::from(load.kv_blocks_used));
+    gauge!(BLOCKS_TOTAL, labels).set(f64::from(load.kv_blocks_total));
+}
+
 impl Cluster {
-    fn record(self) {
+    fn record(self, shown: &Shown) {
+        let replicas = self.replicas.iter().map(|replica| replica.id).collect();
+        for gone in shown.replace(replicas) {
+            let labels = [("replica", gone.to_string())];
+            show_load(&labels, &Load::default());
+        }
         let workers = self.nodes.iter().filter(|node| node.role == "worker");
         gauge!(WORKERS).set(workers.count() as f64);
         for node in &self.nodes {
@@ -104,10 +132,7 @@ impl Cluster {
             // A replica that does not serve runs nothing.
             let load = replica.load.unwrap_or_default();
             gauge!(GENERATION, &labels).set(replica.generation as f64);
-            gauge!(RUNNING, &labels).set(f64::from(load.running));
-            gauge!(WAITING, &labels).set(f64::from(load.waiting));
-            gauge!(BLOCKS_USED, &labels).set(f64::from(load.kv_blocks_used));
-            gauge!(BLOCKS_TOTAL, &labels).set(f64::from(load.kv_blocks_total));
+            show_load(&labels, &load);
         }
     }
 }

@@ -57,7 +57,7 @@ use tramontane_model::sampling::SamplingParams;
 pub use cluster::{ClusterAdmin, ClusterAdminError};
 pub use serve::{ServeOptions, serve};
 
-use crate::gateway::{self, Gateway, GatewayError, Generation, NewRequest, Permit};
+use crate::gateway::{self, Gateway, GatewayError, Generation, NewRequest, Permit, Together};
 use crate::text::Tokenizer;
 use call::{Call, Choice};
 use error::{ApiError, ErrorKind};
@@ -112,6 +112,8 @@ pub struct Api {
     limits: ApiLimits,
     encoders: Arc<Semaphore>,
     grammars: Grammars,
+    /// Replicas that the metrics have shown.
+    shown: metrics::Shown,
 }
 
 impl Api {
@@ -134,6 +136,7 @@ impl Api {
             metrics,
             limits,
             encoders: Arc::new(Semaphore::new(encoders)),
+            shown: metrics::Shown::default(),
         }
     }
 
@@ -200,6 +203,7 @@ impl Api {
             priority: ask.priority,
             cache_salt: ask.cache_salt,
             trace,
+            together: ask.together,
         };
         let generation = self.gateway.submit(ask.permit, request, deadline).await?;
         let choice = Arc::new(Choice::new(Arc::clone(generation.account()), prompt_tokens));
@@ -218,6 +222,8 @@ struct Ask {
     priority: i32,
     cache_salt: Vec<u8>,
     stop_token_ids: Vec<u32>,
+    /// Equal for all choices of a prompt.
+    together: Together,
 }
 
 impl Ask {

@@ -17,6 +17,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tramontane_model::ids::{CoordinatorId, Fence, WorkerId};
+use tramontane_model::members::SchedulerLoad;
 use tramontane_model::time::Tick;
 
 use super::routes::routes;
@@ -209,6 +210,10 @@ impl Lead {
                 // Whoever asked may be gone.
                 let _ = answer.send(self.status());
             }
+            Ask::Loads { answer } => {
+                // Whoever asked may be gone.
+                let _ = answer.send(self.loads());
+            }
             Ask::Replan { answer } if self.replans.len() >= MAX_REPLANS => {
                 let _ = answer.send(Err(AskError::Unavailable("too many replans wait; try again")));
             }
@@ -238,6 +243,14 @@ impl Lead {
         serde_json::to_vec(&view)
             .map(Bytes::from)
             .map_err(|error| AskError::Refused(format!("the status cannot be written: {error}")))
+    }
+
+    fn loads(&self) -> Result<Vec<SchedulerLoad>, AskError> {
+        if !self.controller.leads() {
+            let leader = self.raft.status().leader;
+            return Err(AskError::NotLeader { leader });
+        }
+        Ok(self.controller.loads(&self.raft.state().view))
     }
 
     /// Hands an event to the controller and does what it asks for, until nothing more follows.

@@ -6,6 +6,7 @@
 mod admin;
 mod announce;
 mod lead;
+mod loads;
 mod model;
 mod routes;
 
@@ -138,6 +139,7 @@ pub async fn run(
         id: config.id,
         entry: entry.clone(),
         model: served.entry.clone(),
+        replicas: config.placement.replicas,
         wishes: config.placement.into(),
         steps: config.steps,
         settle_ms: config.placement.settle_ms,
@@ -164,7 +166,11 @@ pub async fn run(
         .add_service(RaftService::server(cluster, raft.clone()))
         .add_service(AdminService::server(leader.clone()))
         .serve_with_incoming_shutdown(rpc_listener.into_stream(), stop.clone().cancelled_owned());
-    let api = api(&config, served, identity, leader, followed, metrics);
+    let gateway = gateway(&config, identity, followed.clone());
+    let pause = Duration::from_millis(config.leases.heartbeat_ms.into());
+    let hearing = loads::run(leader.clone(), followed, gateway.clone(), pause, stop.clone());
+    let hearing = tokio::spawn(hearing);
+    let api = api(&config, served, leader, gateway, metrics);
     let options = ServeOptions {
         shutdown_grace: SHUTDOWN_GRACE,
         ..ServeOptions::default()
@@ -186,6 +192,7 @@ pub async fn run(
     finish("http", serving).await;
     finish("the controller", leading).await;
     finish("announcing", announcing).await;
+    finish("hearing of loads", hearing).await;
     if tokio::time::timeout(RAFT_STOP_DEADLINE, raft_thread.stop())
         .await
         .is_err()
@@ -252,20 +259,24 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|error| CoordinatorError::Internal(error.to_string()))?
 }
 
-fn api(
-    config: &CoordinatorConfig,
-    served: ServedModel,
-    identity: Identity,
-    leader: Leader,
-    routes: watch::Receiver<Arc<Routes>>,
-    metrics: PrometheusHandle,
-) -> Api {
+fn gateway(config: &CoordinatorConfig, identity: Identity, routes: watch::Receiver<Arc<Routes>>) -> Gateway {
     let options = GatewayOptions {
         max_live_requests: config.requests.max_live,
         request_timeout: config.requests.timeout(),
+        routing: config.routing,
+        block_tokens: config.placement.kv_block_tokens,
         ..GatewayOptions::default()
     };
-    let gateway = Gateway::new(routes, Arc::new(GrpcHeads::new(identity)), options);
+    Gateway::new(routes, Arc::new(GrpcHeads::new(identity)), options)
+}
+
+fn api(
+    config: &CoordinatorConfig,
+    served: ServedModel,
+    leader: Leader,
+    gateway: Gateway,
+    metrics: PrometheusHandle,
+) -> Api {
     let card = ModelCard {
         name: served.entry.name,
         max_context: served.max_context,

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use tramontane_model::ids::{CoordinatorId, Fence, Generation, ReplicaId};
-use tramontane_model::members::MAX_TEXT_BYTES;
+use tramontane_model::members::{MAX_TEXT_BYTES, SchedulerLoad};
 use tramontane_proto::net::{Identity, MAX_CONTROL_MESSAGE_BYTES, Peer, Traffic, channel};
 use tramontane_proto::v1 as pb;
 use tramontane_proto::v1::admin_client::AdminClient;
@@ -23,6 +23,7 @@ use tramontane_proto::v1::admin_server::{Admin, AdminServer};
 
 use super::desk::{AskError, Desk};
 use super::redirect::{Directory, is_redirect};
+use crate::control::limits::MAX_REPLICAS;
 use crate::control::state::CoordinatorEntry;
 use crate::raft;
 
@@ -84,6 +85,25 @@ impl Leader {
                 });
                 let answer = client.status(pb::StatusRequest { from }).await?;
                 Ok(answer.into_inner().status)
+            })
+        })
+        .await
+    }
+
+    /// What the schedulers of replicas that serve are doing.
+    pub async fn loads(&self) -> Result<Vec<SchedulerLoad>, AskError> {
+        let here = |desk: Desk, ()| async move { desk.loads(DEADLINE).await };
+        self.ask((), here, |mut client, ()| {
+            Box::pin(async move {
+                let answer = client.loads(pb::LoadsRequest {}).await?;
+                let loads = answer.into_inner().loads;
+                if loads.len() > MAX_REPLICAS {
+                    return Err(Status::internal(
+                        "the leader told of more replicas than there may be",
+                    ));
+                }
+                let loads = loads.into_iter().map(SchedulerLoad::try_from);
+                Ok(loads.collect::<Result<_, _>>()?)
             })
         })
         .await
@@ -201,6 +221,15 @@ impl Admin for AdminService {
         };
         let status = answer.map_err(|error| inner.directory.status(error))?;
         Ok(Response::new(pb::StatusResponse { status }))
+    }
+
+    async fn loads(&self, request: Request<pb::LoadsRequest>) -> Result<Response<pb::LoadsResponse>, Status> {
+        let Leader(inner) = &self.leader;
+        self.check(&request, None)?;
+        let loads = inner.desk.loads(DEADLINE).await;
+        let loads = loads.map_err(|error| inner.directory.status(error))?;
+        let loads = loads.into_iter().map(Into::into).collect();
+        Ok(Response::new(pb::LoadsResponse { loads }))
     }
 
     async fn replan(

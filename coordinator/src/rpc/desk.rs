@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tramontane_model::ids::{CoordinatorId, Fence, WorkerId};
-use tramontane_model::members::{WorkerInfo, WorkerReport};
+use tramontane_model::members::{SchedulerLoad, WorkerInfo, WorkerReport};
 use tramontane_proto::{Directive, v1 as pb};
 
 pub use crate::control::controller::{AskRefusal as AskError, SessionId};
@@ -69,6 +69,11 @@ pub enum Ask {
         /// The answer.
         answer: oneshot::Sender<Result<Bytes, AskError>>,
     },
+    /// What the schedulers of replicas that serve are doing.
+    Loads {
+        /// The answer.
+        answer: oneshot::Sender<Result<Vec<SchedulerLoad>, AskError>>,
+    },
     /// Plan anew over everything that has joined.
     Replan {
         /// The replica and its new generation.
@@ -121,6 +126,11 @@ impl Desk {
         within: Duration,
     ) -> Result<Bytes, AskError> {
         self.ask(|answer| Ask::Status { id, entry, answer }, within).await
+    }
+
+    /// What the schedulers of replicas that serve are doing; answered by the leader only.
+    pub async fn loads(&self, within: Duration) -> Result<Vec<SchedulerLoad>, AskError> {
+        self.ask(|answer| Ask::Loads { answer }, within).await
     }
 
     /// Plans anew; answered by the leader only.

@@ -126,7 +126,7 @@ fn membership_is_kept() {
     };
     let report = WorkerUpdate::Report(WorkerReport {
         devices,
-        load: Some(load),
+        loads: vec![load],
     });
     assert!(there_and_back::<_, pb::WorkerMessage>(report.clone()) == Ok(report));
 }

@@ -16,5 +16,6 @@ mod hosts;
 mod load;
 mod observability;
 mod placements;
+mod replicas;
 mod schemathesis;
 mod workers;

@@ -82,6 +82,9 @@ impl Heads {
     }
 }
 
+/// What the schedulers of this worker are doing, by replica.
+pub type SchedulerLoads = BTreeMap<ReplicaId, SchedulerLoad>;
+
 /// Follows directives.
 pub struct Assignments {
     /// This worker.
@@ -98,8 +101,8 @@ pub struct Assignments {
     pub holdings: Holdings,
     /// The heads it hosts.
     pub heads: Heads,
-    /// What its scheduler is doing.
-    pub load: watch::Sender<Option<SchedulerLoad>>,
+    /// What its schedulers are doing.
+    pub loads: watch::Sender<SchedulerLoads>,
 }
 
 /// What runs for a replica.
@@ -328,7 +331,7 @@ impl Assignments {
         };
         let mut cache_key = CacheKey::default();
         getrandom::fill(&mut cache_key)?;
-        let (head, handle) = Head::new(config, cache_key, self.load.clone())?;
+        let (head, handle) = Head::new(config, cache_key, self.loads.clone())?;
         tasks.spawn(head.run(opener, stop.clone()));
         self.heads.set(fence.replica, Some(handle));
         Ok(())

@@ -16,6 +16,7 @@ use tramontane_model::step::{StepBatch, StepResult};
 use tramontane_model::time::Tick;
 use tramontane_proto::{Ended, GenerateUpdate, LinkMessage, Progress};
 
+use super::assignments::SchedulerLoads;
 use super::link::{Link, LinkLost};
 use super::stage::STEP_DEADLINE;
 use super::telemetry::{self, SchedulerTelemetry};
@@ -125,7 +126,7 @@ pub struct Head {
     commands: mpsc::Receiver<Command>,
     /// By request and attempt.
     requests: BTreeMap<(RequestId, u32), Client>,
-    load: watch::Sender<Option<SchedulerLoad>>,
+    loads: watch::Sender<SchedulerLoads>,
 }
 
 /// Who waits for the tokens of an attempt.
@@ -147,7 +148,7 @@ impl Head {
     pub fn new(
         config: SchedulerConfig,
         cache_key: CacheKey,
-        load: watch::Sender<Option<SchedulerLoad>>,
+        loads: watch::Sender<SchedulerLoads>,
     ) -> Result<(Self, HeadHandle), crate::scheduler::ConfigError> {
         let scheduler = Scheduler::new(config.clone(), cache_key)?;
         let (sender, commands) = mpsc::channel(MAX_COMMANDS);
@@ -167,7 +168,7 @@ impl Head {
                 handle: own,
                 commands,
                 requests,
-                load,
+                loads,
             },
             handle,
         ))
@@ -214,7 +215,11 @@ impl Head {
             pause = (pause * 2).min(REOPEN.1);
         }
         self.fail_all(&LinkLost("the replica is being placed anew".to_owned()));
-        self.load.send_replace(None);
+        let fence = self.config.fence;
+        self.loads.send_if_modified(|loads| {
+            let own = loads.get(&fence.replica).is_some_and(|load| load.fence == fence);
+            own && loads.remove(&fence.replica).is_some()
+        });
     }
 
     /// Takes commands while the pipeline is being opened; returns after each, so that deadlines are seen.
@@ -417,11 +422,8 @@ impl Head {
             kv_blocks_total: u32::try_from(stats.kv_blocks_total).unwrap_or(u32::MAX),
         };
         self.telemetry.show(stats);
-        self.load.send_if_modified(|published| {
-            let changed = *published != Some(load);
-            *published = Some(load);
-            changed
-        });
+        self.loads
+            .send_if_modified(|loads| loads.insert(load.fence.replica, load) != Some(load));
     }
 }
 

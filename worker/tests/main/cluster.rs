@@ -293,7 +293,9 @@ impl Cluster {
     /// The blocks that the head's scheduler holds, as it reports them.
     pub(crate) async fn until_idle(&mut self) {
         self.wait(|reports| {
-            let mut loads = reports.values().filter_map(|(_, report)| report.load);
+            let mut loads = reports
+                .values()
+                .flat_map(|(_, report)| report.loads.iter().copied());
             loads.all(|load| load.running == 0 && load.waiting == 0 && load.kv_blocks_used == 0)
         })
         .await;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tramontane_model::ids::{DeviceRef, Fence, WorkerId};
+use tramontane_model::ids::{DeviceRef, Fence, Generation, ReplicaId, WorkerId};
 use tramontane_model::placement::Replica;
 use tramontane_proto::Directive;
 
@@ -19,21 +19,45 @@ pub(super) fn direct(turn: &mut Turn<'_>, members: &mut Members) {
                 continue;
             };
             let fence = placement.fence();
-            if entry.uses(worker) {
-                if told != Some(fence.generation)
-                    && let Some(peers) = peers(turn.state, placement)
-                {
-                    let replica = placement.clone();
-                    member.assign(turn, fence, Directive::Assign { replica, peers });
-                }
-            } else if let Some(generation) = told {
-                member.assigned.remove(&id);
-                let replica = id;
-                member.release(turn, Fence { replica, generation });
+            if entry.uses(worker)
+                && told != Some(fence.generation)
+                && let Some(peers) = peers(turn.state, placement)
+            {
+                let replica = placement.clone();
+                member.assign(turn, fence, Directive::Assign { replica, peers });
             }
         }
         // After the assignments: what a device is to hold next may keep some of what it holds.
+        let told: Vec<(ReplicaId, Generation)> = member
+            .assigned
+            .iter()
+            .map(|(&id, &(generation, _))| (id, generation))
+            .collect();
+        for (replica, generation) in told {
+            if !is_kept(turn.state, replica, worker) {
+                member.assigned.remove(&replica);
+                member.release(turn, Fence { replica, generation });
+            }
+        }
         release_reported(turn, worker, member);
+    }
+}
+
+/// Whether a worker is to go on with what it was told of a replica. One that broke is kept until the next placement,
+/// unless another replica has taken its devices.
+fn is_kept(state: &ClusterState, replica: ReplicaId, worker: &WorkerId) -> bool {
+    let Some(entry) = state.replicas.get(&replica) else {
+        return false;
+    };
+    match &entry.phase {
+        Phase::Loading { .. } | Phase::Serving { .. } => entry.uses(worker),
+        Phase::Broken { placement, .. } => {
+            let taken = state.taken_from(replica);
+            let devices = placement.devices().into_iter();
+            let mut own = devices.filter(|device| device.worker == *worker).peekable();
+            own.peek().is_some() && own.all(|device| !taken.contains_key(device))
+        }
+        Phase::Unplaceable { .. } => false,
     }
 }
 

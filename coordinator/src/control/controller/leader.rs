@@ -21,7 +21,7 @@ use crate::control::command::{Command, Outcome, Refusal};
 pub(super) struct Leader {
     pub(super) term: u64,
     pub(super) members: Members,
-    placing: Placing,
+    pub(super) placing: Placing,
     proposals: Proposals,
 }
 

@@ -11,6 +11,7 @@ mod leader;
 mod members;
 mod options;
 mod placing;
+mod plans;
 mod proposals;
 mod status;
 #[cfg(test)]

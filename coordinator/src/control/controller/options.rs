@@ -16,6 +16,8 @@ pub struct ControllerOptions {
     pub entry: CoordinatorEntry,
     /// The model of its checkpoint.
     pub model: ModelEntry,
+    /// Most replicas; absent: as many as fit.
+    pub replicas: Option<u32>,
     /// What the planner is asked for.
     pub wishes: Wishes,
     /// Bounds of every replica's steps.

@@ -1,10 +1,12 @@
 //! When replicas are planned, and what is proposed for them.
 //!
-//! One replica for now: more would need a planner that divides the devices among them. Nothing else here counts them.
+//! One placement at a time is proposed for the whole cluster, on devices that no other replica has: first replicas that
+//! broke, then those that are placed nowhere, then further ones. A replica that loads or serves is planned anew only
+//! because somebody asked, and no two of them at once, so that the others serve meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use tramontane_model::ids::{DeviceRef, Fence, Generation, ReplicaId, WorkerId};
+use tramontane_model::ids::{Fence, ReplicaId};
 use tramontane_model::members::MAX_REASON_BYTES;
 use tramontane_model::placement::Replica;
 use tramontane_model::time::Tick;
@@ -12,19 +14,21 @@ use tramontane_model::time::Tick;
 use super::event::{AskId, AskRefusal, Effect};
 use super::failures::Failures;
 use super::members::Members;
+use super::plans::{Plans, Verdict};
 use super::proposals::{Proposals, Purpose};
 use super::turn::Turn;
 use super::watching::watch;
 use crate::control::command::Command;
-use crate::control::planner::{Candidate, Missing, Plan, Request, plan};
-use crate::control::state::{ClusterState, Phase, ReplicaEntry, Standing};
+use crate::control::limits::MAX_REPLICAS;
+use crate::control::planner::{Missing, Plan};
+use crate::control::state::{Phase, ReplicaEntry};
 
-/// Replicas that are wanted.
-const WANTED_REPLICAS: u64 = 1;
 /// Most asks to plan anew that wait.
 const MAX_ASKS: usize = 16;
 /// Longest wait for one, in milliseconds; less than whoever asks waits.
 const ASK_DEADLINE_MS: u64 = 4500;
+/// Why a replica beyond the first is not placed although it would fit.
+const TOO_FEW: &str = "the devices that are left make fewer stages or expert groups than are wished";
 
 /// Somebody who wants everything planned anew.
 #[derive(Debug)]
@@ -35,37 +39,32 @@ struct Ask {
     proposed: Option<Replica>,
 }
 
-/// What a plan was made of, in short: as long as it is the same, so is the plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Basis {
-    version: u64,
-    epoch: u64,
-    leaving: BTreeSet<WorkerId>,
-    out: BTreeSet<DeviceRef>,
-    paused: BTreeSet<DeviceRef>,
-}
-
-/// What the planner said.
-#[derive(Clone, Debug)]
-enum Verdict {
-    Fits(Plan),
-    /// It may fit with devices that are not to be tried yet.
-    NotYet,
-    Missing(Missing),
-}
-
 /// Plans and asks.
 #[derive(Debug, Default)]
 pub(super) struct Placing {
     asks: Vec<Ask>,
+    /// Replicas that are still to be planned anew because somebody asked.
+    anew: BTreeSet<ReplicaId>,
     failures: Failures,
-    made: BTreeMap<ReplicaId, (Basis, Verdict)>,
+    plans: Plans,
+    /// Why there are not as many replicas as are wanted, if there are not.
+    short: Option<String>,
 }
 
 /// What planning needs beside itself.
 pub(super) struct Around<'a> {
     pub(super) members: &'a Members,
     pub(super) proposals: &'a mut Proposals,
+}
+
+/// What came of looking at the replicas that are placed nowhere.
+enum Looked {
+    /// Something was proposed for one.
+    Proposed,
+    /// None of them can be placed now.
+    Not(String),
+    /// There are as many as are wanted.
+    Whole,
 }
 
 impl Placing {
@@ -77,6 +76,7 @@ impl Placing {
         }
         let (since, proposed) = (turn.now, None);
         self.asks.push(Ask { id, since, proposed });
+        self.anew.extend(live(turn).map(|placement| placement.id));
     }
 
     /// Answers everybody who waits: this coordinator does not lead any more.
@@ -87,6 +87,11 @@ impl Placing {
         }
     }
 
+    /// Why there are not as many replicas as are wanted, if there are not.
+    pub(super) fn short(&self) -> Option<&str> {
+        self.short.as_deref()
+    }
+
     /// Proposes what there is to propose for each replica, and answers asks.
     pub(super) fn act(&mut self, turn: &mut Turn<'_>, around: &mut Around<'_>) {
         self.failures.follow_state(turn.now, turn.state);
@@ -94,72 +99,140 @@ impl Placing {
         if turn.state.model.as_ref() != Some(&turn.options.model) {
             return;
         }
-        let mut wanted: Vec<ReplicaId> = turn.state.replicas.keys().copied().collect();
-        if (wanted.len() as u64) < WANTED_REPLICAS {
-            wanted.push(turn.state.next_replica());
+        let placed: Vec<Replica> = live(turn).cloned().collect();
+        for placement in &placed {
+            if around.proposals.is_open(&Purpose::Replica(placement.id)) {
+                watch(turn, around, placement);
+            }
         }
-        for (index, &id) in wanted.iter().enumerate() {
-            if !around.proposals.is_open(&Purpose::Replica(id)) {
-                continue;
-            }
-            if index == 0 && !self.asks.is_empty() {
-                self.plan_anew(turn, around, id);
-                continue;
-            }
-            let entry = turn.state.replicas.get(&id);
-            match entry.map(|entry| &entry.phase) {
-                Some(Phase::Loading { placement } | Phase::Serving { placement }) => {
-                    watch(turn, around, placement);
-                }
-                Some(Phase::Broken { .. }) => self.place(turn, around, id, true),
-                Some(Phase::Unplaceable { .. }) | None => self.place(turn, around, id, false),
-            }
+        if !around.proposals.is_open(&Purpose::Placement) {
+            return;
+        }
+        let (why, proposed) = match self.place_missing(turn, around, placed.len()) {
+            Looked::Proposed => (None, true),
+            Looked::Not(why) => (Some(why), false),
+            Looked::Whole => (None, false),
+        };
+        self.short.clone_from(&why);
+        if !proposed {
+            self.plan_anew(turn, around, why);
         }
     }
 
-    /// Places a replica that is not, or says that it cannot be. Without haste, wishes are waited for.
-    fn place(&mut self, turn: &mut Turn<'_>, around: &mut Around<'_>, id: ReplicaId, haste: bool) {
+    /// Places the first of the replicas that are not, and takes back those that are too many.
+    fn place_missing(&mut self, turn: &mut Turn<'_>, around: &mut Around<'_>, placed: usize) -> Looked {
+        let wanted = wanted(turn);
+        let unplaced = |broken: bool| {
+            let entries = turn.state.replicas.iter();
+            entries.filter(move |(_, entry)| entry.live().is_none() && is_broken(entry) == broken)
+        };
+        let mut missing: Vec<ReplicaId> = unplaced(true).chain(unplaced(false)).map(|(&id, _)| id).collect();
+        if let Some(&surplus) = missing.get(wanted.saturating_sub(placed)..).and_then(<[_]>::last) {
+            propose_retired(turn, around, surplus);
+            return Looked::Proposed;
+        }
+        if turn.state.replicas.len() < wanted {
+            missing.push(turn.state.next_replica());
+        }
+        // The others would fare no better.
+        match missing.first() {
+            Some(&id) => self.place(turn, around, id, placed == 0),
+            None => Looked::Whole,
+        }
+    }
+
+    /// Places a replica that is not, or says that it cannot be. Wishes are waited for, but not by one that broke; the
+    /// only one does with fewer stages and expert groups where there are no more devices, further ones leave them as
+    /// standbys.
+    fn place(&mut self, turn: &mut Turn<'_>, around: &mut Around<'_>, id: ReplicaId, only: bool) -> Looked {
         let settled = turn.now.ms_since(around.members.changed) >= turn.options.settle_ms;
-        match self.verdict(turn, around, id) {
+        let broken = turn.state.replicas.get(&id).is_some_and(is_broken);
+        match self.plans.verdict(turn, around, &self.failures, id) {
             Verdict::Fits(plan) => {
-                if haste || settled || plan.wishes_met {
-                    propose_place(turn, around, plan.replica);
-                }
-            }
-            Verdict::NotYet => {}
-            Verdict::Missing(missing) => {
-                if settled {
-                    propose_unplaced(turn, around, id, missing);
-                }
-            }
-        }
-    }
-
-    /// Plans over everything there is, because somebody asked.
-    fn plan_anew(&mut self, turn: &mut Turn<'_>, around: &mut Around<'_>, id: ReplicaId) {
-        let live = turn.state.replicas.get(&id).and_then(ReplicaEntry::live);
-        match self.verdict(turn, around, id) {
-            Verdict::Fits(Plan { replica, .. }) => {
-                if let Some(live) = live
-                    && live.stages == replica.stages
-                    && live.kv == replica.kv
-                {
-                    let fence = live.fence();
-                    self.answer_all(turn, &Ok(fence));
-                } else if propose_place(turn, around, replica.clone()) {
-                    for ask in &mut self.asks {
-                        ask.proposed = Some(replica.clone());
-                    }
+                let waited = settled || !self.asks.is_empty();
+                if plan.wishes_met || broken || (waited && (only || !plan.falls_short)) {
+                    self.propose_place(turn, around, plan.replica);
+                    Looked::Proposed
+                } else if plan.falls_short && !only {
+                    Looked::Not(TOO_FEW.to_owned())
+                } else {
+                    Looked::Not("more workers are waited for".to_owned())
                 }
             }
             Verdict::NotYet => {
-                let why = "the devices that are needed failed just now; try again later";
-                self.answer_all(turn, &Err(AskRefusal::Refused(why.to_owned())));
+                Looked::Not("the devices that are needed failed just now; try again later".to_owned())
             }
             Verdict::Missing(missing) => {
-                self.answer_all(turn, &Err(AskRefusal::Refused(missing.reason)));
+                let why = missing.reason.clone();
+                if settled {
+                    match (turn.state.replicas.contains_key(&id), turn.options.replicas) {
+                        // As many as fit are wanted, and it does not.
+                        (true, None) if !only => propose_retired(turn, around, id),
+                        (false, _) if !only => {}
+                        _ => propose_unplaced(turn, around, id, missing),
+                    }
+                }
+                Looked::Not(why)
             }
         }
+    }
+
+    /// Plans what is placed over its own devices and those that are free, because somebody asked. `why` says why a
+    /// replica is not placed.
+    fn plan_anew(&mut self, turn: &mut Turn<'_>, around: &mut Around<'_>, why: Option<String>) {
+        if self.asks.is_empty() && self.anew.is_empty() {
+            return;
+        }
+        let placed: Vec<Replica> = live(turn).cloned().collect();
+        let Some(first) = placed.first() else {
+            let why = why.unwrap_or_default();
+            self.anew.clear();
+            self.answer_all(turn, &Err(AskRefusal::Refused(why)));
+            return;
+        };
+        if let Some(surplus) = placed.get(wanted(turn)..).and_then(<[_]>::last) {
+            propose_retired(turn, around, surplus.id);
+            return;
+        }
+        while let Some(&id) = self.anew.first() {
+            let Some(replica) = placed.iter().find(|placement| placement.id == id) else {
+                self.anew.pop_first();
+                continue;
+            };
+            let loads = |entry: &ReplicaEntry| entry.serving().is_none();
+            let others = placed.iter().filter(|placement| placement.id != id);
+            let mut loading = others.filter(|other| turn.state.current(other.fence()).is_some_and(loads));
+            if let Some(loading) = loading.next() {
+                // Its turn comes when that one serves.
+                self.answer_all(turn, &Ok(loading.fence()));
+                return;
+            }
+            match self.plans.verdict(turn, around, &self.failures, id) {
+                Verdict::Fits(Plan { replica: better, .. })
+                    if (&better.stages, better.kv) != (&replica.stages, replica.kv) =>
+                {
+                    self.anew.pop_first();
+                    self.propose_place(turn, around, better);
+                    return;
+                }
+                Verdict::NotYet if placed.len() == 1 => {
+                    let why = "the devices that are needed failed just now; try again later";
+                    self.anew.clear();
+                    self.answer_all(turn, &Err(AskRefusal::Refused(why.to_owned())));
+                    return;
+                }
+                Verdict::Missing(missing) if placed.len() == 1 => {
+                    self.anew.clear();
+                    self.answer_all(turn, &Err(AskRefusal::Refused(missing.reason)));
+                    return;
+                }
+                Verdict::Fits(_) | Verdict::NotYet | Verdict::Missing(_) => {
+                    self.anew.pop_first();
+                }
+            }
+        }
+        let fence = first.fence();
+        self.answer_all(turn, &Ok(fence));
     }
 
     fn answer_all(&mut self, turn: &mut Turn<'_>, result: &Result<Fence, AskRefusal>) {
@@ -170,6 +243,7 @@ impl Placing {
 
     /// Answers asks whose plan the state has, and those that waited too long; forgets plans that did not come to be.
     fn settle_asks(&mut self, turn: &mut Turn<'_>, around: &Around<'_>) {
+        let anew = &mut self.anew;
         self.asks.retain_mut(|ask| {
             if let Some(proposed) = &ask.proposed {
                 let entry = turn.state.replicas.get(&proposed.id);
@@ -178,7 +252,8 @@ impl Placing {
                     answer(turn, ask.id, Ok(proposed.fence()));
                     return false;
                 }
-                if around.proposals.is_open(&Purpose::Replica(proposed.id)) {
+                if around.proposals.is_open(&Purpose::Placement) {
+                    anew.insert(proposed.id);
                     ask.proposed = None;
                 }
             }
@@ -191,99 +266,46 @@ impl Placing {
         });
     }
 
-    /// What the planner says of a replica now; the last answer if nothing has changed.
-    fn verdict(&mut self, turn: &Turn<'_>, around: &Around<'_>, id: ReplicaId) -> Verdict {
-        let basis = Basis {
-            version: turn.state.version,
-            epoch: around.members.epoch,
-            leaving: around.members.leaving(turn.now, around.proposals),
-            out: self.failures.left_out(turn.now),
-            paused: self.failures.paused(turn.now),
+    fn propose_place(&mut self, turn: &mut Turn<'_>, around: &mut Around<'_>, replica: Replica) {
+        let command = Command::Place {
+            replica: replica.clone(),
+            expected_version: turn.state.version,
         };
-        if let Some((made_of, verdict)) = self.made.get(&id)
-            && *made_of == basis
-        {
-            return verdict.clone();
+        if around.proposals.propose(turn, Purpose::Placement, command) {
+            for ask in &mut self.asks {
+                ask.proposed = Some(replica.clone());
+            }
         }
-        let verdict = judge(turn, id, &basis);
-        self.made
-            .retain(|known, _| turn.state.replicas.contains_key(known));
-        self.made.insert(id, (basis, verdict.clone()));
-        verdict
     }
 }
 
-fn judge(turn: &Turn<'_>, id: ReplicaId, basis: &Basis) -> Verdict {
-    let all = candidates(turn.state, id, &basis.leaving);
-    let entry = turn.state.replicas.get(&id);
-    let generation = entry.map_or(0, |entry| entry.generation.0).saturating_add(1);
-    let over = |without: &BTreeSet<DeviceRef>| {
-        let candidates: Vec<Candidate> = all
-            .iter()
-            .filter(|candidate| !without.contains(&candidate.device))
-            .cloned()
-            .collect();
-        plan(&Request {
-            id,
-            generation: Generation(generation),
-            footprint: &turn.options.model.footprint,
-            candidates: &candidates,
-            wishes: turn.options.wishes,
-            steps: turn.options.steps,
-            previous: entry.and_then(ReplicaEntry::placement),
-        })
-    };
-    match over(&basis.out).or_else(|missing| {
-        if basis.out.is_empty() {
-            Err(missing)
-        } else {
-            over(&basis.paused)
-        }
-    }) {
-        Ok(plan) => Verdict::Fits(plan),
-        Err(missing) if basis.paused.is_empty() => Verdict::Missing(missing),
-        Err(missing) => match over(&BTreeSet::new()) {
-            Ok(_) => Verdict::NotYet,
-            Err(_) => Verdict::Missing(missing),
-        },
+/// Placements that load or serve.
+fn live<'a>(turn: &Turn<'a>) -> impl Iterator<Item = &'a Replica> + use<'a> {
+    turn.state.replicas.values().filter_map(ReplicaEntry::live)
+}
+
+/// Replicas that there may be.
+fn wanted(turn: &Turn<'_>) -> usize {
+    let wanted = turn
+        .options
+        .replicas
+        .and_then(|wanted| usize::try_from(wanted).ok());
+    wanted.map_or(MAX_REPLICAS, |wanted| wanted.min(MAX_REPLICAS))
+}
+
+fn is_broken(entry: &ReplicaEntry) -> bool {
+    match entry.phase {
+        Phase::Broken { .. } => true,
+        Phase::Loading { .. } | Phase::Serving { .. } | Phase::Unplaceable { .. } => false,
     }
 }
 
-/// Devices that the replica may be planned on, with the memory that other replicas leave.
-fn candidates(state: &ClusterState, id: ReplicaId, leaving: &BTreeSet<WorkerId>) -> Vec<Candidate> {
-    let taken = state.taken_from(id);
-    let fingerprint = state.model.as_ref().map(|model| model.fingerprint);
-    let usable = state.workers.iter().filter(|(worker, entry)| {
-        entry.standing == Standing::Joined
-            && Some(entry.info.model_fingerprint) == fingerprint
-            && !leaving.contains(*worker)
-    });
-    let devices = usable.flat_map(|(worker, entry)| {
-        entry.info.devices.iter().map(move |info| {
-            let worker = worker.clone();
-            let device = info.index;
-            (DeviceRef { worker, device }, info)
-        })
-    });
-    devices
-        .map(|(device, info)| Candidate {
-            memory_bytes: info
-                .memory_bytes
-                .saturating_sub(taken.get(&device).copied().unwrap_or(0)),
-            max_binding_bytes: info.max_binding_bytes,
-            kind: info.kind.clone(),
-            device,
-        })
-        .collect()
-}
-
-fn propose_place(turn: &mut Turn<'_>, around: &mut Around<'_>, replica: Replica) -> bool {
-    let purpose = Purpose::Replica(replica.id);
-    let command = Command::Place {
+fn propose_retired(turn: &mut Turn<'_>, around: &mut Around<'_>, replica: ReplicaId) {
+    let command = Command::Retired {
         replica,
         expected_version: turn.state.version,
     };
-    around.proposals.propose(turn, purpose, command)
+    around.proposals.propose(turn, Purpose::Placement, command);
 }
 
 fn propose_unplaced(turn: &mut Turn<'_>, around: &mut Around<'_>, replica: ReplicaId, missing: Missing) {
@@ -306,7 +328,7 @@ fn propose_unplaced(turn: &mut Turn<'_>, around: &mut Around<'_>, replica: Repli
         missing_bytes,
         expected_version: turn.state.version,
     };
-    around.proposals.propose(turn, Purpose::Replica(replica), command);
+    around.proposals.propose(turn, Purpose::Placement, command);
 }
 
 /// A reason no longer than the state takes.

@@ -30,7 +30,9 @@ pub(super) enum Purpose {
     Join(SessionId),
     /// A worker counts as lost.
     Lost(WorkerId),
-    /// A replica changes.
+    /// A replica is placed, or said to be placed nowhere: one at a time, as each plan counts on what the last one left.
+    Placement,
+    /// A placement serves, or a device of it failed.
     Replica(ReplicaId),
 }
 
@@ -60,7 +62,11 @@ impl Proposals {
         let flying = || self.attempts.iter().filter(|(_, attempt)| in_flight(attempt));
         let is_join = |purpose: &Purpose| match purpose {
             Purpose::Join(_) => true,
-            Purpose::Model | Purpose::Coordinator(_) | Purpose::Lost(_) | Purpose::Replica(_) => false,
+            Purpose::Model
+            | Purpose::Coordinator(_)
+            | Purpose::Lost(_)
+            | Purpose::Placement
+            | Purpose::Replica(_) => false,
         };
         let joins = flying().filter(|(purpose, _)| is_join(purpose)).count();
         flying().count() < MAX_IN_FLIGHT && (!is_join(purpose) || joins < MAX_JOINS_IN_FLIGHT)

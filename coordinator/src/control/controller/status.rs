@@ -1,6 +1,6 @@
 //! The cluster as the leader sees it.
 
-use tramontane_model::members::{DeviceReport, DeviceState};
+use tramontane_model::members::{DeviceReport, DeviceState, SchedulerLoad};
 use tramontane_model::placement::{KvShape, Replica};
 
 use super::leader::Leader;
@@ -29,14 +29,34 @@ impl Controller {
             .zip(state.replicas.keys())
             .map(|(entry, id)| replica(leading, id.0, entry))
             .collect();
+        let serving = state.replicas.values().filter(|entry| entry.serving().is_some());
+        let serving = u32::try_from(serving.count()).unwrap_or(u32::MAX);
+        let wanted = self.options.replicas;
+        let short = leading.and_then(|leading| leading.placing.short());
+        let short = short.filter(|_| wanted.is_some_and(|wanted| serving < wanted));
         StatusView {
             model: self.options.model.name.clone(),
             leader,
             term: leading.map_or(0, |leading| leading.term),
             nodes,
             replicas,
+            replicas_wanted: wanted,
+            replicas_serving: serving,
+            replicas_short: short.map(str::to_owned),
             missing: missing(state, leading),
         }
+    }
+
+    /// What the schedulers of replicas that serve are doing, as far as they told; nothing if this coordinator does not
+    /// lead.
+    pub fn loads(&self, state: &ClusterState) -> Vec<SchedulerLoad> {
+        let Role::Leading(leader) = &self.role else {
+            return Vec::new();
+        };
+        let serving = state.replicas.values().filter_map(ReplicaEntry::serving);
+        serving
+            .filter_map(|placement| scheduler_load(leader, placement))
+            .collect()
     }
 
     fn coordinators(&self, state: &ClusterState, leader: Option<u64>) -> Vec<NodeView> {
@@ -154,8 +174,7 @@ fn stages(placement: &Replica) -> Vec<StageView> {
 }
 
 fn load(leader: &Leader, placement: &Replica) -> Option<LoadView> {
-    let report = leader.members.report(&placement.head()?.worker)?;
-    let load = report.load.filter(|load| load.fence == placement.fence())?;
+    let load = scheduler_load(leader, placement)?;
     Some(LoadView {
         running: load.running,
         waiting: load.waiting,
@@ -164,12 +183,27 @@ fn load(leader: &Leader, placement: &Replica) -> Option<LoadView> {
     })
 }
 
+fn scheduler_load(leader: &Leader, placement: &Replica) -> Option<SchedulerLoad> {
+    let report = leader.members.report(&placement.head()?.worker)?;
+    report
+        .loads
+        .iter()
+        .find(|load| load.fence == placement.fence())
+        .copied()
+}
+
 /// Why nothing serves, if nothing does.
 fn missing(state: &ClusterState, leader: Option<&Leader>) -> Option<String> {
     if state.replicas.values().any(|entry| entry.serving().is_some()) {
         return None;
     }
-    let Some((id, entry)) = state.replicas.first_key_value() else {
+    // The one that is nearest to serving says.
+    let nearest = state.replicas.iter().min_by_key(|(_, entry)| match &entry.phase {
+        Phase::Serving { .. } | Phase::Loading { .. } => 0,
+        Phase::Broken { .. } => 1,
+        Phase::Unplaceable { .. } => 2,
+    });
+    let Some((id, entry)) = nearest else {
         let workers = state.workers.len();
         return Some(format!("{workers} workers have joined and none is placed yet"));
     };

@@ -15,6 +15,12 @@ pub struct StatusView {
     pub nodes: Vec<NodeView>,
     /// The placement map.
     pub replicas: Vec<ReplicaView>,
+    /// Replicas that are wanted; absent: as many as fit.
+    pub replicas_wanted: Option<u32>,
+    /// How many serve.
+    pub replicas_serving: u32,
+    /// Why there are fewer than wanted, as far as the leader knows.
+    pub replicas_short: Option<String>,
     /// Why nothing serves, if nothing does.
     pub missing: Option<String>,
 }

@@ -26,7 +26,7 @@ use crate::config::PlacementConfig;
 pub struct Candidate {
     /// Which device.
     pub device: DeviceRef,
-    /// Bytes that other replicas leave of it.
+    /// Bytes that it has.
     pub memory_bytes: u64,
     /// Largest range that one binding may cover, in bytes.
     pub max_binding_bytes: u64,
@@ -87,6 +87,9 @@ pub struct Plan {
     pub replica: Replica,
     /// Whether it has the stages and expert groups that were wished.
     pub wishes_met: bool,
+    /// Whether it has fewer of either than were wished, as with too few devices; more is what a model too large for
+    /// the wishes gets.
+    pub falls_short: bool,
 }
 
 /// No placement fits.

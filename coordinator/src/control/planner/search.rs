@@ -74,17 +74,16 @@ impl<'a> Search<'a> {
                 continue;
             }
             if let Some(replica) = self.place(&devices, shape) {
-                let wishes_met = self.met(&replica, wished(&self.request.wishes, bounds));
-                return Ok(Plan { replica, wishes_met });
+                let wished = wished(&self.request.wishes, bounds);
+                let plan = Plan {
+                    wishes_met: all_wished(&replica, wished, usize::eq),
+                    falls_short: !all_wished(&replica, wished, usize::ge),
+                    replica,
+                };
+                return Ok(plan);
             }
         }
         Err(self.missing(&devices))
-    }
-
-    fn met(&self, replica: &Replica, (stages, groups): (Option<usize>, Option<usize>)) -> bool {
-        let moe = replica.stages.iter().filter(|stage| !stage.groups.is_empty());
-        stages.is_none_or(|wish| replica.stages.len() == wish)
-            && groups.is_none_or(|wish| moe.clone().all(|stage| stage.groups.len() == wish))
     }
 
     /// Whether so many of the largest devices have the room at all.
@@ -293,6 +292,18 @@ impl<'a> Search<'a> {
         verify(footprint, &replica, |device| limits.get(device).copied()).ok()?;
         Some(replica)
     }
+}
+
+/// Whether the numbers of stages and of every stage's expert groups, where there are routed experts, are to the wishes
+/// as `is` says.
+fn all_wished(
+    replica: &Replica,
+    (stages, groups): (Option<usize>, Option<usize>),
+    is: impl Fn(&usize, &usize) -> bool,
+) -> bool {
+    let mut moe = replica.stages.iter().filter(|stage| !stage.groups.is_empty());
+    stages.is_none_or(|wish| is(&replica.stages.len(), &wish))
+        && groups.is_none_or(|wish| moe.all(|stage| is(&stage.groups.len(), &wish)))
 }
 
 fn is_as_good(kept: &Found, time: u128, blocks: u32) -> bool {

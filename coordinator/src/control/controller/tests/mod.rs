@@ -3,6 +3,7 @@
 mod leases;
 mod placing;
 mod random;
+mod replicas;
 mod sessions;
 mod status;
 
@@ -64,6 +65,7 @@ fn options(stages: Option<u32>, expert_groups: Option<u32>) -> ControllerOptions
         id: CoordinatorId(1),
         entry: entry(1),
         model: model(),
+        replicas: Some(1),
         wishes: Wishes {
             stages,
             expert_groups,
@@ -110,7 +112,7 @@ fn report(state: DeviceState) -> WorkerReport {
             held_bytes: 5,
             state,
         }],
-        load: None,
+        loads: Vec::new(),
     }
 }
 

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use tramontane_model::ids::DeviceRef;
 
 use super::*;
 use crate::control::command::Refusal;
-use crate::control::state::Phase;
+use crate::control::state::{Phase, ReplicaEntry};
 
 const WORKERS: u8 = 6;
 
@@ -19,6 +20,18 @@ enum Action {
     Leads,
     Follows,
     Replan,
+}
+
+/// Wished stages and expert groups.
+type Shape = (Option<u32>, Option<u32>);
+
+fn any_shape() -> impl Strategy<Value = Shape> {
+    prop_oneof![
+        Just((Some(2), Some(2))),
+        Just((Some(2), Some(1))),
+        Just((Some(3), None)),
+        Just((None, None)),
+    ]
 }
 
 fn any_action() -> impl Strategy<Value = Action> {
@@ -50,9 +63,11 @@ struct Chaos {
 }
 
 impl Chaos {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, (stages, groups): Shape, replicas: Option<u32>) -> Self {
+        let mut options = options(stages, groups);
+        options.replicas = replicas;
         Self {
-            cluster: Cluster::new(options(Some(2), Some(2))),
+            cluster: Cluster::new(options),
             incarnations: BTreeMap::new(),
             open: BTreeSet::new(),
             holds: BTreeMap::new(),
@@ -117,11 +132,9 @@ impl Chaos {
                         self.holds.insert(worker, replica.fence());
                     }
                     Directive::Release(fence) => {
-                        if self
-                            .holds
-                            .get(&worker)
-                            .is_some_and(|held| held.generation <= fence.generation)
-                        {
+                        if self.holds.get(&worker).is_some_and(|held| {
+                            held.replica == fence.replica && held.generation <= fence.generation
+                        }) {
                             self.holds.remove(&worker);
                         }
                     }
@@ -141,7 +154,21 @@ impl Chaos {
         } else {
             None
         };
+        let before = self.cluster.state.replicas.clone();
+        let lost = if let Command::WorkerLost { worker, .. } = &command {
+            Some(worker.clone())
+        } else if let Command::WorkerJoined { info } = &command {
+            Some(info.worker.clone())
+        } else {
+            None
+        };
+        let failed = if let Command::DeviceFailed { fence, device, .. } = &command {
+            Some((*fence, device.clone()))
+        } else {
+            None
+        };
         let outcome = self.cluster.commit(sequence, command);
+        self.check_replicas(&before, lost.as_ref(), failed.as_ref());
         if let Some(replica) = place {
             match &outcome {
                 Outcome::Applied => {
@@ -155,6 +182,43 @@ impl Chaos {
             }
         }
         outcome
+    }
+
+    /// No device is in two replicas, there are never more than may be, and a replica that loads or serves goes on as it
+    /// is unless it lost one of its own devices or somebody asked to plan anew.
+    fn check_replicas(
+        &self,
+        before: &BTreeMap<ReplicaId, ReplicaEntry>,
+        lost: Option<&WorkerId>,
+        failed: Option<&(Fence, DeviceRef)>,
+    ) {
+        let after = &self.cluster.state.replicas;
+        let mut used = BTreeSet::new();
+        for device in after
+            .values()
+            .filter_map(ReplicaEntry::live)
+            .flat_map(Replica::devices)
+        {
+            assert!(used.insert(device), "{device} is in two replicas");
+        }
+        if let Some(wanted) = self.cluster.controller.options.replicas {
+            assert!(after.len() <= wanted as usize, "{after:?}");
+        }
+        for (id, entry) in before {
+            let Some(placement) = entry.live() else { continue };
+            let now = after.get(id).and_then(ReplicaEntry::live);
+            if now == Some(placement) {
+                continue;
+            }
+            let own = placement.devices();
+            let lost_one = lost.is_some_and(|lost| own.iter().any(|device| device.worker == *lost));
+            let failed_one =
+                failed.is_some_and(|(fence, device)| *fence == placement.fence() && own.contains(device));
+            assert!(
+                lost_one || failed_one || self.asked > 0,
+                "{entry:?} became {now:?} although nothing happened to it"
+            );
+        }
     }
 
     fn worker(worker: u8) -> WorkerId {
@@ -258,14 +322,29 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn chaos_is_survived(seed in any::<u64>(), actions in proptest::collection::vec(any_action(), 0..80)) {
-        let mut chaos = Chaos::new(seed);
+    fn chaos_is_survived(
+        seed in any::<u64>(),
+        shape in any_shape(),
+        replicas in prop_oneof![Just(None), (1u32..4).prop_map(Some)],
+        actions in proptest::collection::vec(any_action(), 0..80),
+    ) {
+        let mut chaos = Chaos::new(seed, shape, replicas);
         for action in actions {
             chaos.act(action);
         }
         chaos.heal();
-        let entry = &chaos.cluster.state.replicas[&ReplicaId(1)];
-        prop_assert!(matches!(entry.phase, Phase::Serving { .. }), "{:?}", entry);
+        let state = &chaos.cluster.state;
+        let placed: Vec<&ReplicaEntry> = state.replicas.values().filter(|entry| entry.placement().is_some()).collect();
+        prop_assert!(!placed.is_empty());
+        for entry in &placed {
+            prop_assert!(matches!(entry.phase, Phase::Serving { .. }), "{:?}", entry);
+        }
+        // What is left makes no further one.
+        let used: usize = placed.iter().filter_map(|entry| entry.live()).map(|one| one.devices().len()).sum();
+        let needed = shape.0.unwrap_or(1) * shape.1.unwrap_or(1);
+        let left = usize::from(WORKERS) - used;
+        let wanted = replicas.map_or(usize::MAX, |wanted| wanted as usize);
+        prop_assert!(placed.len() == wanted || left < needed as usize, "{:?}", state.replicas);
         prop_assert_eq!(chaos.asked, chaos.answered, "every ask is answered once");
         prop_assert_eq!(chaos.cluster.state.workers.len(), usize::from(WORKERS));
     }
