@@ -15,5 +15,4 @@ pub mod process;
 pub mod schema;
 pub mod status;
 pub mod stream;
-pub mod streams;
 pub mod wait;

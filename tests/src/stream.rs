@@ -8,11 +8,15 @@ use hyper::client::conn::http1;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tramontane_proto::net::connect_http;
 
 use crate::client::{Answer, Client};
+
+/// Longest wait for the whole of a completion.
+const DEADLINE: Duration = Duration::from_secs(240);
 
 /// A stream that has begun. Dropping it closes its connection.
 pub struct Events {
@@ -105,5 +109,55 @@ impl Events {
 impl Drop for Events {
     fn drop(&mut self) {
         self.connection.abort();
+    }
+}
+
+/// A streamed completion that has ended.
+#[derive(Clone, Debug, Default)]
+pub struct Streamed {
+    /// The text of its first choice.
+    pub text: String,
+    /// Why it ended; empty if it did not say.
+    pub finish_reason: String,
+    /// When each part of the text came.
+    pub times: Vec<Instant>,
+}
+
+impl Streamed {
+    /// The gaps between parts that both came within `from..to`.
+    pub fn gaps(&self, from: Instant, to: Instant) -> Vec<Duration> {
+        let within = |time: &Instant| (from..to).contains(time);
+        let pairs = self.times.windows(2).filter(|pair| pair.iter().all(within));
+        pairs.map(|pair| pair[1] - pair[0]).collect()
+    }
+}
+
+impl Client {
+    /// Streams a completion to its end; `parts` is told how many parts of the text have come.
+    pub async fn completion(&self, body: &Value, parts: watch::Sender<usize>) -> Result<Streamed, String> {
+        let mut events = match self.stream("/v1/completions", body, DEADLINE).await? {
+            Asked::Begun(events) => events,
+            Asked::Refused(answer) => return Err(format!("{}: {}", answer.status, answer.body)),
+        };
+        let mut streamed = Streamed::default();
+        while let Some(data) = events.next(DEADLINE).await? {
+            if data == "[DONE]" {
+                return Ok(streamed);
+            }
+            let chunk: Value = serde_json::from_str(&data).map_err(|error| format!("{error}: {data}"))?;
+            if chunk.get("error").is_some() {
+                return Err(data);
+            }
+            let choice = &chunk["choices"][0];
+            if let Some(text) = choice["text"].as_str().filter(|text| !text.is_empty()) {
+                streamed.text += text;
+                streamed.times.push(Instant::now());
+                parts.send_replace(streamed.times.len());
+            }
+            if let Some(reason) = choice["finish_reason"].as_str() {
+                reason.clone_into(&mut streamed.finish_reason);
+            }
+        }
+        Err(format!("the stream ended before its end: {streamed:?}"))
     }
 }

@@ -11,7 +11,7 @@ use tramontane_tests::cluster::{Cluster, READY_WITHIN};
 use tramontane_tests::config::{MODEL, Plan, ROOMY};
 use tramontane_tests::process::tramontane;
 use tramontane_tests::status::{Replica, Status};
-use tramontane_tests::streams::{Streamed, stream};
+use tramontane_tests::stream::Streamed;
 use tramontane_tests::wait::{need, until};
 
 /// Half of the streams under way when a worker is killed.
@@ -86,8 +86,8 @@ struct Running {
 async fn start(client: &Client, body: Value) -> Running {
     let before = routed(client).await.expect("metrics");
     let (sender, mut parts) = watch::channel(0);
-    let address = client.address.clone();
-    let task = tokio::spawn(async move { stream(&address, body, sender).await });
+    let own = client.clone();
+    let task = tokio::spawn(async move { own.completion(&body, sender).await });
     parts.wait_for(|&parts| parts > 0).await.expect("a first part");
     let after = routed(client).await.expect("metrics");
     let took = after
