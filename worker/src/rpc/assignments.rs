@@ -19,17 +19,15 @@ use tramontane_proto::Directive;
 use tramontane_proto::net::{Identity, NetError, Traffic, channel};
 
 use super::expert::{Holdings, PeerExperts};
-use super::head::{Head, HeadHandle, OpenPipeline, Pipeline};
-use super::link::{GrpcLink, Link, LinkFuture, LinkLost, LocalLink};
-use super::stage::{LinkEnds, OpenLink, STEP_DEADLINE, StageRunner};
+use super::head::{Head, HeadHandle};
+use super::pipeline::{Downstream, HeadEnds};
+use super::stage::{LinkEnds, STEP_DEADLINE, StageRunner};
 use crate::executor::{Assignment, DeviceError, DeviceHandle, LocalLinks};
 use crate::scheduler::{CacheKey, SchedulerConfig};
 use crate::weights::DeviceSlices;
 
 /// Longest wait for the tasks of an old placement to end.
 const END_DEADLINE: Duration = Duration::from_secs(5);
-/// Longest wait for the last stage's link to reach the head.
-const PIPELINE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why a directive cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -356,60 +354,5 @@ impl Peers<'_> {
             .get(worker)
             .ok_or_else(|| AssignmentError::UnknownPeer(worker.clone()))?;
         Ok(Some(channel(address, self.identity, Traffic::Tensors)?))
-    }
-}
-
-/// From a stage to the next, or from the last to the head.
-struct Downstream {
-    fence: Fence,
-    from_stage: u32,
-    dim: u32,
-    ends: LinkEnds,
-    peer: String,
-    /// None if the next stage is on this worker.
-    channel: Option<Channel>,
-}
-
-impl OpenLink for Downstream {
-    fn open(&mut self) -> LinkFuture<'_, Result<Box<dyn Link>, LinkLost>> {
-        Box::pin(async {
-            let to_stage = self.from_stage + 1;
-            Ok(match &self.channel {
-                None => Box::new(LocalLink(self.ends.connect((self.fence, to_stage))?)) as Box<dyn Link>,
-                Some(channel) => {
-                    let (peer, fence) = (self.peer.clone(), self.fence);
-                    Box::new(GrpcLink::open(
-                        channel.clone(),
-                        peer,
-                        fence,
-                        self.from_stage,
-                        to_stage,
-                        self.dim,
-                    ))
-                }
-            })
-        })
-    }
-}
-
-/// The head's two ends of the pipeline.
-struct HeadEnds {
-    fence: Fence,
-    ends: LinkEnds,
-    results: mpsc::Receiver<mpsc::Receiver<tramontane_proto::LinkMessage>>,
-}
-
-impl OpenPipeline for HeadEnds {
-    async fn open(&mut self) -> Result<Pipeline, LinkLost> {
-        // Links of an earlier pipeline are of no use.
-        while self.results.try_recv().is_ok() {}
-        let first = Box::new(LocalLink(self.ends.connect((self.fence, 0))?));
-        match tokio::time::timeout(PIPELINE_DEADLINE, self.results.recv()).await {
-            Ok(Some(results)) => Ok(Pipeline { first, results }),
-            Ok(None) => Err(LinkLost("the head is being replaced".to_owned())),
-            Err(_) => Err(LinkLost(format!(
-                "the last stage did not connect within {PIPELINE_DEADLINE:?}"
-            ))),
-        }
     }
 }

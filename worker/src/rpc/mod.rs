@@ -6,6 +6,7 @@ pub mod assignments;
 pub mod expert;
 pub mod head;
 pub mod link;
+mod pipeline;
 mod sequences;
 pub mod serving;
 pub mod session;
