@@ -54,9 +54,9 @@ fn placements() -> [Placement; 4] {
     ]
 }
 
-/// Asks for the prompts one after the other: no other sequence is in their batches.
-async fn check_alone(client: &Client, records: &[Golden], expected: &[Output], what: &str) {
-    for (index, (record, expected)) in records.iter().zip(expected).enumerate() {
+/// Asks for every `step`-th prompt, one after the other: no other sequence is in their batches.
+async fn check_alone(client: &Client, records: &[Golden], expected: &[Output], step: usize, what: &str) {
+    for (index, (record, expected)) in records.iter().zip(expected).enumerate().step_by(step) {
         let alone = complete(client, record).await;
         assert_eq!(alone, *expected, "record {index}: {what}, alone");
     }
@@ -75,7 +75,7 @@ async fn every_placement_gives_the_recorded_answers_and_the_same_bits() {
         .await;
     let one = complete_all(&cluster.client(1), &records).await;
     check_against_records(&records, &one);
-    check_alone(&cluster.client(1), &records, &one, "1 worker").await;
+    check_alone(&cluster.client(1), &records, &one, 1, "1 worker").await;
     cluster.until_idle().await;
     drop(cluster);
     for Placement { what, plan, right } in placements() {
@@ -86,7 +86,7 @@ async fn every_placement_gives_the_recorded_answers_and_the_same_bits() {
         cluster.check_alive();
         check_against_records(&records, &outputs);
         assert_equal(&outputs, &one, what);
-        check_alone(&cluster.client(1), &records, &one, what).await;
+        check_alone(&cluster.client(1), &records, &one, 3, what).await;
         cluster.until_idle().await;
     }
 }
