@@ -21,7 +21,7 @@ use super::mistral_reply;
 use super::params::{self, Params};
 use super::sse;
 use super::table::Routes;
-use super::tool_choice::ToolChoice;
+use super::tool_choice::{Form, ToolChoice};
 use super::{Api, Ask};
 use crate::gateway::Together;
 use crate::text::{ChatError, ChatRequest, encode_chat};
@@ -63,7 +63,7 @@ impl ChatCompletionRequest {
         )?;
         params.seed = params.seed.or(own.random_seed);
         let logprobs = logprobs(&mut fields)?;
-        let choice = ToolChoice::take(&mut fields, &chat.tools)?;
+        let choice = ToolChoice::take(&mut fields, &chat.tools, Form::Nested)?;
         if choice == ToolChoice::None {
             chat.tools.clear();
         }

@@ -46,6 +46,13 @@ impl<'a> Fields<'a> {
         left.any(|(known, value)| known == name && value.get() != "null")
     }
 
+    /// A field's JSON text, which stays; `null` counts as absent.
+    pub(super) fn peek(&self, name: &str) -> Option<&'a RawValue> {
+        let mut left = self.left.iter();
+        let (_, value) = left.find(|(known, value)| known == name && value.get() != "null")?;
+        Some(value)
+    }
+
     /// Takes a field as its JSON text; `null` counts as absent.
     pub(super) fn raw(&mut self, name: &str) -> Option<&'a RawValue> {
         #[cfg(test)]

@@ -57,7 +57,7 @@ pub(super) struct ChatLogprobs {
 }
 
 /// A token of a chat choice.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub(super) struct ChatToken {
     token: String,
     logprob: f32,
@@ -65,7 +65,7 @@ pub(super) struct ChatToken {
     top_logprobs: Vec<ChatAlternative>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 struct ChatAlternative {
     token: String,
     logprob: f32,

@@ -29,6 +29,7 @@ mod openapi;
 mod params;
 mod prompt;
 mod reply;
+mod responses;
 mod sampling;
 mod serve;
 mod sse;
@@ -243,6 +244,7 @@ fn routes() -> Routes {
         .merge(models::routes())
         .merge(chat::routes())
         .merge(completions::routes())
+        .merge(responses::routes())
         .merge(tokens::routes())
         .merge(version::routes())
         .merge(openapi::routes())

@@ -44,6 +44,34 @@ impl Usage {
     }
 }
 
+/// Tokens of a response, as OpenAI's newer API counts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct ResponseUsage {
+    input_tokens: u64,
+    input_tokens_details: PromptTokensDetails,
+    output_tokens: u64,
+    output_tokens_details: OutputTokensDetails,
+    total_tokens: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct OutputTokensDetails {
+    reasoning_tokens: u64,
+}
+
+impl Usage {
+    /// The same, with how many of the generated tokens were reasoning.
+    pub(super) fn of_response(self, reasoning_tokens: u64) -> ResponseUsage {
+        ResponseUsage {
+            input_tokens: self.prompt_tokens,
+            input_tokens_details: self.prompt_tokens_details,
+            output_tokens: self.completion_tokens,
+            output_tokens_details: OutputTokensDetails { reasoning_tokens },
+            total_tokens: self.total_tokens,
+        }
+    }
+}
+
 /// What every chunk and reply of a request opens with.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Header {

@@ -20,7 +20,7 @@ use super::error::{ApiError, ErrorKind};
 use super::reply::Usage;
 
 /// How often a silent stream sends a comment, so that nobody between takes it for dead.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// How a route shows the steps of its answers, each as one JSON text.
 pub(super) trait Chunks: Send + 'static {
@@ -47,13 +47,16 @@ pub(super) fn json(chunk: &impl Serialize) -> Result<String, ApiError> {
 /// The response that streams these answers.
 pub(super) fn respond(answers: Vec<Answer>, chunks: impl Chunks) -> Response {
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    let mut response = Sse::new(events(answers, chunks).map(Ok::<_, Infallible>))
-        .keep_alive(keep_alive)
-        .into_response();
-    let unbuffered = HeaderName::from_static("x-accel-buffering");
+    let events = events(answers, chunks).map(Ok::<_, Infallible>);
+    unbuffered(Sse::new(events).keep_alive(keep_alive).into_response())
+}
+
+/// A response that nobody between is to hold back.
+pub(super) fn unbuffered(mut response: Response) -> Response {
+    let name = HeaderName::from_static("x-accel-buffering");
     response
         .headers_mut()
-        .insert(unbuffered, HeaderValue::from_static("no"));
+        .insert(name, HeaderValue::from_static("no"));
     response
 }
 

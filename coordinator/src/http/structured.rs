@@ -1,4 +1,4 @@
-//! The fields that hold an answer to a shape: OpenAI's `response_format`, vLLM's `guided_*` and `structured_outputs`.
+//! The fields that hold an answer to a shape: OpenAI's `response_format` and `text.format`, vLLM's `guided_*` and `structured_outputs`.
 //!
 //! A request has at most one of them. Whether a schema is supported shows when its grammar is compiled.
 
@@ -26,6 +26,29 @@ struct ResponseFormat {
 /// Name, description and `strict` change nothing: an answer is always held to the schema.
 #[derive(Deserialize)]
 struct JsonSchema {
+    #[serde(rename = "name")]
+    _name: Option<String>,
+    #[serde(rename = "description")]
+    _description: Option<String>,
+    #[serde(rename = "strict")]
+    _strict: Option<bool>,
+    schema: Option<Box<RawValue>>,
+}
+
+/// What responses say of their text; its verbosity changes nothing.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    format: Option<Box<RawValue>>,
+    #[serde(rename = "verbosity")]
+    _verbosity: Option<String>,
+}
+
+/// A format of responses: the parts of a schema stand beside its type.
+#[derive(Deserialize)]
+struct TextFormat {
+    #[serde(rename = "type")]
+    kind: String,
     #[serde(rename = "name")]
     _name: Option<String>,
     #[serde(rename = "description")]
@@ -74,6 +97,29 @@ pub(super) fn take(fields: &mut Fields<'_>) -> Result<Option<Structured>, ApiErr
             found.push(shaped("structured_outputs.choice", Shape::choice(choices))?);
         }
     }
+    at_most_one(found)
+}
+
+/// Takes `text` beside what other fields ask for; also gives its format as it was sent.
+pub(super) fn take_text(
+    fields: &mut Fields<'_>,
+    other: Option<Structured>,
+) -> Result<(Option<Structured>, Option<Box<RawValue>>), ApiError> {
+    const FORMAT: &str = "text.format";
+    let Some(raw) = fields.take::<Text>("text")?.and_then(|text| text.format) else {
+        return Ok((other, None));
+    };
+    let format: TextFormat = parse(FORMAT, &raw)?;
+    let schema = || {
+        let field = "text.format.schema";
+        Ok((field, format.schema.ok_or_else(|| no_schema(field))?))
+    };
+    let own = formatted((FORMAT, "text.format.type"), &format.kind, schema)?;
+    let structured = at_most_one(other.into_iter().chain(own))?;
+    Ok((structured, Some(raw)))
+}
+
+fn at_most_one(found: impl IntoIterator<Item = Structured>) -> Result<Option<Structured>, ApiError> {
     let mut found = found.into_iter();
     match (found.next(), found.next()) {
         (Some(first), Some(second)) => {
@@ -85,16 +131,30 @@ pub(super) fn take(fields: &mut Fields<'_>) -> Result<Option<Structured>, ApiErr
 }
 
 fn response_format(format: ResponseFormat) -> Result<Option<Structured>, ApiError> {
-    const SCHEMA: &str = "response_format.json_schema";
-    match format.kind.as_str() {
+    let schema = || {
+        let missing = || no_schema("response_format.json_schema");
+        let schema = format.json_schema.ok_or_else(missing)?;
+        let field = "response_format.json_schema.schema";
+        Ok((field, schema.schema.ok_or_else(|| no_schema(field))?))
+    };
+    formatted(("response_format", "response_format.type"), &format.kind, schema)
+}
+
+fn no_schema(field: &str) -> ApiError {
+    ApiError::invalid(field, "is missing, a format of type \"json_schema\" has one")
+}
+
+/// What a format of this kind asks for, with the names of it and of its kind, and its schema with that one's name.
+fn formatted(
+    (field, kind_field): (&'static str, &'static str),
+    kind: &str,
+    schema: impl FnOnce() -> Result<(&'static str, Box<RawValue>), ApiError>,
+) -> Result<Option<Structured>, ApiError> {
+    match kind {
         "text" => Ok(None),
-        "json_object" => Ok(Some(any_object("response_format"))),
+        "json_object" => Ok(Some(any_object(field))),
         "json_schema" => {
-            let missing =
-                |field| ApiError::invalid(field, "is missing, a format of type \"json_schema\" has one");
-            let schema = format.json_schema.ok_or_else(|| missing(SCHEMA))?;
-            let field = "response_format.json_schema.schema";
-            let schema = schema.schema.ok_or_else(|| missing(field))?;
+            let (field, schema) = schema()?;
             shaped(field, Schema::read(&schema).map(Shape::Json)).map(Some)
         }
         other => {
@@ -102,7 +162,7 @@ fn response_format(format: ResponseFormat) -> Result<Option<Structured>, ApiErro
                 "{:?} is not supported, use \"text\", \"json_object\" or \"json_schema\"",
                 shown(other)
             );
-            Err(ApiError::invalid("response_format.type", problem))
+            Err(ApiError::invalid(kind_field, problem))
         }
     }
 }

@@ -22,6 +22,15 @@ pub(super) enum ToolChoice {
     Function(String),
 }
 
+/// How a route writes a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Its parts are within `function`.
+    Nested,
+    /// Its parts stand beside its type.
+    Flat,
+}
+
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Choice {
@@ -32,7 +41,8 @@ enum Choice {
 #[derive(Deserialize)]
 struct Named {
     r#type: String,
-    function: Function,
+    function: Option<Function>,
+    name: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -42,14 +52,19 @@ struct Function {
 
 impl ToolChoice {
     /// Takes the field and compares it with the tools.
-    pub(super) fn take(fields: &mut Fields<'_>, tools: &[Tool]) -> Result<Self, ApiError> {
-        const RIGHT: &str =
-            "use \"auto\", \"none\", \"required\" or {\"type\": \"function\", \"function\": {\"name\": ...}}";
+    pub(super) fn take(fields: &mut Fields<'_>, tools: &[Tool], form: Form) -> Result<Self, ApiError> {
+        let function = match form {
+            Form::Nested => "\"function\": {\"name\": ...}",
+            Form::Flat => "\"name\": ...",
+        };
         let Some(raw) = fields.raw(FIELD) else {
             return Ok(Self::Auto);
         };
         let unknown = || {
-            let problem = format!("{} is no choice of tools, {RIGHT}", shown(raw.get()));
+            let problem = format!(
+                "{} is no choice of tools, use \"auto\", \"none\", \"required\" or {{\"type\": \"function\", {function}}}",
+                shown(raw.get())
+            );
             ApiError::invalid(FIELD, problem)
         };
         let choice = match parse::<Choice>(FIELD, raw).map_err(|_| unknown())? {
@@ -59,7 +74,13 @@ impl ToolChoice {
                 "required" | "any" => Self::Required,
                 _ => return Err(unknown()),
             },
-            Choice::Named(named) if named.r#type == "function" => Self::Function(named.function.name),
+            Choice::Named(named) if named.r#type == "function" => {
+                let name = match form {
+                    Form::Nested => named.function.map(|function| function.name),
+                    Form::Flat => named.name,
+                };
+                Self::Function(name.ok_or_else(unknown)?)
+            }
             Choice::Named(_) => return Err(unknown()),
         };
         match &choice {

@@ -25,6 +25,7 @@ const fn refused(field: &'static str, harmless: fn(&Value) -> bool, right: &'sta
 const ONLY_ONE: &str = "is not supported yet other than 1";
 const ONLY_FALSE: &str = "is not supported yet other than false";
 const ONLY_TRUE: &str = "is not supported yet other than true";
+const KEPT_NOWHERE: &str = "is not supported: nothing is kept here, send the whole conversation";
 const LEAVE_OUT: &str = "is not supported yet, leave it out";
 
 const REFUSED: &[Refused] = &[
@@ -40,6 +41,8 @@ const REFUSED: &[Refused] = &[
     refused("use_beam_search", is_false, ONLY_FALSE),
     refused("prompt_logprobs", is_false, LEAVE_OUT),
     refused("top_prompt_logprobs", never, LEAVE_OUT),
+    refused("previous_response_id", never, KEPT_NOWHERE),
+    refused("conversation", never, KEPT_NOWHERE),
     refused("guided_grammar", never, LEAVE_OUT),
     refused("functions", is_empty, "is not supported, use tools"),
     refused(

@@ -38,6 +38,7 @@ async fn the_clients_of_openai_and_mistral_find_what_they_know() {
     for (script, prefix) in [
         ("openai_chat.py", "/v1"),
         ("openai_completions.py", "/v1"),
+        ("openai_responses.py", "/v1"),
         ("mistral_client.py", "/mistral"),
     ] {
         let said = run_client(&cluster, script, prefix, Duration::from_secs(240)).await;

@@ -58,24 +58,6 @@ pub(super) const fn field(
 pub(in crate::http) const SHARED: &[Field] = &[
     field("model", Kind::Model, None, "Name of the served model; required."),
     field(
-        "max_tokens",
-        Kind::Integer(1, None),
-        None,
-        "Most tokens to generate.",
-    ),
-    field(
-        "max_completion_tokens",
-        Kind::Integer(1, None),
-        None,
-        "The same as max_tokens.",
-    ),
-    field(
-        "n",
-        Kind::Integer(1, Some(MAX_N as i64)),
-        Some("1"),
-        "Choices for each prompt; 128 in all at most.",
-    ),
-    field(
         "temperature",
         Kind::Number(0.0, 2.0, false),
         Some("1"),
@@ -130,6 +112,28 @@ pub(in crate::http) const SHARED: &[Field] = &[
         "A label of at most 512 characters; ignored.",
     ),
     field("metadata", Kind::Named("Metadata"), None, "Labels; ignored."),
+];
+
+/// Fields of both that limit what is generated.
+pub(in crate::http) const LIMITS: &[Field] = &[
+    field(
+        "max_tokens",
+        Kind::Integer(1, None),
+        None,
+        "Most tokens to generate.",
+    ),
+    field(
+        "max_completion_tokens",
+        Kind::Integer(1, None),
+        None,
+        "The same as max_tokens.",
+    ),
+    field(
+        "n",
+        Kind::Integer(1, Some(MAX_N as i64)),
+        Some("1"),
+        "Choices for each prompt; 128 in all at most.",
+    ),
 ];
 
 /// Fields of chats only.
@@ -308,13 +312,13 @@ pub(super) fn named(vocab_size: usize) -> Value {
         "required": ["type"],
         "properties": {
             "type": {"enum": ["text", "thinking"]},
-            "text": {"type": "string"},
-            "thinking": {"anyOf": [{"type": "string"}, {"type": "array", "maxItems": 1024, "items": {
+            "text": {"type": ["string", "null"]},
+            "thinking": {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "maxItems": 1024, "items": {
                 "type": "object",
                 "required": ["type", "text"],
-                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                "properties": {"type": {"const": "text"}, "text": {"type": ["string", "null"]}},
             }}]},
-            "closed": {"type": "boolean", "default": true},
+            "closed": {"type": ["boolean", "null"], "default": true},
         },
     });
     json!({

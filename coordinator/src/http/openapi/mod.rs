@@ -5,6 +5,7 @@
 mod choosing;
 pub(super) mod fields;
 mod replies;
+mod responses;
 
 use std::sync::Arc;
 
@@ -16,7 +17,8 @@ use serde_json::{Map, Value, json};
 use super::table::Routes;
 use super::{Api, ModelCard};
 use choosing::CHOOSING;
-use fields::{CHAT, COMPLETION, DETOKENIZE, Field, SHARED, TOKENIZE};
+use fields::{CHAT, COMPLETION, DETOKENIZE, Field, LIMITS, SHARED, TOKENIZE};
+use responses::RESPONSES;
 
 pub(super) fn routes() -> Routes {
     Routes::new().get("/openapi.json", show)
@@ -86,24 +88,31 @@ pub(super) const OPERATIONS: &[Operation] = &[
     ),
     post(
         "/v1/chat/completions",
-        &[SHARED, CHOOSING, CHAT],
+        &[SHARED, LIMITS, CHOOSING, CHAT],
         &["model", "messages"],
         ("ChatCompletion", Some("ChatChunk")),
         "Answers a conversation. Fields of Mistral's own make the response one of /mistral/v1/chat/completions.",
     ),
     post(
         "/mistral/v1/chat/completions",
-        &[SHARED, CHOOSING, CHAT],
+        &[SHARED, LIMITS, CHOOSING, CHAT],
         &["model", "messages"],
         ("MistralCompletion", Some("MistralChunk")),
         "Answers a conversation, for Mistral's clients.",
     ),
     post(
         "/v1/completions",
-        &[SHARED, CHOOSING, COMPLETION],
+        &[SHARED, LIMITS, CHOOSING, COMPLETION],
         &["model", "prompt"],
         ("TextCompletion", Some("TextCompletion")),
         "Continues prompts.",
+    ),
+    post(
+        "/v1/responses",
+        &[SHARED, CHOOSING, RESPONSES],
+        &["model", "input"],
+        ("Response", Some("ResponseEvent")),
+        "Answers a conversation of items.",
     ),
     post(
         "/tokenize",
@@ -150,8 +159,10 @@ pub(super) fn document(model: &ModelCard, vocab_size: usize) -> Value {
         path[operation.method.as_str().to_ascii_lowercase()] = operation.describe(model);
     }
     let mut schemas = fields::named(vocab_size);
-    if let (Some(all), Value::Object(replies)) = (schemas.as_object_mut(), replies::schemas()) {
-        all.extend(replies);
+    for more in [replies::schemas(), responses::schemas()] {
+        if let (Some(all), Value::Object(more)) = (schemas.as_object_mut(), more) {
+            all.extend(more);
+        }
     }
     json!({
         "openapi": "3.1.0",
@@ -175,7 +186,19 @@ impl Operation {
             None => content.insert("text/plain".to_owned(), json!({"schema": {"type": "string"}})),
         };
         if let Some(name) = self.event {
-            content.insert("text/event-stream".to_owned(), named(name));
+            content.insert(
+                "text/event-stream".to_owned(),
+                json!({"schema": {
+                    "description": "Of each event.",
+                    "type": "object",
+                    "required": ["data"],
+                    "properties": {"data": {
+                        "type": "string",
+                        "contentMediaType": "application/json",
+                        "contentSchema": {"$ref": format!("#/components/schemas/{name}")},
+                    }},
+                }}),
+            );
         }
         let of_mistral = self.path.starts_with("/mistral/");
         let error = named(if of_mistral { "MistralError" } else { "Error" });

@@ -11,6 +11,7 @@ mod faults;
 mod mistral;
 mod openapi;
 mod reasoning;
+mod responses;
 mod routes;
 mod shutdown;
 mod structured;

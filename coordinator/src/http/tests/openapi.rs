@@ -17,6 +17,7 @@ fn paths() -> BTreeSet<(String, String)> {
 fn body_of(operation: &Operation) -> Value {
     match operation.path {
         "/v1/completions" => json!({"model": MODEL, "prompt": "a"}),
+        "/v1/responses" => json!({"model": MODEL, "input": "a"}),
         "/tokenize" => json!({"model": MODEL, "messages": [{"role": "user", "content": "a"}]}),
         "/detokenize" => json!({"model": MODEL, "tokens": [7]}),
         _ => json!({"model": MODEL, "messages": [{"role": "user", "content": "a"}], "logprobs": true}),

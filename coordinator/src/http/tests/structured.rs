@@ -236,6 +236,63 @@ async fn strict_tools_hold_their_calls_and_leave_the_rest_free() {
 }
 
 #[tokio::test]
+async fn responses_are_held_to_what_chats_are() {
+    let flat = |tools: Value| -> Value {
+        let each = tools.as_array().unwrap().iter().map(|tool| {
+            let mut flat = tool["function"].clone();
+            flat["type"] = json!("function");
+            flat
+        });
+        each.collect()
+    };
+    let schema = json!({"name": "p", "strict": true, "schema": person()});
+    let format = json!({"type": "json_schema", "name": "p", "strict": true, "schema": person()});
+    let add = json!({"type": "function", "function": {"name": "add"}});
+    let object = json!({"type": "json_object"});
+    for (ours, of_chats) in [
+        (
+            json!({"text": {"format": format}}),
+            json!({"response_format": {"type": "json_schema", "json_schema": schema}}),
+        ),
+        (
+            json!({"text": {"format": object, "verbosity": "low"}}),
+            json!({"response_format": object}),
+        ),
+        (
+            json!({"tools": flat(tools()), "tool_choice": "required"}),
+            json!({"tools": tools(), "tool_choice": "required"}),
+        ),
+        (
+            json!({"tools": flat(tools()), "tool_choice": {"type": "function", "name": "add"}}),
+            json!({"tools": tools(), "tool_choice": add}),
+        ),
+        (
+            json!({"tools": flat(tools()), "parallel_tool_calls": false}),
+            json!({"tools": tools(), "parallel_tool_calls": false}),
+        ),
+        (
+            json!({"tools": flat(tools()), "text": {"format": object}}),
+            json!({"tools": tools(), "response_format": object}),
+        ),
+    ] {
+        let mut body = ours.clone();
+        body["input"] = question();
+        let held = sent("/v1/responses", body).await;
+        assert!(held.is_some(), "{ours}");
+        assert_eq!(held, chat(of_chats).await, "{ours}");
+    }
+    for free in [
+        json!({"text": {"format": {"type": "text"}}}),
+        json!({"text": {"format": null}}),
+        json!({"tools": flat(tools()), "tool_choice": "none"}),
+    ] {
+        let mut body = free.clone();
+        body["input"] = question();
+        assert_eq!(sent("/v1/responses", body).await, None, "{free}");
+    }
+}
+
+#[tokio::test]
 async fn reasoning_may_come_first_where_the_chat_shows_some() {
     let format = json!({"type": "json_object"});
     let answer = text("{}");
