@@ -21,7 +21,7 @@ test: vulkan build
 # What takes minutes: 200 streams at once, and generated requests to every route. docs/soak.md has results.
 soak: vulkan build
 	@tests/clients/install.sh $(TARGET) soak
-	$(CARGO) $(TEST) --release --locked -p tramontane-tests $(SHOWN) soak_ -- --ignored
+	$(CARGO) $(TEST) --release --locked --workspace $(SHOWN) soak_ -- --ignored
 
 lint: cargo
 	$(CARGO) fmt --all --check
