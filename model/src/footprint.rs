@@ -296,7 +296,7 @@ impl HeadScratch {
 }
 
 /// Pairs that a tile has room for at least, where the pairs of experts are cut in tiles.
-const LEAST_PAIR_TILE: u64 = 4;
+pub const LEAST_PAIR_TILE: u64 = 4;
 
 /// Words of an expert plan: bounds of each expert's pairs, the number of tiles, the pairs, and two words a tile.
 pub const fn expert_plan_words(pairs: u64, experts: u64) -> u64 {

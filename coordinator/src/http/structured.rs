@@ -1,4 +1,5 @@
-//! The fields that hold an answer to a shape: OpenAI's `response_format` and `text.format`, vLLM's `guided_*` and `structured_outputs`.
+//! The fields that hold an answer to a shape: OpenAI's `response_format` and `text.format`, vLLM's `guided_*` and
+//! `structured_outputs`.
 //!
 //! A request has at most one of them. Whether a schema is supported shows when its grammar is compiled.
 

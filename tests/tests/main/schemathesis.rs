@@ -1,4 +1,4 @@
-//! The OpenAPI document by its own schema, and requests that schemathesis makes from the server's own OpenAPI document, right ones and wrong ones.
+//! The OpenAPI document by its own schema, and requests that schemathesis makes of it, right ones and wrong ones.
 
 use std::process::Command;
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Sizes of workgroups and tiles. They are part of the device kind, as all that the shaders do.
 
+use tramontane_model::footprint::LEAST_PAIR_TILE;
+
 use super::device::Class;
 
 /// Sizes that depend on the class of the device.
@@ -29,6 +31,22 @@ pub(super) struct Tuning {
     pub(super) lanes_wide: u32,
     /// Subgroups have 8 lanes and a load costs as much as many sums: lanes read activations together.
     pub(super) shares_loads: bool,
+}
+
+// Plans have room for so many tiles, and the shaders write them unchecked.
+const _: () = assert!(has_room_for_tiles(&Tuning::GPU) && has_room_for_tiles(&Tuning::CPU));
+
+/// Whether no tile of pairs is smaller than plans are made for.
+const fn has_room_for_tiles(tuning: &Tuning) -> bool {
+    let mut index = 0;
+    while index < tuning.pair_tiles.len() {
+        let rows = tuning.pair_tiles[index] as u64;
+        if rows > 1 && rows < LEAST_PAIR_TILE {
+            return false;
+        }
+        index += 1;
+    }
+    true
 }
 
 impl Tuning {
