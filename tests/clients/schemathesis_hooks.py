@@ -23,6 +23,6 @@ def before_call(context, case, kwargs):
     for name in limits:
         body[name] = min(body[name], MOST_TOKENS)
     # Fields that are there and wrong stay as they are.
-    absent = [name for name in LIMITS if name not in body]
+    absent = [name for name in LIMITS if body.get(name) is None]
     if not limits and len(absent) == len(LIMITS):
         body["input" in body and "max_output_tokens" or "max_tokens"] = MOST_TOKENS

@@ -111,10 +111,8 @@ pub(super) fn take_text(
         return Ok((other, None));
     };
     let format: TextFormat = parse(FORMAT, &raw)?;
-    let schema = || {
-        let field = "text.format.schema";
-        Ok((field, format.schema.ok_or_else(|| no_schema(field))?))
-    };
+    let schema_field = "text.format.schema";
+    let schema = read_schema(schema_field, format.schema)?.ok_or(schema_field);
     let own = formatted((FORMAT, "text.format.type"), &format.kind, schema)?;
     let structured = at_most_one(other.into_iter().chain(own))?;
     Ok((structured, Some(raw)))
@@ -132,32 +130,37 @@ fn at_most_one(found: impl IntoIterator<Item = Structured>) -> Result<Option<Str
 }
 
 fn response_format(format: ResponseFormat) -> Result<Option<Structured>, ApiError> {
-    let schema = || {
-        let missing = || no_schema("response_format.json_schema");
-        let schema = format.json_schema.ok_or_else(missing)?;
-        let field = "response_format.json_schema.schema";
-        Ok((field, schema.schema.ok_or_else(|| no_schema(field))?))
+    let schema = match format.json_schema {
+        None => Err("response_format.json_schema"),
+        Some(named) => {
+            let field = "response_format.json_schema.schema";
+            read_schema(field, named.schema)?.ok_or(field)
+        }
     };
     formatted(("response_format", "response_format.type"), &format.kind, schema)
+}
+
+/// A schema is read whatever the format's kind: what is wrong with it is told.
+fn read_schema(field: &'static str, schema: Option<Box<RawValue>>) -> Result<Option<Structured>, ApiError> {
+    let read = |raw: Box<RawValue>| shaped(field, Schema::read(&raw).map(Shape::Json));
+    schema.map(read).transpose()
 }
 
 fn no_schema(field: &str) -> ApiError {
     ApiError::invalid(field, "is missing, a format of type \"json_schema\" has one")
 }
 
-/// What a format of this kind asks for, with the names of it and of its kind, and its schema with that one's name.
+/// What a format of this kind asks for, with the names of it and of its kind, and its schema or the name of what is
+/// missing.
 fn formatted(
     (field, kind_field): (&'static str, &'static str),
     kind: &str,
-    schema: impl FnOnce() -> Result<(&'static str, Box<RawValue>), ApiError>,
+    schema: Result<Structured, &'static str>,
 ) -> Result<Option<Structured>, ApiError> {
     match kind {
         "text" => Ok(None),
         "json_object" => Ok(Some(any_object(field))),
-        "json_schema" => {
-            let (field, schema) = schema()?;
-            shaped(field, Schema::read(&schema).map(Shape::Json)).map(Some)
-        }
+        "json_schema" => schema.map(Some).map_err(no_schema),
         other => {
             let problem = format!(
                 "{:?} is not supported, use \"text\", \"json_object\" or \"json_schema\"",

@@ -95,6 +95,10 @@ fn reasoning_out_of_place_is_refused() {
             "messages[1].content[0].thinking[0].type: \"reference\" parts are not supported; use \"text\" or \"thinking\"",
         ),
         (
+            json!([{"role": "user", "content": [{"type": "text", "text": "Hi", "thinking": [{"type": "reference"}]}]}]),
+            "messages[0].content[0].thinking[0].type: \"reference\" parts are not supported; use \"text\" or \"thinking\"",
+        ),
+        (
             json!([user, {"role": "assistant", "content": [{"type": "thinking", "thinking": "x", "closed": false}]}, user]),
             "messages[1].content[0].closed: can be false only on the last part of a last message with prefix true",
         ),

@@ -186,17 +186,22 @@ impl Operation {
             None => content.insert("text/plain".to_owned(), json!({"schema": {"type": "string"}})),
         };
         if let Some(name) = self.event {
+            let mut data = vec![json!({
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": {"$ref": format!("#/components/schemas/{name}")},
+            })];
+            // Responses end with an event of their own.
+            if name != "ResponseEvent" {
+                data.push(json!({"const": "[DONE]"}));
+            }
             content.insert(
                 "text/event-stream".to_owned(),
                 json!({"schema": {
                     "description": "Of each event.",
                     "type": "object",
                     "required": ["data"],
-                    "properties": {"data": {
-                        "type": "string",
-                        "contentMediaType": "application/json",
-                        "contentSchema": {"$ref": format!("#/components/schemas/{name}")},
-                    }},
+                    "properties": {"data": {"anyOf": data}},
                 }}),
             );
         }

@@ -388,6 +388,11 @@ fn cases() -> Vec<Case> {
             "response_format.json_schema.strict",
             "invalid type",
         ),
+        format(
+            json!({"type": "text", "json_schema": {"schema": "text"}}),
+            SCHEMA,
+            "must be a JSON schema, which is an object",
+        ),
         held(json!("text"), "must be a JSON schema, which is an object"),
         held(json!([1]), "must be a JSON schema, which is an object"),
         held(deep, "is nested deeper than 64 levels"),

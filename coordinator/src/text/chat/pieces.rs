@@ -101,32 +101,16 @@ fn read_part(
             let no_text = || ChatError::new(field("text"), ChatFault::NoPartText);
             let text = part.text.as_deref().ok_or_else(no_text)?;
             budget.spend(text.len() + JOIN.len(), || field("text"))?;
+            // It changes nothing here, but what is wrong with it is told.
+            if let Some(thinking) = &part.thinking {
+                read_thinking(thinking, &field, budget)?;
+            }
             Ok(Piece::Text(text.to_owned()))
         }
         "thinking" => {
-            let fail = |name: &str, fault| ChatError::new(field(name), fault);
-            let text = match &part.thinking {
-                None => return Err(fail("thinking", ChatFault::NoThinking)),
-                Some(Thinking::Text(text)) => {
-                    budget.spend(text.len(), || field("thinking"))?;
-                    text.clone()
-                }
-                Some(Thinking::Parts(parts)) => {
-                    let mut joined = String::new();
-                    for (place, part) in parts.iter().enumerate() {
-                        let within = |name: &str| format!("thinking[{place}].{name}");
-                        if part.kind != "text" {
-                            let found = printable(&part.kind);
-                            return Err(fail(&within("type"), ChatFault::UnknownPart { found }));
-                        }
-                        let text = part.text.as_deref();
-                        let text = text.ok_or_else(|| fail(&within("text"), ChatFault::NoPartText))?;
-                        budget.spend(text.len(), || field(&within("text")))?;
-                        joined.push_str(text);
-                    }
-                    joined
-                }
-            };
+            let no_thinking = || ChatError::new(field("thinking"), ChatFault::NoThinking);
+            let thinking = part.thinking.as_ref().ok_or_else(no_thinking)?;
+            let text = read_thinking(thinking, &field, budget)?;
             let closed = part.closed.unwrap_or(true);
             Ok(Piece::Think { text, closed })
         }
@@ -135,6 +119,33 @@ fn read_part(
             Err(ChatError::new(field("type"), ChatFault::UnknownPart { found }))
         }
     }
+}
+
+fn read_thinking(
+    thinking: &Thinking,
+    field: impl Fn(&str) -> String,
+    budget: &mut Budget,
+) -> Result<String, ChatError> {
+    let parts = match thinking {
+        Thinking::Text(text) => {
+            budget.spend(text.len(), || field("thinking"))?;
+            return Ok(text.clone());
+        }
+        Thinking::Parts(parts) => parts,
+    };
+    let mut joined = String::new();
+    for (place, part) in parts.iter().enumerate() {
+        let within = |name: &str| field(&format!("thinking[{place}].{name}"));
+        if part.kind != "text" {
+            let found = printable(&part.kind);
+            return Err(ChatError::new(within("type"), ChatFault::UnknownPart { found }));
+        }
+        let text = part.text.as_deref();
+        let text = text.ok_or_else(|| ChatError::new(within("text"), ChatFault::NoPartText))?;
+        budget.spend(text.len(), || within("text"))?;
+        joined.push_str(text);
+    }
+    Ok(joined)
 }
 
 fn push(pieces: &mut Vec<Piece>, piece: Piece) {
