@@ -128,6 +128,17 @@ pub(super) fn parse<T: DeserializeOwned>(field: &str, value: &RawValue) -> Resul
     })
 }
 
+/// Reads one object. Without this an array of the members' values would be one too.
+pub(super) fn parse_object<T: DeserializeOwned>(field: &str, value: &RawValue) -> Result<T, ApiError> {
+    if value.get().starts_with('[') {
+        return Err(ApiError::invalid(
+            field,
+            "invalid type: array, expected an object",
+        ));
+    }
+    parse(field, value)
+}
+
 /// The start of a text that a client sent, short enough for an error.
 pub(super) fn shown(text: &str) -> String {
     let mut start: String = text.chars().take(MAX_SHOWN).collect();

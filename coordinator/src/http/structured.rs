@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::error::ApiError;
-use super::fields::{Fields, parse, shown};
+use super::fields::{Fields, parse_object, shown};
 use crate::text::constraint::{Schema, Shape, ShapeError};
 
 /// A shape, and the field that asks for it.
@@ -72,7 +72,7 @@ struct StructuredOutputs {
 pub(super) fn take(fields: &mut Fields<'_>) -> Result<Option<Structured>, ApiError> {
     let mut found = Vec::new();
     if let Some(raw) = fields.raw("response_format") {
-        found.extend(response_format(parse("response_format", raw)?)?);
+        found.extend(response_format(parse_object("response_format", raw)?)?);
     }
     if let Some(raw) = fields.raw("guided_json") {
         found.push(of_json("guided_json", raw)?);
@@ -84,7 +84,7 @@ pub(super) fn take(fields: &mut Fields<'_>) -> Result<Option<Structured>, ApiErr
         found.push(shaped("guided_choice", Shape::choice(choices))?);
     }
     if let Some(raw) = fields.raw("structured_outputs") {
-        let asked: StructuredOutputs = parse("structured_outputs", raw)?;
+        let asked: StructuredOutputs = parse_object("structured_outputs", raw)?;
         if let Some(json) = asked.json {
             found.push(of_json("structured_outputs.json", &json)?);
         }
@@ -107,10 +107,11 @@ pub(super) fn take_text(
     other: Option<Structured>,
 ) -> Result<(Option<Structured>, Option<Box<RawValue>>), ApiError> {
     const FORMAT: &str = "text.format";
-    let Some(raw) = fields.take::<Text>("text")?.and_then(|text| text.format) else {
+    let text = fields.raw("text").map(|raw| parse_object::<Text>("text", raw));
+    let Some(raw) = text.transpose()?.and_then(|text| text.format) else {
         return Ok((other, None));
     };
-    let format: TextFormat = parse(FORMAT, &raw)?;
+    let format: TextFormat = parse_object(FORMAT, &raw)?;
     let schema_field = "text.format.schema";
     let schema = read_schema(schema_field, format.schema)?.ok_or(schema_field);
     let own = formatted((FORMAT, "text.format.type"), &format.kind, schema)?;

@@ -344,12 +344,12 @@ pub(super) fn named(vocab_size: usize) -> Value {
             "properties": {
                 "type": {"enum": ["text", "json_object", "json_schema"]},
                 "json_schema": {
+                    "description": "With its schema where the type is json_schema.",
                     "type": ["object", "null"],
-                    "required": ["schema"],
                     "properties": {
                         "name": {"type": ["string", "null"]},
                         "description": {"type": ["string", "null"]},
-                        "schema": {"type": "object"},
+                        "schema": {"type": ["object", "null"]},
                         "strict": {"type": ["boolean", "null"]},
                     },
                 },

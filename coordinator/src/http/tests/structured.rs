@@ -367,6 +367,7 @@ fn cases() -> Vec<Case> {
     vec![
         format(json!({}), "response_format", "missing field `type`"),
         format(json!("json"), "response_format", "invalid type"),
+        format(json!(["text", null]), "response_format", "expected an object"),
         format(json!({"type": 5}), "response_format.type", "invalid type"),
         format(
             json!({"type": "xml"}),
