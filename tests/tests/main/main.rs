@@ -16,6 +16,7 @@ mod hosts;
 mod load;
 mod observability;
 mod placements;
+mod prompts;
 mod replicas;
 mod schemathesis;
 mod workers;

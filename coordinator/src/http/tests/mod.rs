@@ -10,6 +10,7 @@ mod connections;
 mod faults;
 mod mistral;
 mod openapi;
+mod prompt_scores;
 mod reasoning;
 mod responses;
 mod routes;
