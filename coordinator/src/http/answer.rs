@@ -157,7 +157,7 @@ impl Answer {
         stop: StopMatcher,
         prompt_tokens: u32,
     ) -> Self {
-        let mut parser = OutputParser::new(Arc::clone(tokenizer), started.0.id(), 0);
+        let mut parser = OutputParser::new(Arc::clone(tokenizer), started.1.shown_id(), 0);
         if calls == Calls::None {
             parser = parser.without_calls();
         }
@@ -255,7 +255,7 @@ impl Answer {
             )),
         };
         if let Err(error) = &step {
-            self.choice.end(error.kind.name());
+            self.choice.fail(error.kind.name());
             self.generation = None;
             self.end = None;
         }

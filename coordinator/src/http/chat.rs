@@ -159,7 +159,7 @@ async fn answer(api: Arc<Api>, call: Call, request: Request, route: Dialect) -> 
     }
     let max_context = api.model.max_context;
     let max_tokens = params.budget("messages", prompt.len(), max_context, max_context)?;
-    let sampling = params.sampling(logprobs, grammar)?;
+    let sampling = params.sampling(call.key(), logprobs, grammar)?;
     let prompt: Arc<[u32]> = prompt.into();
     let together = Together::default();
     let asked = (0..n).zip(permits).map(|(choice, permit)| Ask {
@@ -187,7 +187,7 @@ async fn answer(api: Arc<Api>, call: Call, request: Request, route: Dialect) -> 
     }))
     .await?;
     let reply = ChatReply {
-        id: format!("chatcmpl-{}", call.id()),
+        id: format!("chatcmpl-{}", call.answer_id()),
         model: api.model.name.clone(),
         tokenizer: Arc::clone(&api.tokenizer),
         token_ids: params.token_ids,

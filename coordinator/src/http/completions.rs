@@ -101,7 +101,7 @@ async fn create(
     if let Some(grammar) = &grammar {
         api.grammars.check(grammar, &held).await?;
     }
-    let sampling = params.sampling(logprobs, grammar)?;
+    let sampling = params.sampling(call.key(), logprobs, grammar)?;
     let mut asked = Vec::with_capacity(permits.len());
     for (index, ids) in encoded.into_iter().enumerate() {
         let field = prompt::field_of(index, count);
@@ -138,7 +138,7 @@ async fn create(
     }))
     .await?;
     let reply = TextReply {
-        header: Header::new(format!("cmpl-{}", call.id()), OBJECT, &api.model.name),
+        header: Header::new(format!("cmpl-{}", call.answer_id()), OBJECT, &api.model.name),
         tokenizer: Arc::clone(&api.tokenizer),
         token_ids: params.token_ids,
         logprobs: logprobs.is_some(),
