@@ -15,6 +15,7 @@ mod golden;
 mod hosts;
 mod load;
 mod observability;
+mod pauses;
 mod placements;
 mod replicas;
 mod schemathesis;

@@ -72,10 +72,10 @@ impl Membership for Leader {
             lease_ms: 2000,
         };
         sender
-            .send(Ok(welcome.into()))
+            .send(Ok(welcome.clone().into()))
             .await
             .map_err(|_| Status::aborted("gone"))?;
-        self.sessions.lock().await.push(sender);
+        self.sessions.lock().await.push(sender.clone());
         let reports = self.reports.clone();
         tokio::spawn(async move {
             let info = joining.info;
@@ -83,6 +83,8 @@ impl Membership for Leader {
                 let Ok(WorkerUpdate::Report(report)) = WorkerUpdate::try_from(message) else {
                     return;
                 };
+                // A leader that says nothing is left; a worker that takes nothing has other troubles.
+                let _ = sender.try_send(Ok(welcome.clone().into()));
                 reports.send_modify(|all| {
                     all.insert(info.worker.clone(), (info.address.clone(), report));
                 });
