@@ -340,6 +340,7 @@ async fn collect(
 
 fn worker_config(name: &str, devices: usize, coordinator: SocketAddr) -> WorkerConfig {
     WorkerConfig {
+        device_timeout: Duration::from_secs(60),
         name: WorkerId::new(name).expect("a valid name"),
         coordinators: vec![coordinator.to_string()],
         join_token: TOKEN.to_vec(),
