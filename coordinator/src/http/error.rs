@@ -38,6 +38,8 @@ pub(super) enum ErrorKind {
     Overloaded,
     /// The request could not be completed.
     Failed,
+    /// What the answer is held to could not be gone on with.
+    Grammar,
     /// Nothing serves at present.
     NotServing,
     /// The coordinator is shutting down.
@@ -81,6 +83,7 @@ impl ErrorKind {
                 Some("rate_limit_exceeded"),
             ),
             Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, None),
+            Self::Grammar => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, Some("grammar_failed")),
             Self::NotServing => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("not_serving")),
             Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("shutting_down")),
             Self::NoLeader => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("no_leader")),
@@ -108,6 +111,7 @@ impl ErrorKind {
             | Self::KeyReused
             | Self::TooLarge
             | Self::Failed
+            | Self::Grammar
             | Self::Deadline => false,
         }
     }
@@ -245,6 +249,7 @@ impl From<GatewayError> for ApiError {
             GatewayError::ShuttingDown => ErrorKind::ShuttingDown,
             GatewayError::Rejected { .. } => ErrorKind::Invalid,
             GatewayError::Deadline { .. } => ErrorKind::Deadline,
+            GatewayError::Grammar { .. } => ErrorKind::Grammar,
             GatewayError::Failed { .. } | GatewayError::Random { .. } => ErrorKind::Failed,
         };
         Self::new(kind, error)

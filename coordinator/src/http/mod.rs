@@ -29,6 +29,7 @@ mod observe;
 mod openapi;
 mod params;
 mod prompt;
+mod prompt_scores;
 mod reply;
 mod responses;
 mod sampling;

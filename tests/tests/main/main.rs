@@ -19,6 +19,7 @@ mod load;
 mod observability;
 mod pauses;
 mod placements;
+mod prompts;
 mod replicas;
 mod schemathesis;
 mod workers;

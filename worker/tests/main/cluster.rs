@@ -106,6 +106,8 @@ pub(crate) struct Cluster {
     pub(crate) steps: StepBounds,
     /// How much of its prompt the last request found in the prefix cache.
     pub(crate) cached_prompt_tokens: Option<u32>,
+    /// What the last request was told of its prompt's tokens.
+    pub(crate) prompt_scores: Vec<SampledToken>,
 }
 
 /// Layers of a stage, its owner, and its expert groups' ends with their holders.
@@ -182,6 +184,7 @@ impl Cluster {
             next_request: 1,
             fence: None,
             cached_prompt_tokens: None,
+            prompt_scores: Vec::new(),
             steps: StepBounds {
                 max_rows: 128,
                 max_prefill_rows,
@@ -285,10 +288,11 @@ impl Cluster {
                 }
             }
         };
-        let (tokens, ended, cached) = tokio::time::timeout(DEADLINE, answer)
+        let (tokens, ended, (cached, scored)) = tokio::time::timeout(DEADLINE, answer)
             .await
             .expect("an answer in time");
         self.cached_prompt_tokens = cached;
+        self.prompt_scores = scored;
         (tokens, ended)
     }
 
@@ -313,11 +317,12 @@ impl Drop for Cluster {
 async fn collect(
     client: &mut ServingClient<tonic::transport::Channel>,
     request: pb::GenerateRequest,
-) -> Result<(Vec<SampledToken>, Ended, Option<u32>), Status> {
+) -> Result<(Vec<SampledToken>, Ended, (Option<u32>, Vec<SampledToken>)), Status> {
     let already = request.emitted.len();
     let mut stream = client.generate(request).await?.into_inner();
     let mut tokens = Vec::new();
     let mut cached = None;
+    let mut scored = Vec::new();
     while let Some(event) = stream.message().await? {
         match GenerateUpdate::try_from(event)?.progress {
             Progress::Token {
@@ -332,7 +337,12 @@ async fn collect(
                 assert_eq!(index as usize, already + tokens.len(), "ST-1");
                 tokens.push(token);
             }
-            Progress::Ended(ended) => return Ok((tokens, ended, cached)),
+            Progress::Prompt { first, tokens: piece } => {
+                assert!(tokens.is_empty(), "the prompt after a token");
+                assert_eq!(first as usize, 1 + scored.len());
+                scored.extend(piece);
+            }
+            Progress::Ended(ended) => return Ok((tokens, ended, (cached, scored))),
         }
     }
     Err(Status::internal("the stream ended without an end"))

@@ -11,6 +11,7 @@ mod faults;
 mod idempotency;
 mod mistral;
 mod openapi;
+mod prompt_scores;
 mod reasoning;
 mod responses;
 mod routes;

@@ -34,6 +34,24 @@ fn choose(state: u64, sampling: &SamplingParams, vocab_size: u32) -> u32 {
     ((mix(state, sampling.seed) >> 32) % u64::from(vocab_size)) as u32
 }
 
+/// The log-probability of a token of the prompt, from what the last stage's cache holds before it.
+fn score(state: u64, token: u32) -> f32 {
+    -((mix(state, u64::from(token)) >> 48) as f32)
+}
+
+/// The log-probabilities of a prompt's tokens from the second on: the oracle.
+pub(super) fn scores_alone(stages: usize, prompt: &[u32]) -> Vec<SampledToken> {
+    let scored = (1..prompt.len()).map(|at| {
+        let before = prompt[..at].iter().map(|&token| (token, RowRole::Given));
+        SampledToken {
+            token: prompt[at],
+            logprob: score(read(0, stages - 1, before), prompt[at]),
+            top: vec![],
+        }
+    });
+    scored.collect()
+}
+
 /// The tokens of a sequence that has the stages to itself: the oracle. Ends with `stop`, if there is one.
 pub(super) fn alone(
     stages: usize,
@@ -66,6 +84,23 @@ struct Open {
     sampling: SamplingParams,
     next_position: u32,
     role: RowRole,
+}
+
+/// Scores what follows a chunk's rows, after all that the last stage has of the sequence.
+fn scores(config: &SchedulerConfig, stages: &[Stage], chunk: &SequenceChunk) -> Vec<SampledToken> {
+    let block_tokens = config.kv.block_tokens;
+    let last = stages.len() - 1;
+    let cell = |position: u32| {
+        let block = chunk.block_table[(position / block_tokens) as usize];
+        stages[last].cache[&(block, position % block_tokens)]
+    };
+    let each = (chunk.first_position..).zip(&chunk.scored);
+    let scored = each.map(|(row, &token)| SampledToken {
+        token,
+        logprob: score(read(0, last, (0..=row).map(cell)), token),
+        top: vec![],
+    });
+    scored.collect()
 }
 
 pub(super) struct Pipeline {
@@ -146,6 +181,7 @@ impl Pipeline {
             assert!(self.open.remove(closed).is_some(), "{closed} was not open");
         }
         let mut tokens = Vec::new();
+        let mut scored = Vec::new();
         for (chunk, &state) in batch.chunks.iter().zip(states) {
             if let Some(opening) = &chunk.open {
                 let opened = Open {
@@ -160,6 +196,13 @@ impl Pipeline {
             assert!(chunk.role >= open.role, "a prompt row after a generated one");
             open.next_position += chunk.tokens.len() as u32;
             open.role = chunk.role;
+            if !chunk.scored.is_empty() {
+                assert!(
+                    open.sampling.prompt_logprobs.is_some(),
+                    "scores that nobody asked for"
+                );
+                scored.push((chunk.sequence, scores(&self.config, &self.stages, chunk)));
+            }
             if chunk.sample {
                 let token = choose(state, &open.sampling, self.config.vocab_size);
                 let sampled = SampledToken {
@@ -174,6 +217,8 @@ impl Pipeline {
             fence: batch.fence,
             step: batch.step,
             tokens,
+            scored,
+            unsampled: vec![],
         });
     }
 
