@@ -165,7 +165,7 @@ impl Answer {
         stop: StopMatcher,
         prompt_tokens: u32,
     ) -> Self {
-        let mut parser = OutputParser::new(Arc::clone(tokenizer), started.0.id(), 0);
+        let mut parser = OutputParser::new(Arc::clone(tokenizer), started.1.shown_id(), 0);
         if calls == Calls::None {
             parser = parser.without_calls();
         }
@@ -299,7 +299,7 @@ impl Answer {
 
     /// It ends with an error.
     fn failed(&mut self, error: ApiError) -> ApiError {
-        self.choice.end(error.kind.name());
+        self.choice.fail(error.kind.name());
         self.generation = None;
         self.opening = None;
         self.to_score = 0;

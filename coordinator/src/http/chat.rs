@@ -167,7 +167,7 @@ async fn answer(api: Arc<Api>, call: Call, request: Request, route: Dialect) -> 
     let max_context = api.model.max_context;
     let max_tokens = params.budget("messages", prompt.len(), max_context, max_context)?;
     scores.check_size(prompt.len())?;
-    let sampling = params.sampling((logprobs, scores.asked()), grammar)?;
+    let sampling = params.sampling(call.key(), (logprobs, scores.asked()), grammar)?;
     let prompt: Arc<[u32]> = prompt.into();
     let together = Together::default();
     let asked = (0..n).zip(permits).map(|(choice, permit)| Ask {
@@ -199,7 +199,7 @@ async fn answer(api: Arc<Api>, call: Call, request: Request, route: Dialect) -> 
     }))
     .await?;
     let reply = ChatReply {
-        id: format!("chatcmpl-{}", call.id()),
+        id: format!("chatcmpl-{}", call.answer_id()),
         model: api.model.name.clone(),
         tokenizer: Arc::clone(&api.tokenizer),
         token_ids: params.token_ids,

@@ -115,7 +115,7 @@ async fn create(
     }
     let scored = encoded.iter().map(Vec::len).sum::<usize>();
     scores.check_size(scored.saturating_mul(n as usize))?;
-    let sampling = params.sampling((logprobs, scores.asked()), grammar)?;
+    let sampling = params.sampling(call.key(), (logprobs, scores.asked()), grammar)?;
     let prompt_only = params.max_tokens.is_some_and(|most| most.tokens == 0);
     let mut asked = Vec::with_capacity(permits.len());
     for (index, ids) in encoded.into_iter().enumerate() {
@@ -160,7 +160,7 @@ async fn create(
     }))
     .await?;
     let reply = TextReply {
-        header: Header::new(format!("cmpl-{}", call.id()), OBJECT, &api.model.name),
+        header: Header::new(format!("cmpl-{}", call.answer_id()), OBJECT, &api.model.name),
         tokenizer: Arc::clone(&api.tokenizer),
         token_ids: params.token_ids,
         logprobs: logprobs.is_some(),

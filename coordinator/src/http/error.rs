@@ -30,6 +30,8 @@ pub(super) enum ErrorKind {
     SlowBody,
     /// What is asked for does not agree with the state of the cluster.
     Conflict,
+    /// The idempotency key is another request's.
+    KeyReused,
     /// The body is too large.
     TooLarge,
     /// No room for another request.
@@ -69,6 +71,11 @@ impl ErrorKind {
             ),
             Self::SlowBody => (StatusCode::REQUEST_TIMEOUT, INVALID, Some("body_timeout")),
             Self::Conflict => (StatusCode::CONFLICT, INVALID, Some("conflict")),
+            Self::KeyReused => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                INVALID,
+                Some("idempotency_key_reused"),
+            ),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("body_too_large")),
             Self::Overloaded => (
                 StatusCode::TOO_MANY_REQUESTS,
@@ -101,6 +108,7 @@ impl ErrorKind {
             | Self::Method
             | Self::SlowBody
             | Self::Conflict
+            | Self::KeyReused
             | Self::TooLarge
             | Self::Failed
             | Self::Grammar

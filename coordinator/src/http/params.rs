@@ -11,6 +11,7 @@ use tramontane_proto::MAX_CACHE_SALT_BYTES;
 
 use super::error::{ApiError, ErrorKind};
 use super::fields::{Fields, shown};
+use super::idempotency::IdempotencyKey;
 use super::sampling::Choosing;
 use super::structured::{self, Structured};
 use super::unsupported;
@@ -136,13 +137,14 @@ impl Params {
         })
     }
 
-    /// How tokens are chosen; draws a seed if the client gave none.
+    /// How tokens are chosen; the seed follows from the key if the client gave none, and is drawn if there is no key.
     pub(super) fn sampling(
         &self,
+        key: Option<&IdempotencyKey>,
         (logprobs, prompt_logprobs): (Option<u32>, Option<u32>),
         grammar: Option<Grammar>,
     ) -> Result<SamplingParams, ApiError> {
-        let seed = match self.seed {
+        let seed = match self.seed.or(key.map(IdempotencyKey::seed)) {
             Some(seed) => seed,
             None => getrandom::u64()
                 .map_err(|error| ApiError::new(ErrorKind::Failed, format!("no random seed: {error}")))?,

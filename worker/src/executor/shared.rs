@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant as TokioInstant, timeout_at};
@@ -10,6 +10,7 @@ use tramontane_model::ids::{DeviceIndex, Fence};
 use tramontane_model::members::DeviceState;
 
 use super::DeviceError;
+use super::busy::Busy;
 use super::inbox::{ANSWER_PLACES, CONTROL_PLACES, EXPERT_PLACES, STEP_PLACES};
 use crate::ops::DeviceInfo;
 use crate::weights::LoadProgress;
@@ -53,11 +54,20 @@ pub(super) struct Shared {
     pub(super) held_bytes: AtomicU64,
     /// The latest order that makes an assignment void; what the thread loads for an earlier one is given up.
     pub(super) order: AtomicU64,
+    /// What the thread is at.
+    pub(super) busy: Busy,
+    /// How long the device may take over one piece of work.
+    pub(super) timeout: Duration,
     target: Mutex<Target>,
 }
 
 impl Shared {
-    pub(super) fn new(index: DeviceIndex, info: DeviceInfo, max_binding_bytes: u64) -> Self {
+    pub(super) fn new(
+        index: DeviceIndex,
+        info: DeviceInfo,
+        max_binding_bytes: u64,
+        timeout: Duration,
+    ) -> Self {
         Self {
             index,
             info,
@@ -66,6 +76,8 @@ impl Shared {
             progress: LoadProgress::default(),
             held_bytes: AtomicU64::new(0),
             order: AtomicU64::new(0),
+            busy: Busy::default(),
+            timeout,
             target: Mutex::default(),
         }
     }
@@ -82,6 +94,9 @@ pub(super) fn covers(released: Fence, held: Fence) -> bool {
 
 /// Refuses work for `asked` unless the device serves it.
 pub(super) fn serving(state: &DeviceState, asked: Fence) -> Result<(), DeviceError> {
+    if state.fence().is_some_and(|fence| fence != asked) {
+        metrics::counter!("tramontane_fenced_messages_total").increment(1);
+    }
     let serving = match state {
         DeviceState::Ready { fence } if *fence == asked => return Ok(()),
         DeviceState::Ready { fence } => format!("serves {fence}"),

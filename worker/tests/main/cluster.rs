@@ -72,10 +72,10 @@ impl Membership for Leader {
             lease_ms: 2000,
         };
         sender
-            .send(Ok(welcome.into()))
+            .send(Ok(welcome.clone().into()))
             .await
             .map_err(|_| Status::aborted("gone"))?;
-        self.sessions.lock().await.push(sender);
+        self.sessions.lock().await.push(sender.clone());
         let reports = self.reports.clone();
         tokio::spawn(async move {
             let info = joining.info;
@@ -83,6 +83,8 @@ impl Membership for Leader {
                 let Ok(WorkerUpdate::Report(report)) = WorkerUpdate::try_from(message) else {
                     return;
                 };
+                // A leader that says nothing is left; a worker that takes nothing has other troubles.
+                let _ = sender.try_send(Ok(welcome.clone().into()));
                 reports.send_modify(|all| {
                     all.insert(info.worker.clone(), (info.address.clone(), report));
                 });
@@ -348,6 +350,7 @@ async fn collect(
 
 fn worker_config(name: &str, devices: usize, coordinator: SocketAddr) -> WorkerConfig {
     WorkerConfig {
+        device_timeout: Duration::from_secs(60),
         name: WorkerId::new(name).expect("a valid name"),
         coordinators: vec![coordinator.to_string()],
         join_token: TOKEN.to_vec(),

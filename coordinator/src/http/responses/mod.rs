@@ -208,7 +208,7 @@ async fn answer(api: &Api, call: &Call, request: Request) -> Result<Response, Ap
     let ask = Ask {
         permit,
         max_tokens: params.budget("input", prompt.len(), max_context, max_context)?,
-        sampling: params.sampling((logprobs, None), grammar)?,
+        sampling: params.sampling(call.key(), (logprobs, None), grammar)?,
         prompt: prompt.into(),
         ignore_eos: params.ignore_eos,
         priority: params.priority,
@@ -221,7 +221,7 @@ async fn answer(api: &Api, call: &Call, request: Request) -> Result<Response, Ap
     let how = (calls, in_reasoning);
     let answer = Answer::chat(started, &api.tokenizer, how, params.stop, prompt_tokens);
     let reply = ChatReply {
-        id: call.id().to_string(),
+        id: call.answer_id().to_string(),
         model: api.model.name.clone(),
         tokenizer: Arc::clone(&api.tokenizer),
         token_ids: params.token_ids,
