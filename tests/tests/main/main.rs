@@ -18,4 +18,5 @@ mod observability;
 mod placements;
 mod replicas;
 mod schemathesis;
+mod simulation;
 mod workers;

@@ -11,6 +11,7 @@ mod buffers;
 mod command;
 mod error;
 mod exchange;
+pub mod fencing;
 mod handle;
 mod head;
 mod holder;
@@ -33,5 +34,6 @@ pub use exchange::{ExchangeError, ExchangeEvent, ExpertAnswer, ExpertExchange, E
 pub use handle::{DeviceHandle, Reply};
 pub use inbox::{ANSWER_PLACES, CONTROL_PLACES, EXPERT_PLACES, STEP_PLACES};
 pub use links::LocalLinks;
+pub use open::OpenSequence;
 pub use run::{Executor, ExecutorOptions};
 pub use thread::DeviceOptions;

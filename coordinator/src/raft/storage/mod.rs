@@ -10,8 +10,6 @@
 
 mod directory;
 mod error;
-#[cfg(test)]
-pub(crate) mod faulty;
 mod mirror;
 mod records;
 #[cfg(test)]
@@ -27,6 +25,8 @@ use redb::{Builder, Database, Durability, StorageBackend, WriteTransaction};
 pub use self::directory::LOG_FILE;
 pub use self::error::StoreError;
 pub use self::mirror::Position;
+#[cfg(test)]
+pub(crate) use tramontane_sim::disk as faulty;
 
 use self::mirror::Mirror;
 use self::records::{AccessError, Changes};
