@@ -22,7 +22,7 @@ pub enum Bug {
     LostAttemptFencing,
     /// The planner, and whoever checks it, do not count what a step needs beside weights and cache.
     OverfilledDevice,
-    /// A change of members is proposed while another is under way, and said to be done.
+    /// A member that finds a change of members in its log goes on as if there were none.
     ConfChangeDropped,
     /// A new leader takes every lease for expired.
     StaleLease,

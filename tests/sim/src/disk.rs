@@ -109,6 +109,11 @@ impl Disk {
         state.current = state.durable.clone();
     }
 
+    /// What survives a loss of power for certain.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.state().durable.clone()
+    }
+
     /// Replaces the stored bytes.
     pub fn overwrite(&self, bytes: Vec<u8>) {
         let state = &mut *self.state();

@@ -199,6 +199,12 @@ impl<S: StateMachine> Node<S> {
 fn check_kind(entry: &Entry) -> Result<(), NodeError> {
     let kind = match EntryType::from_i32(entry.entry_type) {
         Some(EntryType::EntryNormal) => return Ok(()),
+        #[cfg(feature = "deliberate-bugs")]
+        Some(EntryType::EntryConfChange | EntryType::EntryConfChangeV2)
+            if tramontane_sim::bugs::on(tramontane_sim::bugs::Bug::ConfChangeDropped) =>
+        {
+            return Ok(());
+        }
         Some(EntryType::EntryConfChange | EntryType::EntryConfChangeV2) => "a change of members",
         None => "of an unknown kind",
     };

@@ -11,6 +11,8 @@
 mod directory;
 mod error;
 mod mirror;
+#[cfg(test)]
+mod power_cuts;
 mod records;
 #[cfg(test)]
 mod tests;

@@ -177,7 +177,7 @@ pub(super) enum Report {
     Accepted,
     Token(u32, Mark),
     Ended(Result<Finish, GatewayError>),
-    Refused(GatewayError),
+    Refused,
     Left,
 }
 
@@ -247,11 +247,11 @@ pub(super) async fn ask(desk: Desk, client: usize, tries: u64, gateway: Gateway,
     };
     let permit = match gateway.admit_one() {
         Ok(permit) => permit,
-        Err(error) => return tell(Report::Refused(error)),
+        Err(_) => return tell(Report::Refused),
     };
     let mut generation = match gateway.submit(permit, asked, deadline).await {
         Ok(generation) => generation,
-        Err(error) => return tell(Report::Refused(error)),
+        Err(_) => return tell(Report::Refused),
     };
     tell(Report::Accepted);
     let mut tokens = 0;

@@ -168,8 +168,8 @@ impl World {
         let opened = LogStore::open_backend(one.disk.open(), "sim", &one.identity, one.used);
         let node = opened.map_err(NodeError::from).and_then(|store| {
             let options = NodeOptions {
-                checkpoint_entries: 12,
-                kept_entries: 4,
+                checkpoint_entries: 6,
+                kept_entries: 2,
                 election_timeout_ticks: one.identity.election_timeout_ticks(0),
                 ..NodeOptions::new(&one.identity)
             };

@@ -129,12 +129,6 @@ impl Device {
         }
     }
 
-    /// The opening of the pipeline that the stage's last step came from.
-    pub(super) fn run_of(&self, fence: Fence) -> Option<u64> {
-        let stage = self.stage.as_ref().filter(|stage| stage.fence == fence)?;
-        Some(stage.run)
-    }
-
     /// Runs a step: nothing if the device does not serve it, or a newer opening of the pipeline took the link's place.
     pub(super) fn run(&mut self, step: Step) -> Result<Option<Done>, Refused> {
         serving(&self.state, step.batch.fence).map_err(|_| Refused::Fenced)?;

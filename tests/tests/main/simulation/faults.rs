@@ -119,8 +119,8 @@ impl World {
     fn reset_some(&mut self) {
         for process in self.processes() {
             for (conn, _) in self.net.of(process) {
-                if self.rng.chance(8) {
-                    self.reset(conn, 500);
+                if self.rng.chance(15) {
+                    self.reset(conn, 1200);
                 }
             }
         }

@@ -21,8 +21,8 @@ use super::world::World;
 
 /// First and longest pause before the pipeline is opened again.
 const REOPEN_MS: (u64, u64) = (20, 1000);
-/// Longest wait for a result.
-const RESULT_MS: u64 = 120_000;
+/// Longest wait for a result; shorter than in the program, as steps are.
+const RESULT_MS: u64 = 15_000;
 
 pub(super) struct Head {
     pub(super) fence: Fence,

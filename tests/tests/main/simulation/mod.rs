@@ -5,8 +5,10 @@
 //! What is modelled here is what joins these parts: connections, the worker's tasks, and devices that hash rows instead
 //! of computing them. `SIM_SEED=n` runs one seed; a failure prints its seed and what happened last. See docs/testing.md.
 
+mod bugs;
 mod clients;
 mod coordinator;
+mod coverage;
 mod device;
 mod faults;
 mod head;
@@ -22,13 +24,16 @@ mod trace;
 mod worker;
 mod world;
 
-use runs::{run_seeds, seeds};
+use runs::{run_seeds, seeds, seeds_from_environment};
 
 /// Every rule of [`invariants`] holds at every moment, and all comes to rest after the last fault.
 #[test]
 fn simulation_of_500_seeds() {
     let coverage = run_seeds(seeds(0..500));
     println!("{coverage:?}");
+    if !seeds_from_environment() {
+        coverage.check_reached(500);
+    }
 }
 
 #[test]

@@ -7,8 +7,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use super::coverage::Coverage;
 use super::invariants::Violation;
-use super::world::{Coverage, World};
+use super::world::World;
 
 /// A seed that failed.
 #[derive(Debug)]
@@ -27,6 +28,11 @@ pub(super) fn seeds(all: Range<u64>) -> Range<u64> {
     let count = number_from_environment("SIM_SEEDS");
     let all = count.map_or(all.clone(), |count| all.start..all.start + count);
     number_from_environment("SIM_SEED").map_or(all, |seed| seed..seed + 1)
+}
+
+/// Whether somebody asked for other seeds.
+pub(super) fn seeds_from_environment() -> bool {
+    number_from_environment("SIM_SEED").is_some() || number_from_environment("SIM_SEEDS").is_some()
 }
 
 fn run_traced(seed: u64, traced: bool) -> (Result<Coverage, Violation>, Vec<String>) {

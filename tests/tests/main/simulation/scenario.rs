@@ -47,7 +47,7 @@ impl Scenario {
                 expert_groups: [None, Some(2)][rng.below(2) as usize],
                 kv_block_tokens: 4,
                 kv_tokens_min: 64,
-                kv_tokens_max: 64 + 4 * rng.below(24) as u32,
+                kv_tokens_max: 64 + 4 * rng.below(16) as u32,
             },
             steps: StepBounds {
                 max_rows: 16,
@@ -58,8 +58,8 @@ impl Scenario {
                 prefix_cache: !rng.chance(10),
                 target_ms: 40,
             },
-            requests: 8 + rng.below(14) as usize,
-            fault_ms: 4_000 + rng.below(9_000),
+            requests: 16 + rng.below(32) as usize,
+            fault_ms: 6_000 + rng.below(20_000),
         }
     }
 }

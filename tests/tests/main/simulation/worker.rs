@@ -54,9 +54,29 @@ pub(super) struct Running {
     assigned: BTreeMap<ReplicaId, Replica>,
     pub(super) device: Device,
     pub(super) heads: BTreeMap<ReplicaId, Head>,
-    /// To other workers, opened when first needed.
-    links: BTreeMap<usize, ConnId>,
+    /// To other workers: each opening of a pipeline has links of its own, which are never mended.
+    links: BTreeMap<(usize, u64), Link>,
+    /// Links of others that end here.
+    incoming: BTreeMap<ConnId, Pipeline>,
 }
+
+/// One opening of a pipeline.
+#[derive(Clone, Copy)]
+struct Pipeline {
+    fence: Fence,
+    run: u64,
+    /// The worker whose scheduler feeds it.
+    head: usize,
+}
+
+struct Link {
+    pipeline: Pipeline,
+    /// None once it broke.
+    conn: Option<ConnId>,
+}
+
+/// What carries word of a loss: not a part of any pipeline.
+const CONTROL: u64 = 0;
 
 impl Worker {
     pub(super) fn new(number: usize, memory: u64) -> Self {
@@ -140,6 +160,7 @@ impl World {
             device: Device::new(),
             heads: BTreeMap::new(),
             links: BTreeMap::new(),
+            incoming: BTreeMap::new(),
         }));
         let now = self.now;
         self.trace.add(now, || format!("worker {number} starts"));
@@ -237,8 +258,16 @@ impl World {
                 world.session_closed(number, running, conn);
             }
             Message::Submit(submission) => world.submitted(number, running, conn, *submission),
-            Message::Step(step) => world.enqueue_step(number, running, *step),
-            Message::Result { run, result } => world.result(number, running, run, result),
+            Message::Step(step) => {
+                let (fence, run, head) = (step.batch.fence, step.run, step.head);
+                running.incoming.insert(conn, Pipeline { fence, run, head });
+                world.enqueue_step(number, running, *step);
+            }
+            Message::Result { run, result } => {
+                let (fence, head) = (result.fence, number);
+                running.incoming.insert(conn, Pipeline { fence, run, head });
+                world.result(number, running, run, result);
+            }
             Message::Down { fence, run } => {
                 let head = running.heads.get(&fence.replica);
                 if head.is_some_and(|head| head.fence == fence && head.run == Some(run)) {
@@ -257,14 +286,15 @@ impl World {
         self.with_worker(number, |world, running| {
             world.session_closed(number, running, conn);
             world.left(number, running, conn);
-            let peer = running
-                .links
-                .iter()
-                .find(|(_, link)| **link == conn)
-                .map(|(&peer, _)| peer);
-            if let Some(peer) = peer {
-                running.links.remove(&peer);
-                world.link_lost(number, running, peer);
+            let mut lost = running.incoming.remove(&conn);
+            for (&(_, run), link) in &mut running.links {
+                if link.conn == Some(conn) {
+                    link.conn = None;
+                    lost = Some(link.pipeline).filter(|_| run != CONTROL);
+                }
+            }
+            if let Some(Pipeline { fence, run, head }) = lost {
+                world.down(number, running, head, fence, run);
             }
         });
     }
@@ -350,38 +380,23 @@ impl World {
         }
     }
 
-    /// Sends over the link to another worker.
-    fn link(&mut self, number: usize, running: &mut Running, to: usize, message: Message) {
+    /// Sends over a pipeline's link to another worker; what is lost with a link stays lost.
+    fn link(
+        &mut self,
+        number: usize,
+        running: &mut Running,
+        to: usize,
+        pipeline: Pipeline,
+        message: Message,
+    ) {
         let (own, other) = (Proc::Worker(number), Proc::Worker(to));
-        let conn = match running.links.get(&to) {
-            Some(&conn) => conn,
-            None => self.connect(own, other),
+        let conn = match running.links.get(&(to, pipeline.run)) {
+            Some(link) if link.conn.is_some() || pipeline.run != CONTROL => link.conn,
+            Some(_) | None => Some(self.connect(own, other)),
         };
-        running.links.insert(to, conn);
-        self.send(conn, own, message);
-    }
-
-    /// A pipeline through a worker that cannot be reached is lost for all that take part.
-    fn link_lost(&mut self, number: usize, running: &mut Running, peer: usize) {
-        let affected: Vec<Replica> = running
-            .assigned
-            .values()
-            .filter(|replica| uses(replica, peer))
-            .cloned()
-            .collect();
-        for replica in affected {
-            let head = replica.head().map(|head| number_of(&head.worker));
-            match head {
-                Some(head) if head == number => self.lose_pipeline(number, running, replica.fence()),
-                // The head hears of it as far as this stage knows which opening it was.
-                Some(head) if head != peer => {
-                    if let Some(run) = running.device.run_of(replica.fence()) {
-                        let fence = replica.fence();
-                        self.link(number, running, head, Message::Down { fence, run });
-                    }
-                }
-                Some(_) | None => {}
-            }
+        running.links.insert((to, pipeline.run), Link { pipeline, conn });
+        if let Some(conn) = conn {
+            self.send(conn, own, message);
         }
     }
 
@@ -402,7 +417,7 @@ impl World {
                     running.device.is_busy = true;
                     running.device.running = Some(done);
                     let slow = !self.healed && self.rng.chance(1);
-                    let takes = if slow { 300 } else { 1 + self.rng.below(12) };
+                    let takes = if slow { 300 } else { 2 + self.rng.below(30) };
                     self.timer(number, takes, Timer::StepDone);
                 }
                 Ok(None) => self.coverage.stale_steps += 1,
@@ -417,7 +432,12 @@ impl World {
 
     fn down(&mut self, number: usize, running: &mut Running, head: usize, fence: Fence, run: u64) {
         if head != number {
-            return self.link(number, running, head, Message::Down { fence, run });
+            let pipeline = Pipeline {
+                fence,
+                run: CONTROL,
+                head,
+            };
+            return self.link(number, running, head, pipeline, Message::Down { fence, run });
         }
         let own = running.heads.get(&fence.replica);
         if own.is_some_and(|own| own.fence == fence && own.run == Some(run)) {
@@ -432,7 +452,9 @@ impl World {
                 self.result(number, running, run, result);
             }
             Some(Done::Sampled { run, head, result }) => {
-                self.link(number, running, head, Message::Result { run, result });
+                let fence = result.fence;
+                let pipeline = Pipeline { fence, run, head };
+                self.link(number, running, head, pipeline, Message::Result { run, result });
             }
             Some(Done::Forward(step)) => self.forward(number, running, *step),
             None => {}
@@ -449,7 +471,12 @@ impl World {
             return self.down(number, running, head, fence, run);
         };
         let to = number_of(&next.owner.worker);
-        self.link(number, running, to, Message::Step(Box::new(step)));
+        let pipeline = Pipeline {
+            fence: step.batch.fence,
+            run: step.run,
+            head: step.head,
+        };
+        self.link(number, running, to, pipeline, Message::Step(Box::new(step)));
     }
 
     /// A worker's device fails.

@@ -13,6 +13,7 @@ use tramontane_sim::Rng;
 
 use super::clients::{self, Client, Desk, Report, Request};
 use super::coordinator::Coordinator;
+use super::coverage::Coverage;
 use super::heads::Outgoing;
 use super::history;
 use super::invariants::{Checked, Violation, bq1, det1, st1, st2};
@@ -71,72 +72,6 @@ pub(super) enum Happening {
     Outgoing(Outgoing),
     Fault,
     Resume(Proc),
-}
-
-/// How often things happened that runs are meant to reach.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Coverage {
-    pub(super) completed: u64,
-    pub(super) tokens: u64,
-    pub(super) resubmitted: u64,
-    pub(super) retried: u64,
-    pub(super) deadlines: u64,
-    pub(super) terms: u64,
-    pub(super) restarts: u64,
-    pub(super) torn: u64,
-    pub(super) placements: u64,
-    pub(super) pauses: u64,
-    pub(super) checkpoints_sent: u64,
-    pub(super) stale_steps: u64,
-    pub(super) stale_tokens: u64,
-    pub(super) pipelines_lost: u64,
-    pub(super) preemptions: u64,
-    pub(super) prefix_hits: u64,
-    pub(super) workers_lost: u64,
-    pub(super) events: u64,
-}
-
-impl Coverage {
-    pub(super) fn add(&mut self, other: &Self) {
-        let Self {
-            completed,
-            tokens,
-            resubmitted,
-            retried,
-            deadlines,
-            terms,
-            restarts,
-            torn,
-            placements,
-            pauses,
-            checkpoints_sent,
-            stale_steps,
-            stale_tokens,
-            pipelines_lost,
-            preemptions,
-            prefix_hits,
-            workers_lost,
-            events,
-        } = *other;
-        self.completed += completed;
-        self.tokens += tokens;
-        self.resubmitted += resubmitted;
-        self.retried += retried;
-        self.deadlines += deadlines;
-        self.terms += terms;
-        self.restarts += restarts;
-        self.torn += torn;
-        self.placements += placements;
-        self.pauses += pauses;
-        self.checkpoints_sent += checkpoints_sent;
-        self.stale_steps += stale_steps;
-        self.stale_tokens += stale_tokens;
-        self.pipelines_lost += pipelines_lost;
-        self.preemptions += preemptions;
-        self.prefix_hits += prefix_hits;
-        self.workers_lost += workers_lost;
-        self.events += events;
-    }
 }
 
 pub(super) struct World {
@@ -206,9 +141,14 @@ impl World {
                 self.start_worker(number);
             }
         }
+        let mut at = 0;
         for _ in 0..self.scenario.requests {
-            let at = 1000 + self.rng.below(self.scenario.fault_ms);
+            // Half of them right after another, so that they run together.
+            if at == 0 || self.rng.chance(50) {
+                at = 1000 + self.rng.below(self.scenario.fault_ms);
+            }
             self.new_client(at);
+            at += 1 + self.rng.below(30);
         }
         let at = 1500 + self.rng.below(1000);
         self.at(at, Happening::Fault);
@@ -521,7 +461,7 @@ impl World {
                 self.check(st2::check(client, &request, &tokens, &end, late));
             }
             Report::Left => (one.over, one.at) = (true, None),
-            Report::Refused(_) => {
+            Report::Refused => {
                 one.at = None;
                 let pause = 200 + self.rng.below(800);
                 self.after(pause, Happening::Ask { client });

@@ -32,10 +32,6 @@ impl Log {
         self.acknowledged = self.acknowledged.max(changes);
     }
 
-    pub(in super::super) fn is_acknowledged(&self) -> u64 {
-        self.acknowledged
-    }
-
     /// Terms that somebody led.
     pub(in super::super) fn terms(&self) -> usize {
         self.leaders.len()
