@@ -116,5 +116,8 @@ fn the_program_has_no_planted_faults() {
     let program = std::fs::read(tramontane_tests::process::program()).expect("the program");
     let has = |name: &[u8]| program.windows(name.len()).any(|found| found == name);
     assert!(has(b"tramontane_coordinator"), "its names cannot be read");
-    assert!(!has(b"tramontane_sim"), "it was built with the feature deliberate-bugs");
+    assert!(
+        !has(b"tramontane_sim"),
+        "it was built with the feature deliberate-bugs"
+    );
 }
