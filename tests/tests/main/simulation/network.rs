@@ -62,8 +62,10 @@ struct Conn {
     ends: [Proc; 2],
     /// Whether each end still has it open.
     open: [bool; 2],
-    /// Nothing arrives at an end before this.
+    /// Nothing that is sent from now on arrives at an end before this.
     not_before: [u64; 2],
+    /// What has arrived at an end waits until then, because something before it does.
+    held: [u64; 2],
 }
 
 /// How bad it is, in percent of messages.
@@ -145,6 +147,7 @@ impl Network {
             ends: [from, to],
             open: [true, true],
             not_before: [0, 0],
+            held: [0, 0],
         };
         self.conns.insert(ConnId(self.next_conn), conn);
         ConnId(self.next_conn)
@@ -168,11 +171,11 @@ impl Network {
         let conn = self.conns.get(&id)?;
         let parted = self.is_cut(conn.ends[1 - end], conn.ends[end]);
         let conn = self.conns.get_mut(&id)?;
-        if parted {
+        if parted && conn.held[end] <= now {
+            conn.held[end] = now + 50;
             conn.not_before[end] = conn.not_before[end].max(now + 50);
-            return Some(conn.not_before[end]);
         }
-        None
+        Some(conn.held[end]).filter(|until| *until > now)
     }
 
     pub(super) fn end(&self, id: ConnId, end: usize) -> Option<Proc> {

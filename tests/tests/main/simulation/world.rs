@@ -25,8 +25,10 @@ use super::worker::{Timer, Worker};
 
 /// Longest time from the end of all faults to rest.
 const HEALED_WITHIN_MS: u64 = 150_000;
-/// Most events at one moment: more are a loop.
+/// Most events: more are a loop.
 const MAX_EVENTS: u64 = 2_000_000;
+/// Numbers below it are for what goes before others.
+const FIRST_EVENT: u64 = 1 << 32;
 
 /// What is to happen.
 #[derive(Debug)]
@@ -79,6 +81,8 @@ pub(super) struct World {
     started: Instant,
     queue: BTreeMap<(u64, u64), Happening>,
     next_event: u64,
+    /// Counts down, for what goes before others.
+    last_first: u64,
     pub(super) rng: Rng,
     pub(super) net: Network,
     pub(super) trace: Trace,
@@ -107,7 +111,8 @@ impl World {
             now: 0,
             started: Instant::now(),
             queue: BTreeMap::new(),
-            next_event: 0,
+            next_event: FIRST_EVENT,
+            last_first: FIRST_EVENT,
             net: Network::new(Weather::FOUL),
             trace: Trace::new(traced),
             desk: Desk::default(),
@@ -304,8 +309,10 @@ impl World {
     }
 
     pub(super) fn resume(&mut self, process: Proc) {
-        for happening in self.frozen.remove(&process).unwrap_or_default() {
-            self.after(0, happening);
+        // Before everything else that happens now: it comes in the order in which it would have come.
+        for happening in self.frozen.remove(&process).unwrap_or_default().into_iter().rev() {
+            self.last_first -= 1;
+            self.queue.insert((self.now, self.last_first), happening);
         }
         let now = self.now;
         self.trace.add(now, || format!("{process:?} goes on"));
