@@ -1,9 +1,12 @@
 //! `tramontane`: the command line of a cluster.
 
+mod admin;
 mod amounts;
 mod bench;
 mod client;
+mod cluster;
 mod demo;
+mod drain;
 mod embedded;
 mod events;
 mod layout;
@@ -49,6 +52,10 @@ enum Command {
     Status(status::StatusArgs),
     /// Plan the model anew over all workers that have joined.
     Replan(ClientArgs),
+    /// Move everything off a worker, so that it can be stopped.
+    Drain(drain::DrainArgs),
+    /// Add, remove and list coordinators.
+    Cluster(cluster::ClusterArgs),
 }
 
 /// Where a cluster is, and who asks.
@@ -98,6 +105,8 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Replan(args) => status::replan(&args),
+        Command::Drain(args) => drain::run(&args),
+        Command::Cluster(args) => cluster::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -9,6 +9,8 @@ use tramontane_coordinator::config::CoordinatorConfig;
 pub(crate) use tramontane_coordinator::process::Bound;
 use tramontane_worker::config::WorkerConfig;
 
+use crate::process::Told;
+
 /// Runs a coordinator until `stop`.
 pub(crate) async fn coordinator(
     config: CoordinatorConfig,
@@ -20,12 +22,19 @@ pub(crate) async fn coordinator(
     Ok(tramontane_coordinator::process::run(config, metrics, stop, bound).await?)
 }
 
-/// Runs a worker until `stop`.
+/// Runs a worker until it is told to stop and has left the cluster.
 pub(crate) async fn worker(
     config: WorkerConfig,
-    stop: CancellationToken,
+    told: Told,
     bound: impl FnOnce(SocketAddr) + Send + 'static,
 ) -> Result<()> {
     tramontane_worker::process::describe_metrics();
-    Ok(tramontane_worker::process::run(config, stop, tramontane_worker::gpu::spawn, bound).await?)
+    Ok(tramontane_worker::process::run(
+        config,
+        told.stop,
+        told.at_once,
+        tramontane_worker::gpu::spawn,
+        bound,
+    )
+    .await?)
 }

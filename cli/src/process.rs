@@ -1,7 +1,8 @@
 //! `tramontane coordinator` and `tramontane worker`: one node, from its configuration file until it is told to stop.
 //!
 //! A process is told by SIGINT or SIGTERM, or, as a child of a demo, by the end of its standard input: that comes
-//! however its parent ends. It stops gracefully within a deadline; a second signal ends it at once.
+//! however its parent ends. It stops gracefully within a deadline; a second signal ends it at once. A worker that is told
+//! by a signal leaves the cluster first.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,8 +20,17 @@ use crate::client::runtime;
 use crate::logging::LogArgs;
 use crate::{node, telemetry};
 
-/// Longest graceful stop: longer than the grace of requests in flight.
+/// Longest graceful stop, beside the graces that a node is configured with.
 const STOP_DEADLINE: Duration = Duration::from_secs(25);
+
+/// How a process is told to stop.
+#[derive(Clone, Default)]
+pub(crate) struct Told {
+    /// It is to stop.
+    pub(crate) stop: CancellationToken,
+    /// And nobody is left to wait for it.
+    pub(crate) at_once: CancellationToken,
+}
 
 /// How a node is started.
 #[derive(Args)]
@@ -38,50 +48,56 @@ pub(crate) struct NodeArgs {
 pub(crate) fn coordinator(args: &NodeArgs) -> Result<()> {
     args.log.start()?;
     let config = CoordinatorConfig::read(&args.config)?;
-    run(args.until_stdin_closes, async move |stop| {
+    let graces = config.requests.shutdown_notice() + config.requests.shutdown_grace();
+    run(args.until_stdin_closes, graces, async move |told| {
         let metrics = telemetry::install()?;
-        node::coordinator(config, metrics, stop, |_| {}).await
+        node::coordinator(config, metrics, told.stop, |_| {}).await
     })
 }
 
 pub(crate) fn worker(args: &NodeArgs) -> Result<()> {
     args.log.start()?;
     let config = WorkerConfig::read(&args.config)?;
-    run(args.until_stdin_closes, async move |stop| {
+    run(args.until_stdin_closes, config.drain_grace, async move |told| {
         let metrics = telemetry::install()?;
         if let Some(address) = config.metrics_listen {
             let identity = Identity::from_config(config.tls.as_ref())?;
-            telemetry::serve(address, &identity, metrics, stop.clone()).await?;
+            telemetry::serve(address, &identity, metrics, told.at_once.clone()).await?;
         }
         let name = config.name.clone();
-        node::worker(config, stop, move |address| {
+        node::worker(config, told, move |address| {
             tracing::info!(%name, %address, "worker listening");
         })
         .await
     })
 }
 
-/// Runs `work` on a runtime until it ends; once the process is told to stop, `work` is told and waited for.
-pub(crate) fn run<F>(until_stdin_closes: bool, work: impl FnOnce(CancellationToken) -> F) -> Result<()>
+/// Runs `work` on a runtime until it ends; once the process is told to stop, `work` is told and waited for, for as long
+/// as its graces allow.
+pub(crate) fn run<F>(until_stdin_closes: bool, graces: Duration, work: impl FnOnce(Told) -> F) -> Result<()>
 where
     F: Future<Output = Result<()>>,
 {
     let runtime = runtime()?;
     let outcome = runtime.block_on(async {
-        let stop = CancellationToken::new();
+        let told = Told::default();
         let mut signals = Signals::listen()?;
         let stdin = until_stdin_closes.then(stdin_end).transpose()?;
-        let work = work(stop.clone());
+        let work = work(told.clone());
         tokio::pin!(work);
         tokio::select! {
             outcome = &mut work => return outcome,
             () = signals.next() => tracing::info!("told to stop by a signal"),
-            () = ended(stdin) => tracing::info!("told to stop by the end of the standard input"),
+            () = ended(stdin) => {
+                tracing::info!("told to stop by the end of the standard input");
+                told.at_once.cancel();
+            }
         }
-        stop.cancel();
+        told.stop.cancel();
+        let deadline = STOP_DEADLINE + graces;
         tokio::select! {
-            outcome = tokio::time::timeout(STOP_DEADLINE, work) => {
-                outcome.with_context(|| format!("it did not stop within {STOP_DEADLINE:?}"))?
+            outcome = tokio::time::timeout(deadline, work) => {
+                outcome.with_context(|| format!("it did not stop within {deadline:?}"))?
             }
             () = signals.next() => bail!("stopped at once by a second signal"),
         }
@@ -172,8 +188,8 @@ mod tests {
 
     #[test]
     fn work_that_ends_ends_the_run() {
-        run(false, |_| async { Ok(()) }).expect("it ended well");
-        let error = run(false, |_| async { bail!("broken") }).expect_err("it failed");
+        run(false, Duration::ZERO, |_| async { Ok(()) }).expect("it ended well");
+        let error = run(false, Duration::ZERO, |_| async { bail!("broken") }).expect_err("it failed");
         assert_eq!(error.to_string(), "broken");
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use tokio_util::sync::CancellationToken;
-use tramontane_coordinator::config::CoordinatorConfig;
+use tramontane_coordinator::config::{CoordinatorConfig, RequestConfig};
 use tramontane_proto::net::Identity;
 use tramontane_worker::config::WorkerConfig;
 
@@ -59,7 +59,10 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
         (None, Some(temporary)) => temporary.path(),
         (None, None) => Path::new("."),
     };
-    process::run(args.until_stdin_closes, |stop| serve(args, dir, stop))
+    let graces = 2 * RequestConfig::default().shutdown_grace();
+    process::run(args.until_stdin_closes, graces, |told| {
+        serve(args, dir, told.stop)
+    })
 }
 
 async fn serve(args: &ServeArgs, dir: &Path, stop: CancellationToken) -> Result<()> {
@@ -82,16 +85,17 @@ async fn serve(args: &ServeArgs, dir: &Path, stop: CancellationToken) -> Result<
     let coordinator = CoordinatorConfig::read(&coordinator.config)?;
     let worker = WorkerConfig::read(&worker.config)?;
     let metrics = telemetry::install()?;
-    // Each ends with the other.
+    // Each ends with the other: the coordinator first, as requests in flight need the worker.
     let both = stop.child_token();
     let told = both.clone();
     let serving = node::coordinator(coordinator, metrics, both.clone(), move |bound| {
         tokio::spawn(tell_when_ready(bound.http, told));
     });
-    let working = node::worker(worker, both.clone(), |_| {});
+    let end = process::Told::default();
+    let working = node::worker(worker, end.clone(), |_| {});
     let serving = async {
         let outcome = serving.await;
-        both.cancel();
+        end.at_once.cancel();
         outcome
     };
     let working = async {

@@ -9,6 +9,9 @@ pub(crate) struct Status {
     pub(crate) leader: Option<u64>,
     pub(crate) term: u64,
     pub(crate) nodes: Vec<Node>,
+    /// The coordinators as raft has them.
+    #[serde(default)]
+    pub(crate) members: Vec<Member>,
     pub(crate) replicas: Vec<Replica>,
     /// How many are wanted; absent: as many as fit.
     pub(crate) replicas_wanted: Option<u32>,
@@ -32,6 +35,17 @@ pub(crate) struct Node {
     pub(crate) standby: bool,
     #[serde(default)]
     pub(crate) devices: Vec<Device>,
+}
+
+/// A coordinator's part in raft.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Member {
+    pub(crate) id: u64,
+    pub(crate) address: String,
+    /// `voter`, `learner`, `joining`, `leaving` or `removed`.
+    pub(crate) part: String,
+    pub(crate) active: bool,
+    pub(crate) matched: u64,
 }
 
 /// A worker's device.

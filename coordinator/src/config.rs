@@ -33,8 +33,10 @@ pub struct CoordinatorConfig {
     pub rpc_listen: SocketAddr,
     /// Certificates, beyond loopback.
     pub tls: Option<TlsFiles>,
-    /// Members that found the cluster: 1, 3 or 5, this one among them.
+    /// Members that found the cluster: 1, 3 or 5, this one among them unless it joins.
     pub initial_members: Vec<Member>,
+    /// This coordinator is added to a cluster that runs.
+    pub join: bool,
     /// The checkpoint's directory: `params.json`, `tekken.json` and tensor headers are read.
     pub model_dir: PathBuf,
     /// The model's name in the API.
@@ -156,6 +158,13 @@ pub struct RequestConfig {
     pub timeout_s: u64,
     /// Largest body, in bytes.
     pub max_body_bytes: usize,
+    /// How long a new request waits for a replica that is being placed or loaded, in seconds.
+    pub serving_wait_s: u64,
+    /// How long new requests are still taken in once the process is told to stop and readiness has dropped, in
+    /// milliseconds.
+    pub shutdown_notice_ms: u64,
+    /// How long requests in flight may go on after that, in seconds.
+    pub shutdown_grace_s: u64,
 }
 
 impl Default for RequestConfig {
@@ -164,6 +173,9 @@ impl Default for RequestConfig {
             max_live: 1024,
             timeout_s: 600,
             max_body_bytes: 4 << 20,
+            serving_wait_s: 10,
+            shutdown_notice_ms: 1000,
+            shutdown_grace_s: 10,
         }
     }
 }
@@ -181,6 +193,16 @@ impl RequestConfig {
     pub fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout_s)
     }
+
+    /// How long new requests are still taken in once the process is told to stop.
+    pub fn shutdown_notice(&self) -> Duration {
+        Duration::from_millis(self.shutdown_notice_ms)
+    }
+
+    /// How long requests in flight may go on after that.
+    pub fn shutdown_grace(&self) -> Duration {
+        Duration::from_secs(self.shutdown_grace_s)
+    }
 }
 
 #[derive(Deserialize)]
@@ -194,6 +216,8 @@ struct Raw {
     rpc: RawListen,
     tls: Option<TlsFiles>,
     initial_members: Vec<Member>,
+    #[serde(default)]
+    join: bool,
     model: RawModel,
     #[serde(default)]
     placement: PlacementConfig,
@@ -252,6 +276,7 @@ impl Raw {
             rpc_listen: self.rpc.listen,
             tls: self.tls.map(|files| files.relative_to(base)),
             initial_members: self.initial_members,
+            join: self.join,
             model_dir,
             model_name,
             placement: self.placement,
@@ -276,11 +301,16 @@ impl Raw {
         if ids.len() != members.len() || ids.contains(&0) {
             faults.add("initial_members must have distinct ids of at least 1");
         }
-        if !ids.contains(&self.id) {
-            faults.add(format_args!(
-                "id is {}, which initial_members does not name",
+        match (ids.contains(&self.id), self.join) {
+            (true, false) | (false, true) => {}
+            (false, false) => faults.add(format_args!(
+                "id is {}, which initial_members does not name; a coordinator that is added to a cluster which runs has join = true",
                 self.id
-            ));
+            )),
+            (true, true) => faults.add(format_args!(
+                "id is {}, which initial_members names, and join is true: a coordinator that is added needs an id never used before",
+                self.id
+            )),
         }
         for member in members {
             if let Err(error) = check_address(&member.address, self.tls.is_some()) {
@@ -333,6 +363,15 @@ impl Raw {
         within("routing.max_imbalance", imbalance, 0, 1 << 20);
         within("requests.max_live", self.requests.max_live as u64, 1, 1 << 20);
         within("requests.timeout_s", self.requests.timeout_s, 1, 86_400);
+        within("requests.serving_wait_s", self.requests.serving_wait_s, 0, 3600);
+        let notice = self.requests.shutdown_notice_ms;
+        within("requests.shutdown_notice_ms", notice, 0, 600_000);
+        within(
+            "requests.shutdown_grace_s",
+            self.requests.shutdown_grace_s,
+            0,
+            3600,
+        );
         within(
             "requests.max_body_bytes",
             self.requests.max_body_bytes as u64,

@@ -120,4 +120,6 @@ pub struct WorkerReport {
     pub devices: Vec<DeviceReport>,
     /// One for each replica whose scheduler the worker hosts.
     pub loads: Vec<SchedulerLoad>,
+    /// The worker is to stop and asks to be done without.
+    pub leaving: bool,
 }

@@ -142,6 +142,9 @@ pub struct Report {
     /// One for each replica whose scheduler the worker hosts.
     #[prost(message, repeated, tag = "2")]
     pub loads: ::prost::alloc::vec::Vec<SchedulerLoad>,
+    /// The worker is to stop and asks to be done without; answered by Leave.
+    #[prost(bool, tag = "3")]
+    pub leaving: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeviceReport {
@@ -204,7 +207,7 @@ pub struct SchedulerLoad {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CoordinatorMessage {
-    #[prost(oneof = "coordinator_message::Body", tags = "1, 2, 3")]
+    #[prost(oneof = "coordinator_message::Body", tags = "1, 2, 3, 4")]
     pub body: ::core::option::Option<coordinator_message::Body>,
 }
 /// Nested message and enum types in `CoordinatorMessage`.
@@ -217,6 +220,8 @@ pub mod coordinator_message {
         Assignment(super::Assignment),
         #[prost(message, tag = "3")]
         Release(super::Release),
+        #[prost(message, tag = "4")]
+        Leave(super::Leave),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -251,6 +256,13 @@ pub struct Peer {
 pub struct Release {
     #[prost(message, optional, tag = "1")]
     pub fence: ::core::option::Option<Fence>,
+}
+/// The answer to a report that says leaving: nothing lies on the worker any more, or it cannot be done without.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Leave {
+    /// Why it cannot be done without at present; empty if it can. At most 4096 bytes.
+    #[prost(string, tag = "1")]
+    pub refused: ::prost::alloc::string::String,
 }
 /// Generated client implementations.
 pub mod membership_client {
@@ -597,6 +609,60 @@ pub struct ReplanResponse {
     #[prost(uint64, tag = "2")]
     pub generation: u64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangeRequest {
+    /// Set when a coordinator passes an operator's request on: only the leader takes it then.
+    #[prost(bool, tag = "1")]
+    pub forwarded: bool,
+    #[prost(oneof = "change_request::Change", tags = "2, 3, 4, 5")]
+    pub change: ::core::option::Option<change_request::Change>,
+}
+/// Nested message and enum types in `ChangeRequest`.
+pub mod change_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Change {
+        #[prost(message, tag = "2")]
+        Drain(super::Drain),
+        #[prost(message, tag = "3")]
+        Undrain(super::Undrain),
+        #[prost(message, tag = "4")]
+        Add(super::AddCoordinator),
+        #[prost(message, tag = "5")]
+        Remove(super::RemoveCoordinator),
+    }
+}
+/// Nothing is to lie on a worker any more. Refused with ABORTED if no replica could be served without it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Drain {
+    #[prost(string, tag = "1")]
+    pub worker: ::prost::alloc::string::String,
+    /// Even then.
+    #[prost(bool, tag = "2")]
+    pub force: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Undrain {
+    #[prost(string, tag = "1")]
+    pub worker: ::prost::alloc::string::String,
+}
+/// A coordinator is to take part: it learns first and votes once it has caught up.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AddCoordinator {
+    /// Never used before in this cluster.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Where its peers and workers reach it, host:port.
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+}
+/// A coordinator is to take part no more. Its id is never used again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveCoordinator {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangeResponse {}
 /// Generated client implementations.
 pub mod admin_client {
     #![allow(
@@ -721,6 +787,28 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("tramontane.cluster.v1.Admin", "Replan"));
             self.inner.unary(req, path, codec).await
         }
+        /// Changes who takes part. Answered once the change is committed; doing it again changes nothing.
+        pub async fn change(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ChangeRequest>,
+        ) -> std::result::Result<tonic::Response<super::ChangeResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tramontane.cluster.v1.Admin/Change",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tramontane.cluster.v1.Admin", "Change"));
+            self.inner.unary(req, path, codec).await
+        }
         /// What the schedulers of replicas that serve are doing, for the gateways' choice. Answered as Status with `from` is.
         pub async fn loads(
             &mut self,
@@ -768,6 +856,11 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::ReplanRequest>,
         ) -> std::result::Result<tonic::Response<super::ReplanResponse>, tonic::Status>;
+        /// Changes who takes part. Answered once the change is committed; doing it again changes nothing.
+        async fn change(
+            &self,
+            request: tonic::Request<super::ChangeRequest>,
+        ) -> std::result::Result<tonic::Response<super::ChangeResponse>, tonic::Status>;
         /// What the schedulers of replicas that serve are doing, for the gateways' choice. Answered as Status with `from` is.
         async fn loads(
             &self,
@@ -921,6 +1014,49 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReplanSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tramontane.cluster.v1.Admin/Change" => {
+                    #[allow(non_camel_case_types)]
+                    struct ChangeSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::ChangeRequest>
+                    for ChangeSvc<T> {
+                        type Response = super::ChangeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ChangeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::change(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ChangeSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

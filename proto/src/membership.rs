@@ -59,6 +59,11 @@ pub enum Directive {
     },
     /// What the worker may free, up to this generation.
     Release(Fence),
+    /// The answer to a report that says leaving.
+    Leave {
+        /// Why the worker cannot be done without; absent: nothing lies on it any more, and it may go.
+        refused: Option<String>,
+    },
 }
 
 impl TryFrom<pb::Join> for Joining {
@@ -239,6 +244,7 @@ impl TryFrom<pb::Report> for WorkerReport {
                 .map(DeviceReport::try_from)
                 .collect::<Result<_, _>>()?,
             loads: loads.collect::<Result<_, _>>()?,
+            leaving: wire.leaving,
         })
     }
 }
@@ -248,6 +254,7 @@ impl From<WorkerReport> for pb::Report {
         Self {
             devices: report.devices.into_iter().map(Into::into).collect(),
             loads: report.loads.into_iter().map(Into::into).collect(),
+            leaving: report.leaving,
         }
     }
 }
@@ -295,6 +302,12 @@ impl TryFrom<pb::CoordinatorMessage> for Directive {
                 }
             }
             Body::Release(release) => Self::Release(fence(release.fence)?),
+            Body::Leave(pb::Leave { refused }) => {
+                let refused = text("leave.refused", refused, MAX_REASON_BYTES)?;
+                Self::Leave {
+                    refused: Some(refused).filter(|refused| !refused.is_empty()),
+                }
+            }
         })
     }
 }
@@ -326,6 +339,9 @@ impl From<Directive> for pb::CoordinatorMessage {
             }),
             Directive::Release(fence) => Body::Release(pb::Release {
                 fence: Some(fence.into()),
+            }),
+            Directive::Leave { refused } => Body::Leave(pb::Leave {
+                refused: refused.unwrap_or_default(),
             }),
         };
         Self { body: Some(body) }

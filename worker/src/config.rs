@@ -16,6 +16,8 @@ use crate::rpc::stage::STEP_DEADLINE;
 const DEVICE_TIMEOUT_MS: u64 = 30_000;
 /// Most coordinators named.
 const MAX_COORDINATORS: usize = 16;
+/// Longest grace of a worker that is told to stop, in seconds.
+const MAX_DRAIN_GRACE_S: u64 = 3600;
 
 /// A worker, ready to start.
 #[derive(Clone, Debug)]
@@ -40,6 +42,8 @@ pub struct WorkerConfig {
     pub device_timeout: Duration,
     /// The devices it drives; empty: the best adapter of the machine.
     pub devices: Vec<DeviceConfig>,
+    /// How long a worker that is told to stop waits until the cluster does without it.
+    pub drain_grace: Duration,
 }
 
 /// One device.
@@ -66,6 +70,12 @@ struct Raw {
     device_timeout_ms: u64,
     #[serde(default)]
     devices: Vec<DeviceConfig>,
+    #[serde(default = "default_drain_grace_s")]
+    drain_grace_s: u64,
+}
+
+fn default_drain_grace_s() -> u64 {
+    10
 }
 
 fn device_timeout_ms() -> u64 {
@@ -115,6 +125,7 @@ impl Raw {
             model_dir: base.join(self.model.dir),
             device_timeout: Duration::from_millis(self.device_timeout_ms),
             devices: self.devices,
+            drain_grace: Duration::from_secs(self.drain_grace_s),
         })
     }
 
@@ -154,6 +165,7 @@ impl Raw {
 
     fn check_numbers(&self, faults: &mut Faults) {
         let mut within = |key: &str, value, low, high| faults.within(key, value, low, high);
+        within("drain_grace_s", self.drain_grace_s, 0, MAX_DRAIN_GRACE_S);
         within(
             "the number of devices",
             self.devices.len() as u64,

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,7 @@ use tramontane_proto::v1::stage_server::StageServer as StageService;
 
 use crate::config::{DeviceConfig, WorkerConfig};
 use crate::executor::{DeviceError, DeviceHandle, DeviceOptions};
-use crate::rpc::assignments::{Assignments, Heads, SchedulerLoads};
+use crate::rpc::assignments::{Assignments, Heads, LeaveAnswer, SchedulerLoads};
 use crate::rpc::expert::{ExpertServer, Holdings};
 use crate::rpc::serving::ServingServer;
 use crate::rpc::session::{Session, SessionError};
@@ -70,9 +70,12 @@ pub fn describe_metrics() {
     crate::rpc::telemetry::describe();
 }
 
-/// Runs a worker until `stop`. `open` opens its devices; `bound` is told the address that is listened on.
+/// Runs a worker until `stop`, or until it has left: once `leave` is cancelled it asks the leader to be done without, and
+/// goes when nothing lies on it any more, or after its grace. `open` opens its devices; `bound` is told the address that
+/// is listened on.
 pub async fn run(
     config: WorkerConfig,
+    leave: CancellationToken,
     stop: CancellationToken,
     open: impl OpenDevice + Send + Sync + 'static,
     bound: impl FnOnce(SocketAddr),
@@ -97,7 +100,8 @@ pub async fn run(
         .add_service(limited_expert(ExpertServer::new(holdings.clone(), stop.clone())))
         .serve_with_incoming_shutdown(listener.into_stream(), stop.clone().cancelled_owned());
     let (loads, load_changes) = watch::channel(SchedulerLoads::new());
-    let (report, reports) = watch::channel(report(&devices, &load_changes.borrow()));
+    let (report, reports) = watch::channel(report(&devices, &load_changes.borrow(), false));
+    let (leave_answer, leave_answers) = watch::channel(None);
     let (sender, directives) = mpsc::channel(MAX_DIRECTIVES);
     let assignments = Assignments {
         worker: config.name.clone(),
@@ -108,6 +112,7 @@ pub async fn run(
         holdings,
         heads,
         loads,
+        leave: leave_answer,
     };
     let session = Session {
         info,
@@ -121,7 +126,8 @@ pub async fn run(
     let outcome = tokio::select! {
         outcome = services => outcome.map_err(WorkerError::from),
         outcome = session.run(stop.clone()) => outcome.map_err(WorkerError::from),
-        () = keep_reports(&config.name, &devices, load_changes, report) => Ok(()),
+        () = keep_reports(&config.name, &devices, load_changes, &leave, report) => Ok(()),
+        () = left(&leave, config.drain_grace, leave_answers) => Ok(()),
     };
     drop(ended);
     if let Err(error) = following.await {
@@ -228,10 +234,39 @@ fn incarnation() -> u64 {
         .finish()
 }
 
-fn report(devices: &[DeviceHandle], loads: &SchedulerLoads) -> WorkerReport {
+/// Waits until the worker is to leave and the leader lets it go, or its grace is over.
+async fn left(leave: &CancellationToken, grace: Duration, mut answers: watch::Receiver<Option<LeaveAnswer>>) {
+    leave.cancelled().await;
+    tracing::info!(
+        grace_s = grace.as_secs(),
+        "leaving: the leader is asked to do without this worker"
+    );
+    let asked = Instant::now();
+    let let_go = async {
+        // The sender lives as long as the worker does.
+        while answers.changed().await.is_ok() {
+            match &*answers.borrow_and_update() {
+                Some(Ok(())) => return,
+                Some(Err(why)) => tracing::warn!(why, "this worker cannot be done without at present"),
+                None => {}
+            }
+        }
+        std::future::pending().await
+    };
+    match tokio::time::timeout(grace, let_go).await {
+        Ok(()) => tracing::info!(waited = ?asked.elapsed(), "left: the cluster does without this worker"),
+        Err(_) => tracing::warn!(
+            waited = ?asked.elapsed(),
+            "the grace is over: this worker goes although the cluster does not do without it"
+        ),
+    }
+}
+
+fn report(devices: &[DeviceHandle], loads: &SchedulerLoads, leaving: bool) -> WorkerReport {
     WorkerReport {
         devices: devices.iter().map(DeviceHandle::report).collect(),
         loads: loads.values().copied().collect(),
+        leaving,
     }
 }
 
@@ -240,13 +275,14 @@ async fn keep_reports(
     worker: &WorkerId,
     devices: &[DeviceHandle],
     loads: watch::Receiver<SchedulerLoads>,
+    leave: &CancellationToken,
     reports: watch::Sender<WorkerReport>,
 ) {
     let mut ticks = tokio::time::interval(REPORT_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let current = report(devices, &loads.borrow());
+        let current = report(devices, &loads.borrow(), leave.is_cancelled());
         for device in &current.devices {
             let labels = [
                 ("worker", worker.to_string()),

@@ -12,10 +12,10 @@ use tramontane_model::placement::Replica;
 use super::command::{Command, Outcome, Proposal, Refusal};
 use super::footprint::{DeviceLimits, verify};
 use super::limits::{
-    MAX_COORDINATORS, MAX_DEVICE_BYTES, MAX_KV_TOKENS, MAX_PROPOSERS, MAX_REPLICAS, MAX_WORKERS,
+    MAX_COORDINATORS, MAX_DEVICE_BYTES, MAX_KV_TOKENS, MAX_PARTS, MAX_PROPOSERS, MAX_REPLICAS, MAX_WORKERS,
 };
 use super::state::{
-    ClusterState, CoordinatorEntry, Fault, ModelEntry, Phase, ProposerEntry, ReplicaEntry, Standing,
+    ClusterState, CoordinatorEntry, Fault, ModelEntry, Part, Phase, ProposerEntry, ReplicaEntry, Standing,
     WorkerEntry,
 };
 
@@ -49,9 +49,18 @@ impl ClusterState {
     pub fn apply(&mut self, command: &Command) -> Outcome {
         let result = match command {
             Command::CoordinatorStarted { coordinator, entry } => self.list_coordinator(*coordinator, entry),
+            Command::CoordinatorAdded { coordinator, address } => self.add_coordinator(*coordinator, address),
+            Command::CoordinatorRemoved { coordinator } => self.remove_coordinator(*coordinator),
             Command::ModelDescribed { model } => self.describe_model(model),
             Command::WorkerJoined { info } => self.join(info),
-            Command::WorkerDraining { worker, incarnation } => self.drain(worker, *incarnation),
+            Command::WorkerDraining {
+                worker,
+                incarnation,
+                force,
+            } => self.stand(worker, *incarnation, Standing::Draining { force: *force }),
+            Command::WorkerUndrained { worker, incarnation } => {
+                self.stand(worker, *incarnation, Standing::Joined)
+            }
             Command::WorkerLost { worker, incarnation } => self
                 .member(worker, *incarnation)
                 .map(|_| ())
@@ -91,11 +100,44 @@ impl ClusterState {
         text("coordinator raft address", &entry.raft_address)?;
         text("coordinator http address", &entry.http_address)?;
         text("coordinator version", &entry.version)?;
+        if self.is_removed(coordinator) {
+            return Err(Refusal::Removed { coordinator });
+        }
         if !self.coordinators.contains_key(&coordinator) {
             let coordinators = self.coordinators.len() + 1;
             at_most("number of coordinators", coordinators, MAX_COORDINATORS)?;
         }
         self.coordinators.insert(coordinator, entry.clone());
+        Ok(())
+    }
+
+    fn add_coordinator(&mut self, coordinator: CoordinatorId, address: &str) -> Result<(), Refusal> {
+        text("coordinator address", address)?;
+        match self.parts.get(&coordinator) {
+            Some(Part::Removed { .. }) => return Err(Refusal::Removed { coordinator }),
+            Some(Part::Added { address: known }) if known != address => {
+                let address = known.clone();
+                return Err(Refusal::Added { coordinator, address });
+            }
+            Some(Part::Added { .. }) => return Ok(()),
+            None => at_most("number of coordinators ever", self.parts.len() + 1, MAX_PARTS)?,
+        }
+        let address = address.to_owned();
+        self.parts.insert(coordinator, Part::Added { address });
+        Ok(())
+    }
+
+    fn remove_coordinator(&mut self, coordinator: CoordinatorId) -> Result<(), Refusal> {
+        let address = match self.parts.get(&coordinator) {
+            Some(Part::Removed { .. }) => return Ok(()),
+            Some(Part::Added { address }) => Some(address.clone()),
+            None => {
+                at_most("number of coordinators ever", self.parts.len() + 1, MAX_PARTS)?;
+                None
+            }
+        };
+        self.parts.insert(coordinator, Part::Removed { address });
+        self.coordinators.remove(&coordinator);
         Ok(())
     }
 
@@ -127,8 +169,13 @@ impl ClusterState {
         Ok(())
     }
 
-    fn drain(&mut self, worker: &WorkerId, incarnation: u64) -> Result<(), Refusal> {
-        self.member(worker, incarnation)?.standing = Standing::Draining;
+    fn stand(&mut self, worker: &WorkerId, incarnation: u64, standing: Standing) -> Result<(), Refusal> {
+        let member = self.member(worker, incarnation)?;
+        if member.standing != standing {
+            member.standing = standing;
+            // A plan of before may count on the worker, or on there being none.
+            self.version = self.version.saturating_add(1);
+        }
         Ok(())
     }
 

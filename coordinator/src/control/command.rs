@@ -21,6 +21,18 @@ pub enum Command {
         /// What it says of itself.
         entry: CoordinatorEntry,
     },
+    /// A coordinator is to take part in raft. Its id was never used before.
+    CoordinatorAdded {
+        /// Which coordinator.
+        coordinator: CoordinatorId,
+        /// Where its peers and workers reach it, `host:port`.
+        address: String,
+    },
+    /// A coordinator is to take part no more; its id is never used again.
+    CoordinatorRemoved {
+        /// Which coordinator.
+        coordinator: CoordinatorId,
+    },
     /// This is the model to serve. Another model breaks every placement of the one before.
     ModelDescribed {
         /// The model.
@@ -31,8 +43,17 @@ pub enum Command {
         /// What it says of itself.
         info: WorkerInfo,
     },
-    /// A worker is to be given nothing new.
+    /// A worker is to be given nothing new, and what it has is to move.
     WorkerDraining {
+        /// Which worker.
+        worker: WorkerId,
+        /// Which start of it.
+        incarnation: u64,
+        /// Even where no replica can be served without it.
+        force: bool,
+    },
+    /// A worker that drains may be given work again.
+    WorkerUndrained {
         /// Which worker.
         worker: WorkerId,
         /// Which start of it.
@@ -130,6 +151,22 @@ pub enum Refusal {
     DeviceIndexes {
         /// Which worker.
         worker: WorkerId,
+    },
+    /// An id that was given to a coordinator before.
+    #[error(
+        "coordinator {coordinator} was removed from this cluster; ids are never used again: take another one"
+    )]
+    Removed {
+        /// Which coordinator.
+        coordinator: CoordinatorId,
+    },
+    /// A coordinator that was added with another address.
+    #[error("coordinator {coordinator} was added already, at {address}")]
+    Added {
+        /// Which coordinator.
+        coordinator: CoordinatorId,
+        /// Its address.
+        address: String,
     },
     /// A model that cannot be planned.
     #[error("model {name}: {error}")]

@@ -4,6 +4,8 @@
 
 /// Most coordinators in one cluster.
 pub const MAX_COORDINATORS: usize = 9;
+/// Most coordinators that are added or removed in the life of a cluster.
+pub const MAX_PARTS: usize = 1024;
 /// Most workers in one cluster.
 pub const MAX_WORKERS: usize = 512;
 /// Most replicas of a model.

@@ -31,6 +31,21 @@ pub struct CoordinatorEntry {
     pub version: String,
 }
 
+/// A coordinator whose part in raft is not that of a first member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    /// It was added.
+    Added {
+        /// Where its peers and workers reach it, `host:port`.
+        address: String,
+    },
+    /// It was removed.
+    Removed {
+        /// Where it was reached if it had been added: it takes part until raft has let it go.
+        address: Option<String>,
+    },
+}
+
 /// The one model that the cluster serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelEntry {
@@ -47,8 +62,21 @@ pub struct ModelEntry {
 pub enum Standing {
     /// It may.
     Joined,
-    /// It keeps what it has and is given nothing new.
-    Draining,
+    /// It is given nothing new, and what it has moves elsewhere.
+    Draining {
+        /// Where it fits nowhere else it stops serving; else it stays.
+        force: bool,
+    },
+}
+
+impl Standing {
+    /// Whether what it has is to move.
+    pub fn drains(self) -> bool {
+        match self {
+            Self::Joined => false,
+            Self::Draining { .. } => true,
+        }
+    }
 }
 
 /// A worker that is a member.
@@ -187,7 +215,7 @@ pub struct ProposerEntry {
 pub struct ClusterState {
     /// Proposals applied so far, whatever came of them.
     pub commands: u64,
-    /// Grows with every change of [`Self::replicas`].
+    /// Grows with every change of [`Self::replicas`] and of a worker's standing.
     pub version: u64,
     /// The id that the next replica gets, less 1.
     pub replicas_named: u64,
@@ -195,6 +223,9 @@ pub struct ClusterState {
     pub model: Option<ModelEntry>,
     /// Coordinators by id.
     pub coordinators: BTreeMap<CoordinatorId, CoordinatorEntry>,
+    /// Coordinators that were added or removed since the cluster began.
+    #[serde(default)]
+    pub parts: BTreeMap<CoordinatorId, Part>,
     /// Workers by name.
     pub workers: BTreeMap<WorkerId, WorkerEntry>,
     /// Replicas by id.
@@ -204,6 +235,19 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
+    /// Whether a coordinator was removed.
+    pub fn is_removed(&self, coordinator: CoordinatorId) -> bool {
+        matches!(self.parts.get(&coordinator), Some(Part::Removed { .. }))
+    }
+
+    /// Coordinators that were added, with their addresses.
+    pub fn added(&self) -> impl Iterator<Item = (CoordinatorId, &str)> {
+        self.parts.iter().filter_map(|(&id, part)| match part {
+            Part::Added { address } => Some((id, address.as_str())),
+            Part::Removed { .. } => None,
+        })
+    }
+
     /// The id that the next new replica must have.
     pub fn next_replica(&self) -> ReplicaId {
         ReplicaId(self.replicas_named.saturating_add(1))

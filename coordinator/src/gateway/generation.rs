@@ -178,8 +178,8 @@ impl Run {
         routes.targets().any(|target| !tried.contains(&target.fence))
     }
 
-    /// A serving replica. A request that no head has seen yet is refused when there is none; one that has been
-    /// taken in waits for one until its deadline.
+    /// A serving replica. A request that no head has seen yet is refused when there is none, after a while where one may
+    /// come; one that has been taken in waits for one until its deadline.
     async fn pick(&mut self, tried: &BTreeSet<Fence>) -> Result<Chosen, GatewayError> {
         loop {
             let routes = Arc::clone(&self.routes.borrow_and_update());
@@ -198,16 +198,26 @@ impl Run {
                     );
                     return Ok(chosen);
                 }
-                Err(missing) if !self.may_wait(&missing) => return Err(missing.into()),
-                Err(_) => {}
+                Err(missing) => {
+                    let Some(until) = self.may_wait_until(&missing) else {
+                        return Err(missing.into());
+                    };
+                    if let Ok(changed) = timeout_at(until, self.changed()).await {
+                        changed?;
+                    }
+                }
             }
-            self.changed().await?;
         }
     }
 
-    fn may_wait(&self, missing: &NotServing) -> bool {
+    /// Until when to wait for a replica, if at all: to the deadline once a head has seen the request.
+    fn may_wait_until(&self, missing: &NotServing) -> Option<Instant> {
         let taken_in = self.started.is_none();
-        taken_in || (self.journal.attempt() > 0 && missing.is_passing())
+        if taken_in || (self.journal.attempt() > 0 && missing.is_passing()) {
+            return Some(self.deadline);
+        }
+        let until = self.submitted + self.shared.options.serving_wait;
+        (missing.is_passing() && Instant::now() < until).then_some(until)
     }
 
     async fn changed(&mut self) -> Result<(), GatewayError> {

@@ -26,8 +26,8 @@ mod telemetry;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -62,6 +62,8 @@ pub struct GatewayOptions {
     pub queued_tokens: usize,
     /// Time that a request has from its arrival to its end.
     pub request_timeout: Duration,
+    /// How long a new request waits while no replica serves and waiting alone may bring one.
+    pub serving_wait: Duration,
     /// How requests spread over replicas.
     pub routing: RoutingConfig,
     /// Tokens in a block of the replicas' caches; at least 1.
@@ -74,6 +76,7 @@ impl Default for GatewayOptions {
             max_live_requests: 1024,
             queued_tokens: 256,
             request_timeout: Duration::from_secs(600),
+            serving_wait: Duration::ZERO,
             routing: RoutingConfig::default(),
             block_tokens: 16,
         }
@@ -108,10 +111,14 @@ struct Shared {
     options: GatewayOptions,
     admission: Admission,
     balancer: Arc<Balancer>,
+    /// Cancelled once the coordinator is to stop, which clients are to notice before anything is refused.
+    closing: CancellationToken,
     /// Cancelled once no new request is taken in.
     draining: CancellationToken,
     /// Cancelled once live requests are to end.
     over: CancellationToken,
+    /// Why this coordinator takes part in the cluster no more.
+    cut_off: OnceLock<String>,
 }
 
 /// Cheap handle to a coordinator's gateway.
@@ -135,8 +142,10 @@ impl Gateway {
             options,
             admission,
             balancer: Arc::new(balancer),
+            closing: CancellationToken::new(),
             draining: CancellationToken::new(),
             over: CancellationToken::new(),
+            cut_off: OnceLock::new(),
         };
         Self {
             shared: Arc::new(shared),
@@ -159,6 +168,7 @@ impl Gateway {
 
     /// A replica generation that serves, or what is missing.
     pub fn readiness(&self) -> Result<Fence, NotServing> {
+        self.check_part()?;
         let routes = self.routes.borrow();
         let first = routes.targets().next();
         first
@@ -183,8 +193,19 @@ impl Gateway {
         self.shared.admission.admit_one()
     }
 
+    /// Says that the coordinator is to stop, so that clients go elsewhere; new requests are still taken in.
+    pub fn close(&self) {
+        self.shared.closing.cancel();
+    }
+
+    /// Whether the coordinator is to stop.
+    pub fn is_closing(&self) -> bool {
+        self.shared.closing.is_cancelled()
+    }
+
     /// Takes in no new request from now on; live ones go on.
     pub fn drain(&self) {
+        self.shared.closing.cancel();
         self.shared.draining.cancel();
     }
 
@@ -200,11 +221,25 @@ impl Gateway {
 
     /// Ends every live request with [`GatewayError::ShuttingDown`].
     pub fn end_all(&self) {
-        self.shared.draining.cancel();
+        self.drain();
         self.shared.over.cancel();
     }
 
+    /// Takes in no new request from now on because this coordinator takes part in the cluster no more; live ones go on.
+    pub fn cut_off(&self, why: String) {
+        // The first reason stays.
+        let _ = self.shared.cut_off.set(why);
+    }
+
+    fn check_part(&self) -> Result<(), NotServing> {
+        match self.shared.cut_off.get() {
+            Some(why) => Err(NotServing::CutOff { reason: why.clone() }),
+            None => Ok(()),
+        }
+    }
+
     fn check_open(&self) -> Result<(), GatewayError> {
+        self.check_part()?;
         if self.is_draining() {
             return Err(GatewayError::ShuttingDown);
         }

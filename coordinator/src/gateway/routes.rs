@@ -25,6 +25,12 @@ pub struct Route {
 /// Why no replica serves.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotServing {
+    /// This coordinator takes part in the cluster no more.
+    #[error("this coordinator takes part no more: {reason}")]
+    CutOff {
+        /// Why.
+        reason: String,
+    },
     /// Nothing is known of the cluster yet.
     #[error("no replica serves: this coordinator has not heard from the cluster yet")]
     Unknown,
@@ -65,7 +71,7 @@ impl NotServing {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Unknown | Self::Unplaced { .. } | Self::Broken { .. } | Self::Loading { .. } => true,
-            Self::Unplaceable { .. } => false,
+            Self::Unplaceable { .. } | Self::CutOff { .. } => false,
         }
     }
 }

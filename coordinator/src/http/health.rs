@@ -40,7 +40,7 @@ async fn live() -> Json<Live> {
 }
 
 async fn ready(State(api): State<Arc<Api>>) -> Response {
-    let readiness = match api.gateway.is_draining() {
+    let readiness = match api.gateway.is_closing() {
         true => Err(GatewayError::ShuttingDown.to_string()),
         false => api.gateway.readiness().map_err(|missing| missing.to_string()),
     };

@@ -26,6 +26,7 @@ const WAITING: &str = "tramontane_sequences_waiting";
 const BLOCKS_USED: &str = "tramontane_kv_blocks_used";
 const BLOCKS_TOTAL: &str = "tramontane_kv_blocks_total";
 const WORKERS: &str = "tramontane_workers";
+const DRAINING: &str = "tramontane_workers_draining";
 const HELD: &str = "tramontane_device_held_bytes";
 const GENERATION: &str = "tramontane_replica_generation";
 
@@ -40,6 +41,7 @@ pub(super) fn describe() {
     describe_gauge!(BLOCKS_USED, "Blocks of the key-value cache in use, by replica");
     describe_gauge!(BLOCKS_TOTAL, "Blocks of the key-value cache, by replica");
     describe_gauge!(WORKERS, "Workers that are members");
+    describe_gauge!(DRAINING, "Workers that drain or have drained and are still there");
     describe_gauge!(HELD, "Bytes allocated on a device");
     describe_gauge!(GENERATION, "Last generation of a replica");
 }
@@ -65,6 +67,8 @@ struct Cluster {
 struct Node {
     id: String,
     role: String,
+    #[serde(default)]
+    state: String,
     #[serde(default)]
     devices: Vec<Device>,
 }
@@ -121,6 +125,11 @@ impl Cluster {
         }
         let workers = self.nodes.iter().filter(|node| node.role == "worker");
         gauge!(WORKERS).set(workers.count() as f64);
+        let draining = self
+            .nodes
+            .iter()
+            .filter(|node| matches!(node.state.as_str(), "draining" | "drained"));
+        gauge!(DRAINING).set(draining.count() as f64);
         for node in &self.nodes {
             for device in &node.devices {
                 let labels = [("worker", node.id.clone()), ("device", device.index.to_string())];

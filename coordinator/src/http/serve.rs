@@ -3,9 +3,9 @@
 //! The listener is made elsewhere, by the one constructor of listeners. A connection that sends nothing, sends its head
 //! byte by byte, takes nothing of its answer or has no request in flight is closed after a deadline.
 //!
-//! At shutdown the gateway is drained first: readiness drops and new requests are refused, on connections that are still
-//! accepted, while requests in flight get a grace. What then still runs ends with a typed error, and its connections
-//! have a moment to send it.
+//! At shutdown readiness drops first. After a notice the gateway is drained: new requests are refused, on connections that
+//! are still accepted, while requests in flight get a grace. What then still runs ends with a typed error, and its
+//! connections have a moment to send it.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::{ServiceExt, service_fn};
 use tramontane_proto::net::Listener;
@@ -50,7 +50,9 @@ pub struct ServeOptions {
     pub idle_timeout: Duration,
     /// How long bytes of an answer may wait until the client takes any.
     pub write_timeout: Duration,
-    /// How long requests in flight may go on after shutdown began.
+    /// How long new requests are still taken in after shutdown began: until clients have noticed that readiness dropped.
+    pub shutdown_notice: Duration,
+    /// How long requests in flight may go on after that.
     pub shutdown_grace: Duration,
 }
 
@@ -61,6 +63,7 @@ impl Default for ServeOptions {
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
             write_timeout: Duration::from_secs(120),
+            shutdown_notice: Duration::ZERO,
             shutdown_grace: Duration::from_secs(10),
         }
     }
@@ -72,7 +75,7 @@ pub async fn serve(mut listener: Listener, app: App, options: ServeOptions, shut
     let room = Arc::new(Semaphore::new(limit));
     let graceful = GracefulShutdown::new();
     let builder = Arc::new(builder(options.head_timeout));
-    let mut drained = std::pin::pin!(drain(&app, options.shutdown_grace, &shutdown));
+    let mut drained = std::pin::pin!(drain(&app, &options, &shutdown));
     loop {
         let accepted = async {
             let permit = Arc::clone(&room).acquire_owned().await.ok()?;
@@ -115,10 +118,17 @@ pub async fn serve(mut listener: Listener, app: App, options: ServeOptions, shut
 }
 
 /// Waits for the shutdown and then for live requests, no longer than the grace; ends those that are left.
-async fn drain(app: &App, grace: Duration, shutdown: &CancellationToken) {
+async fn drain(app: &App, options: &ServeOptions, shutdown: &CancellationToken) {
     shutdown.cancelled().await;
+    app.gateway.close();
+    if !options.shutdown_notice.is_zero() {
+        sleep(options.shutdown_notice).await;
+    }
     app.gateway.drain();
-    if timeout(grace, app.gateway.drained()).await.is_err() {
+    if timeout(options.shutdown_grace, app.gateway.drained())
+        .await
+        .is_err()
+    {
         tracing::warn!("requests were still in flight after the grace of the shutdown");
         app.gateway.end_all();
     }

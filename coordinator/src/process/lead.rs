@@ -21,6 +21,7 @@ use tramontane_model::members::SchedulerLoad;
 use tramontane_model::time::Tick;
 use tramontane_proto::Directive;
 
+use super::members;
 use super::routes::routes;
 use crate::control::command::{Command, Proposal};
 use crate::control::controller::{AskId, Controller, Effect, Event, ProposalResult, SessionId};
@@ -36,8 +37,8 @@ const TICK: Duration = Duration::from_millis(50);
 const SIGNS_PER_LEASE: u32 = 8;
 /// Longest wait for a proposal.
 const PROPOSAL_DEADLINE: Duration = Duration::from_secs(5);
-/// Most replans that wait for their answer.
-const MAX_REPLANS: usize = 64;
+/// Most replans, and most changes, that wait for their answer.
+const MAX_WAITING: usize = 64;
 /// Most asks for the status that wait for a majority to confirm that this coordinator leads, and how long they do.
 const MAX_STATUSES: usize = 256;
 const STATUS_DEADLINE: Duration = Duration::from_secs(3);
@@ -61,6 +62,7 @@ pub(super) struct Lead {
     started: Instant,
     sessions: BTreeMap<SessionId, Visitor>,
     replans: BTreeMap<AskId, oneshot::Sender<Result<Fence, AskError>>>,
+    changes: BTreeMap<AskId, oneshot::Sender<Result<(), AskError>>>,
     next_ask: u64,
     proposals: FuturesUnordered<Proposing>,
     statuses: FuturesUnordered<Confirming>,
@@ -105,6 +107,7 @@ impl Lead {
             started: Instant::now(),
             sessions: BTreeMap::new(),
             replans: BTreeMap::new(),
+            changes: BTreeMap::new(),
             next_ask: 1,
             proposals: FuturesUnordered::new(),
             statuses: FuturesUnordered::new(),
@@ -240,16 +243,35 @@ impl Lead {
                 // Whoever asked may be gone.
                 let _ = answer.send(self.loads());
             }
-            Ask::Replan { answer } if self.replans.len() >= MAX_REPLANS => {
+            Ask::Replan { answer } if self.replans.len() >= MAX_WAITING => {
                 let _ = answer.send(Err(AskError::Unavailable("too many replans wait; try again")));
             }
             Ask::Replan { answer } => {
-                let ask = AskId(self.next_ask);
-                self.next_ask += 1;
+                let ask = self.next_ask();
                 self.replans.insert(ask, answer);
                 self.take(Event::Replan { ask }).await;
             }
+            Ask::Change { answer, .. } if self.changes.len() >= MAX_WAITING => {
+                let _ = answer.send(Err(AskError::Unavailable("too many changes wait; try again")));
+            }
+            Ask::Change { change, answer } => {
+                if let Err(why) = members::check(&self.raft.status(), &self.raft.state().view, &change)
+                    && self.controller.leads()
+                {
+                    let _ = answer.send(Err(AskError::Refused(why)));
+                    return;
+                }
+                let ask = self.next_ask();
+                self.changes.insert(ask, answer);
+                self.take(Event::Change { ask, change }).await;
+            }
         }
+    }
+
+    fn next_ask(&mut self) -> AskId {
+        let ask = AskId(self.next_ask);
+        self.next_ask += 1;
+        ask
     }
 
     /// Answers once a majority has confirmed the lead: one that was paused may believe in it long after another was
@@ -283,8 +305,11 @@ impl Lead {
             return Err(AskError::NotLeader { leader });
         }
         let mut view = self.controller.status(&self.raft.state().view);
-        let peers = self.raft.status().peers.into_iter();
-        let silent: BTreeSet<String> = peers
+        let status = self.raft.status();
+        view.members = members::views(&status, &self.raft.state().view, &self.directory);
+        let silent: BTreeSet<String> = status
+            .peers
+            .into_iter()
             .filter(|peer| !peer.recently_active)
             .map(|peer| raft::Identity::certificate_name(peer.id))
             .collect();
@@ -354,6 +379,10 @@ impl Lead {
             Effect::Answer { ask, result } => {
                 // Whoever asked may be gone.
                 let _ = self.replans.remove(&ask)?.send(result);
+                None
+            }
+            Effect::Changed { ask, result } => {
+                let _ = self.changes.remove(&ask)?.send(result);
                 None
             }
         }

@@ -7,10 +7,10 @@ mod admin;
 mod announce;
 mod lead;
 mod loads;
+mod members;
 mod model;
 pub mod routes;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +31,8 @@ use crate::gateway::{Gateway, GatewayOptions, GrpcHeads, Routes};
 use crate::http::{self, Api, ApiLimits, ModelCard, ServeOptions};
 use crate::raft::transport::PeerLinks;
 use crate::raft::{
-    self, Driver, IdentityError, LogStore, Members, Node, NodeError, NodeOptions, RaftHandle, RaftThread,
-    StoreError, TICK, end_process,
+    self, Driver, HandOver, IdentityError, LogStore, Members, Node, NodeError, NodeOptions, RaftHandle,
+    RaftThread, StoreError, TICK, end_process,
 };
 use crate::rpc::admin::{AdminService, Leader};
 use crate::rpc::desk::desk;
@@ -45,8 +45,10 @@ use model::ServedModel;
 
 /// Longest wait for raft to hand over the lead and close its log.
 const RAFT_STOP_DEADLINE: Duration = Duration::from_secs(5);
-/// How long requests in flight may go on once the process is to stop.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// Longest wait for the lead to be taken over by another once the process is to stop.
+const HAND_OVER_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest wait for a task that was told to stop.
+const TASK_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why a coordinator could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -89,9 +91,10 @@ pub struct Bound {
     pub rpc: SocketAddr,
 }
 
-/// Runs a coordinator until `stop`. `metrics` renders what the process counts; `bound` is told where it listens.
+/// Runs a coordinator until `stop`: then readiness drops and the lead is handed over, requests in flight get a grace,
+/// and only when they have ended does the rest stop. `metrics` renders what the process counts; `bound` is told where it listens.
 ///
-/// When raft cannot go on the process ends with it: see [`end_process`].
+/// When raft cannot go on the process ends with it, unless it is the log that cannot be written: see [`end_process`].
 pub async fn run(
     config: CoordinatorConfig,
     metrics: PrometheusHandle,
@@ -106,20 +109,31 @@ pub async fn run(
         rpc: rpc_listener.address(),
     };
     let served = open_model(&config).await?;
-    // Children end with this function however it ends.
-    let stop = stop.child_token();
-    let ended = stop.clone().drop_guard();
+    // Both end with this function however it ends: HTTP first, which needs the rest to the end.
+    let (closing, down) = (stop.child_token(), CancellationToken::new());
+    let (closed, ended) = (closing.clone().drop_guard(), down.clone().drop_guard());
     let cluster = Members::new(
         config
             .initial_members
             .iter()
             .map(|member| CoordinatorId(member.id)),
     )?;
-    let cluster = raft::Identity::new(&config.cluster, config.id, cluster)?;
-    let (raft_thread, raft) = start_raft(&config, &cluster, &identity).await?;
-    let directory = Directory::new(&config.initial_members);
+    let cluster = match config.join {
+        true => raft::Identity::joining(&config.cluster, config.id, cluster)?,
+        false => raft::Identity::new(&config.cluster, config.id, cluster)?,
+    };
+    let (cut_off, lost) = watch::channel(None);
+    let (raft_thread, raft, directory) = start_raft(&config, &cluster, &identity, cut_off).await?;
+    let raft_address = directory.address(config.id);
+    if raft_address.is_none() {
+        tracing::info!(
+            "this coordinator takes part once it is added: tramontane cluster add {} {}",
+            config.id,
+            addresses.rpc
+        );
+    }
     let entry = CoordinatorEntry {
-        raft_address: directory.address(config.id).unwrap_or_default().to_owned(),
+        raft_address: raft_address.unwrap_or_else(|| addresses.rpc.to_string()),
         http_address: addresses.http.to_string(),
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -153,9 +167,12 @@ pub async fn run(
         routes,
     )
     .map_err(|error| CoordinatorError::Internal(error.to_string()))?;
-    let leading = tokio::spawn(lead.run(stop.clone()));
-    let announcing = announce::run(config.id, entry, leader.clone(), raft.clone(), stop.clone());
+    let leading = tokio::spawn(lead.run(down.clone()));
+    let announcing = announce::run(config.id, entry, leader.clone(), raft.clone(), down.clone());
     let announcing = tokio::spawn(announcing);
+    let (parts, own) = (directory.clone(), raft.clone());
+    // One that is to be removed votes until it is.
+    let is_gone = move |id| parts.is_removed(id) && !own.status().members.contains(&id);
     let door = Door {
         join_token: config.join_token.clone(),
         fingerprint: served.entry.fingerprint,
@@ -163,33 +180,40 @@ pub async fn run(
     };
     let services = server(Traffic::Control)
         .add_service(MembershipService::server(door, desk))
-        .add_service(RaftService::server(cluster, raft.clone()))
+        .add_service(RaftService::server(cluster, raft.clone(), is_gone))
         .add_service(AdminService::server(leader.clone()))
-        .serve_with_incoming_shutdown(rpc_listener.into_stream(), stop.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(rpc_listener.into_stream(), down.clone().cancelled_owned());
     let gateway = gateway(&config, identity, followed.clone());
     let pause = Duration::from_millis(config.leases.heartbeat_ms.into());
-    let hearing = loads::run(leader.clone(), followed, gateway.clone(), pause, stop.clone());
+    let held = gateway.clone();
+    let hearing = loads::run(leader.clone(), followed, gateway.clone(), pause, down.clone());
     let hearing = tokio::spawn(hearing);
     let api = api(&config, served, leader, gateway, metrics);
     let options = ServeOptions {
-        shutdown_grace: SHUTDOWN_GRACE,
+        shutdown_notice: config.requests.shutdown_notice(),
+        shutdown_grace: config.requests.shutdown_grace(),
         ..ServeOptions::default()
     };
     let mut serving = tokio::spawn(http::serve(
         http_listener,
         http::router(api),
         options,
-        stop.clone(),
+        closing.clone(),
     ));
+    let handing_over = tokio::spawn(hand_over(raft.clone(), closing));
     bound(addresses);
     tracing::info!(id = %config.id, http = %addresses.http, rpc = %addresses.rpc, "coordinator up");
     let outcome = tokio::select! {
         outcome = services => outcome.map_err(CoordinatorError::from),
         outcome = &mut serving => outcome.map_err(|error| CoordinatorError::Internal(error.to_string())),
-        () = raft.ended() => Ok(()),
+        () = raft_ended(&raft, lost, &held) => Ok(()),
     };
+    drop(closed);
+    let requests = config.requests.shutdown_notice() + config.requests.shutdown_grace();
+    finish("http", serving, requests + TASK_DEADLINE).await;
     drop(ended);
-    finish("http", serving).await;
+    finish("handing over the lead", handing_over, HAND_OVER_DEADLINE).await;
+    let finish = async |name, task| finish(name, task, TASK_DEADLINE).await;
     finish("the controller", leading).await;
     finish("announcing", announcing).await;
     finish("hearing of loads", hearing).await;
@@ -203,17 +227,43 @@ pub async fn run(
 }
 
 /// Waits for a task that was told to stop.
-async fn finish(name: &str, mut task: JoinHandle<()>) {
+async fn finish(name: &str, mut task: JoinHandle<()>, within: Duration) {
     if task.is_finished() {
         return;
     }
-    match tokio::time::timeout(2 * SHUTDOWN_GRACE, &mut task).await {
+    match tokio::time::timeout(within, &mut task).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::error!(%error, "{name} ended badly"),
         Err(_) => {
             tracing::warn!("{name} did not end in time");
             task.abort();
         }
+    }
+}
+
+/// Waits until raft has ended. Where its log failed the process stays, to let requests end and to say what is wrong.
+async fn raft_ended(
+    raft: &RaftHandle<ClusterState>,
+    mut lost: watch::Receiver<Option<String>>,
+    gateway: &Gateway,
+) {
+    raft.ended().await;
+    // Said before raft's end is, or never.
+    let why = lost.borrow_and_update().clone();
+    if let Some(why) = why {
+        gateway.cut_off(why);
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Hands the lead over once the process is to stop, so that the cluster does not have to notice the loss first.
+async fn hand_over(raft: RaftHandle<ClusterState>, closing: CancellationToken) {
+    closing.cancelled().await;
+    let deadline = tokio::time::Instant::now() + HAND_OVER_DEADLINE;
+    match raft.hand_over(deadline).await {
+        HandOver::NotLeading => {}
+        HandOver::Done(leader) => tracing::info!(%leader, "the lead was handed over"),
+        HandOver::Nobody => tracing::info!("nobody is there to take over the lead"),
     }
 }
 
@@ -227,7 +277,8 @@ async fn start_raft(
     config: &CoordinatorConfig,
     cluster: &raft::Identity,
     identity: &Identity,
-) -> Result<(RaftThread, RaftHandle<ClusterState>), CoordinatorError> {
+    cut_off: watch::Sender<Option<String>>,
+) -> Result<(RaftThread, RaftHandle<ClusterState>, Directory), CoordinatorError> {
     let (directory, own) = (config.data_dir.clone(), cluster.clone());
     let node = blocking(move || {
         let store = LogStore::open(&directory, &own)?;
@@ -240,15 +291,13 @@ async fn start_raft(
     })
     .await?;
     let (driver, handle) = Driver::new(node, TICK);
-    let members = config.initial_members.iter();
-    let addresses: BTreeMap<_, _> = members
-        .map(|member| (CoordinatorId(member.id), member.address.clone()))
-        .collect();
-    let links = PeerLinks::open(cluster, &addresses, identity, &handle)?;
+    let directory = Directory::new(&config.initial_members).following(handle.watch_state());
+    let known = directory.clone();
+    let links = PeerLinks::open(cluster, move |id| known.address(id), identity, &handle)?;
     let thread = driver
-        .start(links, end_process())
+        .start(links, end_process(cut_off))
         .map_err(|error| CoordinatorError::Internal(format!("no thread could be started: {error}")))?;
-    Ok((thread, handle))
+    Ok((thread, handle, directory))
 }
 
 /// Runs what blocks off the runtime's threads.
@@ -263,6 +312,7 @@ fn gateway(config: &CoordinatorConfig, identity: Identity, routes: watch::Receiv
     let options = GatewayOptions {
         max_live_requests: config.requests.max_live,
         request_timeout: config.requests.timeout(),
+        serving_wait: Duration::from_secs(config.requests.serving_wait_s),
         routing: config.routing,
         block_tokens: config.placement.kv_block_tokens,
         ..GatewayOptions::default()

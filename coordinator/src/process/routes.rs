@@ -30,7 +30,7 @@ fn missing(state: &ClusterState, progress: &BTreeMap<Fence, Progress>) -> NotSer
     let first = reasons.min_by_key(|reason| match reason {
         NotServing::Loading { .. } => 0,
         NotServing::Broken { .. } => 1,
-        NotServing::Unplaceable { .. } => 2,
+        NotServing::Unplaceable { .. } | NotServing::CutOff { .. } => 2,
         NotServing::Unplaced { .. } | NotServing::Unknown => 3,
     });
     match first {

@@ -1,5 +1,7 @@
 //! The cluster's state as raft's state machine: entries are proposals, checkpoints are states.
 
+use tramontane_model::ids::CoordinatorId;
+
 use super::node::{MAX_PROPOSAL_BYTES, MAX_STATE_BYTES};
 use super::state_machine::StateMachine;
 use crate::control::codec::CodecError;
@@ -30,12 +32,18 @@ impl StateMachine for ClusterState {
     fn view(&self) -> ClusterState {
         self.clone()
     }
+
+    fn added(&self) -> Vec<CoordinatorId> {
+        self.added().map(|(id, _)| id).collect()
+    }
+
+    fn is_removed(&self, id: CoordinatorId) -> bool {
+        self.is_removed(id)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use tramontane_model::ids::CoordinatorId;
-
     use super::*;
     use crate::control::command::Command;
     use crate::control::state::CoordinatorEntry;

@@ -13,7 +13,7 @@ use tramontane_model::ids::CoordinatorId;
 
 use super::budget::{ByteBudget, Reserved};
 use super::metrics;
-use super::node::{MAX_MESSAGE_BYTES, ProposeError, RaftStatus, ReadError};
+use super::node::{MAX_MESSAGE_BYTES, ProposeError, RaftStatus, ReadError, Role};
 use super::state_machine::StateMachine;
 use super::storage::Position;
 
@@ -21,6 +21,9 @@ use super::storage::Position;
 pub(super) const MAX_INBOX: usize = 4096;
 /// Most bytes that wait for the node: a checkpoint, and everything else beside it.
 pub(super) const MAX_INBOX_BYTES: usize = 2 * MAX_MESSAGE_BYTES;
+
+/// Pause before a lead that nobody took is offered again.
+const HAND_OVER_PAUSE: Duration = Duration::from_millis(250);
 
 /// Where an answer goes.
 pub(super) type Answer<T, E> = oneshot::Sender<Result<T, E>>;
@@ -41,11 +44,24 @@ pub(super) enum Input<S: StateMachine> {
         bytes: Vec<u8>,
         _reserved: Reserved,
     },
+    /// Give the lead away.
+    HandOver,
     Unreachable(CoordinatorId),
     SnapshotSent {
         to: CoordinatorId,
         sent: bool,
     },
+}
+
+/// What came of giving the lead away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandOver {
+    /// It was not here.
+    NotLeading,
+    /// Another leads.
+    Done(CoordinatorId),
+    /// Nobody took it in time.
+    Nobody,
 }
 
 /// An applied state, with the last entry in it.
@@ -178,6 +194,35 @@ impl<S: StateMachine> RaftHandle<S> {
         let mut status = self.status.clone();
         // The sender goes with the node.
         while status.changed().await.is_ok() {}
+    }
+
+    /// Gives the lead away, if it is here, and waits until another has it. This member goes on as a follower.
+    pub async fn hand_over(&self, deadline: Instant) -> HandOver {
+        let mut status = self.status.clone();
+        let mut led = false;
+        loop {
+            let now = status.borrow_and_update().clone();
+            match now.role {
+                Role::Leader if now.peers.is_empty() => return HandOver::Nobody,
+                Role::Leader => {
+                    led = true;
+                    // Asked again, as raft gives up on a peer that does not take it.
+                    let _ = self.put(Input::HandOver);
+                }
+                Role::Follower | Role::PreCandidate | Role::Candidate => match now.leader {
+                    _ if !led => return HandOver::NotLeading,
+                    Some(leader) => return HandOver::Done(leader),
+                    None => {}
+                },
+            }
+            if Instant::now() >= deadline {
+                return HandOver::Nobody;
+            }
+            let again = deadline.min(Instant::now() + HAND_OVER_PAUSE);
+            if let Ok(Err(_)) = tokio::time::timeout_at(again, status.changed()).await {
+                return HandOver::Nobody;
+            }
+        }
     }
 
     /// Asks the node to hand over the lead, to answer everything that waits, and to end.

@@ -18,6 +18,8 @@ const STAND_LEAD_TICKS: usize = 2;
 const STAND_STEP_TICKS: usize = 3;
 /// Most members of a cluster.
 pub const MAX_MEMBERS: usize = 5;
+/// Most coordinators that take part while members change, those that learn included.
+pub const MAX_TAKING_PART: usize = MAX_MEMBERS + 2;
 /// Longest cluster name, in bytes.
 pub const MAX_CLUSTER_NAME_BYTES: usize = 64;
 /// The longest that any member waits for its leader, in ticks.
@@ -54,8 +56,20 @@ pub enum IdentityError {
         /// The id.
         id: CoordinatorId,
     },
+    /// This coordinator is to join, and is one of the members.
+    #[error(
+        "coordinator {id} is among initial_members {members} and has join = true: that is for one that is added later"
+    )]
+    Present {
+        /// This coordinator.
+        id: CoordinatorId,
+        /// The members.
+        members: Members,
+    },
     /// This coordinator is not one of the members.
-    #[error("coordinator {id} is not among initial_members {members}: add it there or correct its id")]
+    #[error(
+        "coordinator {id} is not among initial_members {members}: correct its id, or set join = true if it is to join a cluster that runs"
+    )]
     Absent {
         /// This coordinator.
         id: CoordinatorId,
@@ -135,6 +149,20 @@ impl Identity {
         })
     }
 
+    /// A coordinator that is added to a cluster which began with these members.
+    pub fn joining(cluster: &str, id: CoordinatorId, members: Members) -> Result<Self, IdentityError> {
+        let [first, ..] = members.as_slice() else {
+            return Err(IdentityError::Count { found: 0 });
+        };
+        // The name is checked as a member's is.
+        let member = Self::new(cluster, *first, members.clone())?;
+        match id {
+            CoordinatorId(0) => Err(IdentityError::Zero),
+            id if members.0.contains(&id) => Err(IdentityError::Present { id, members }),
+            id => Ok(Self { id, ..member }),
+        }
+    }
+
     /// The cluster's configured name.
     pub fn cluster(&self) -> &str {
         &self.cluster
@@ -168,11 +196,18 @@ impl Identity {
         })
     }
 
-    /// Ticks without a leader after which this member stands for election. Distinct for every member that uses
-    /// the same seed, at most [`MAX_ELECTION_TICKS`].
+    /// Ticks without a leader after which this member stands for election. Distinct for every first member that uses
+    /// the same seed, at most [`MAX_ELECTION_TICKS`]. Those that were added stand between them, by their ids: ids that
+    /// follow one another differ.
     pub fn election_timeout_ticks(&self, seed: u64) -> usize {
         let members = self.members.0.len();
-        let rank = self.members.0.iter().position(|id| *id == self.id).unwrap_or(0);
+        let Some(rank) = self.members.0.iter().position(|id| *id == self.id) else {
+            let between = STAND_STEP_TICKS - 1;
+            let places = (MAX_MEMBERS - 1) * between;
+            let place = usize::try_from(self.id.0 % places as u64).unwrap_or(0);
+            let step = (place / between) * STAND_STEP_TICKS + place % between + 1;
+            return ELECTION_TICKS + STAND_LEAD_TICKS + step;
+        };
         // Rotating the ranks keeps them distinct whatever the seed.
         let shift = usize::try_from(seed % members as u64).unwrap_or(0);
         ELECTION_TICKS + STAND_LEAD_TICKS + ((rank + shift) % members) * STAND_STEP_TICKS

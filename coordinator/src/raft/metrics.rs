@@ -28,6 +28,19 @@ pub(crate) fn status(status: &RaftStatus) {
     set("tramontane_raft_applied_index", status.applied);
     set("tramontane_raft_last_index", status.last_index);
     set("tramontane_raft_checkpoint_index", status.checkpoint_index);
+    set("tramontane_raft_voters", status.voters.len() as u64);
+    let learners = status.members.iter().filter(|id| !status.voters.contains(id));
+    set("tramontane_raft_learners", learners.count() as u64);
+}
+
+/// Whether the log failed, from the start.
+pub(crate) fn log_works() {
+    gauge!("tramontane_raft_log_failed").set(0.0);
+}
+
+/// The log cannot be written.
+pub(crate) fn log_failed() {
+    gauge!("tramontane_raft_log_failed").set(1.0);
 }
 
 /// A proposal of this coordinator was answered.

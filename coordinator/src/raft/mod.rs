@@ -21,7 +21,7 @@ pub mod storage;
 pub mod transport;
 
 pub use driver::{Driver, OnFailure, RaftFailure, RaftThread, TICK, end_process};
-pub use handle::{Applied, AppliedState, RaftHandle};
+pub use handle::{Applied, AppliedState, HandOver, RaftHandle};
 pub use identity::{Identity, IdentityError, Members};
 pub use node::{Node, NodeError, NodeOptions, ProposeError, RaftStatus, ReadError, Role};
 pub use state_machine::StateMachine;

@@ -2,6 +2,8 @@
 //!
 //! The node knows neither commands nor their results: an entry is bytes, a result is whatever the machine says.
 
+use tramontane_model::ids::CoordinatorId;
+
 /// A deterministic state machine: equal entries in equal order give equal states and equal outcomes on every
 /// member, whatever its clock, its machine or its history of restarts.
 ///
@@ -27,4 +29,14 @@ pub trait StateMachine: Sized + Send + 'static {
 
     /// What readers see from now on.
     fn view(&self) -> Self::View;
+
+    /// Coordinators beyond the first members that are to take part.
+    fn added(&self) -> Vec<CoordinatorId> {
+        Vec::new()
+    }
+
+    /// Whether a coordinator is to take part no more.
+    fn is_removed(&self, _id: CoordinatorId) -> bool {
+        false
+    }
 }

@@ -9,6 +9,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::StreamExt;
@@ -29,6 +30,8 @@ use super::state_machine::StateMachine;
 
 /// Most messages that wait for one peer.
 const MAX_QUEUED: usize = 512;
+/// Most peers that a coordinator has streams to in its life.
+const MAX_LINKS: usize = 64;
 /// Most bytes that wait for one peer: a checkpoint, and entries beside it.
 const MAX_QUEUED_BYTES: usize = MAX_MESSAGE_BYTES + (16 << 20);
 /// Messages handed to a stream that it has not sent yet.
@@ -42,8 +45,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const STEADY: Duration = Duration::from_secs(2);
 
 /// Streams to all peers.
-pub struct PeerLinks {
+pub struct PeerLinks<S: StateMachine> {
     links: BTreeMap<CoordinatorId, Link>,
+    own: net::Identity,
+    address: Box<dyn Fn(CoordinatorId) -> Option<String> + Send>,
+    from: (CoordinatorId, String),
+    handle: RaftHandle<S>,
+    runtime: Handle,
 }
 
 struct Link {
@@ -56,53 +64,76 @@ struct Queued {
     _reserved: Reserved,
 }
 
-impl PeerLinks {
-    /// Opens a link to every member but this one. `addresses` are the members' gRPC addresses, `host:port`; the
-    /// links connect when there is something to send, and end with this. Must be called within a runtime.
-    pub fn open<S: StateMachine>(
+impl<S: StateMachine> PeerLinks<S> {
+    /// Opens a link to every first member but this one, and later to whoever there is a message for. `address` tells a
+    /// coordinator's gRPC address, `host:port`; the links connect when there is something to send, and end with this.
+    /// Must be called within a runtime.
+    pub fn open(
         identity: &Identity,
-        addresses: &BTreeMap<CoordinatorId, String>,
+        address: impl Fn(CoordinatorId) -> Option<String> + Send + 'static,
         own: &net::Identity,
         handle: &RaftHandle<S>,
     ) -> Result<Self, NetError> {
-        let mut links = BTreeMap::new();
-        for peer in identity
-            .members()
-            .as_slice()
-            .iter()
-            .filter(|peer| **peer != identity.id())
-        {
-            let address = addresses.get(peer).map_or("", String::as_str);
-            let channel = net::channel(address, own, Traffic::Control)?;
-            let (queue, queued) = self::channel(MAX_QUEUED);
-            let task = LinkTask {
-                cluster: identity.tag(),
-                from: identity.id(),
-                to: *peer,
-                client: RaftClient::new(channel).max_encoding_message_size(2 * MAX_MESSAGE_BYTES),
-                queued,
-                handle: handle.clone(),
-            };
-            tokio::spawn(task.run());
-            links.insert(
-                *peer,
-                Link {
-                    queue,
-                    budget: ByteBudget::new(MAX_QUEUED_BYTES),
-                },
-            );
+        let mut links = Self {
+            links: BTreeMap::new(),
+            own: own.clone(),
+            address: Box::new(address),
+            from: (identity.id(), identity.tag()),
+            handle: handle.clone(),
+            runtime: Handle::current(),
+        };
+        let first = identity.members().as_slice().iter();
+        for peer in first.filter(|peer| **peer != identity.id()) {
+            if let Some(address) = (links.address)(*peer) {
+                links.add(*peer, &address)?;
+            }
         }
-        Ok(Self { links })
+        Ok(links)
+    }
+
+    fn add(&mut self, peer: CoordinatorId, address: &str) -> Result<(), NetError> {
+        let (from, cluster) = self.from.clone();
+        // Channels are made within a runtime, and raft's thread is none of its.
+        let _within = self.runtime.enter();
+        let channel = net::channel(address, &self.own, Traffic::Control)?;
+        let (queue, queued) = self::channel(MAX_QUEUED);
+        let task = LinkTask {
+            cluster,
+            from,
+            to: peer,
+            client: RaftClient::new(channel).max_encoding_message_size(2 * MAX_MESSAGE_BYTES),
+            queued,
+            handle: self.handle.clone(),
+        };
+        self.runtime.spawn(task.run());
+        let budget = ByteBudget::new(MAX_QUEUED_BYTES);
+        self.links.insert(peer, Link { queue, budget });
+        Ok(())
+    }
+
+    /// Opens the link to a peer that was added later, if it is known where it is.
+    fn open_late(&mut self, peer: CoordinatorId) {
+        if self.links.contains_key(&peer) || peer == self.from.0 || self.links.len() >= MAX_LINKS {
+            return;
+        }
+        let Some(address) = (self.address)(peer) else {
+            return;
+        };
+        match self.add(peer, &address) {
+            Ok(()) => tracing::info!(%peer, address, "a coordinator was added: raft has a stream to it"),
+            Err(error) => tracing::error!(%peer, address, %error, "a coordinator cannot be reached"),
+        }
     }
 }
 
-impl Transport for PeerLinks {
+impl<S: StateMachine> Transport for PeerLinks<S> {
     fn send(&mut self, message: Outbound) -> Result<(), Dropped> {
         let to = message.to;
         let drop_for = |why| {
             metrics::dropped(to, why);
             Err(Dropped)
         };
+        self.open_late(to);
         let Some(link) = self.links.get(&to) else {
             return drop_for("unknown_peer");
         };

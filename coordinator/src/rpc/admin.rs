@@ -1,4 +1,4 @@
-//! What operators and coordinators ask of the leader: the cluster's status, and a new plan.
+//! What operators and coordinators ask of the leader: the cluster's status, a new plan, a change of who takes part.
 //!
 //! Any coordinator takes an operator's request and passes it on; a request that was passed on is answered by the leader
 //! alone, so that none goes in circles.
@@ -14,14 +14,14 @@ use futures_util::future::BoxFuture;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
-use tramontane_model::ids::{CoordinatorId, Fence, Generation, ReplicaId};
+use tramontane_model::ids::{CoordinatorId, Fence, Generation, ReplicaId, WorkerId};
 use tramontane_model::members::{MAX_TEXT_BYTES, SchedulerLoad};
-use tramontane_proto::net::{Identity, MAX_CONTROL_MESSAGE_BYTES, Peer, Traffic, channel};
+use tramontane_proto::net::{Identity, MAX_CONTROL_MESSAGE_BYTES, Peer, Traffic, channel, check_address};
 use tramontane_proto::v1 as pb;
 use tramontane_proto::v1::admin_client::AdminClient;
 use tramontane_proto::v1::admin_server::{Admin, AdminServer};
 
-use super::desk::{AskError, Desk};
+use super::desk::{AskError, Change, Desk};
 use super::redirect::{Directory, is_redirect};
 use crate::control::limits::MAX_REPLICAS;
 use crate::control::state::CoordinatorEntry;
@@ -132,6 +132,22 @@ impl Leader {
         .await
     }
 
+    /// Changes who takes part.
+    pub async fn change(&self, change: Change) -> Result<(), AskError> {
+        let here = |desk: Desk, change| async move { desk.change(change, DEADLINE).await };
+        self.ask(change, here, |mut client, change| {
+            Box::pin(async move {
+                let request = pb::ChangeRequest {
+                    forwarded: true,
+                    change: Some(wire_change(change)),
+                };
+                client.change(request).await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
     async fn ask<A, T, F: Future<Output = Result<T, AskError>>>(
         &self,
         ask: A,
@@ -160,8 +176,8 @@ impl Leader {
             return Ok(known.clone());
         }
         let address = self.0.directory.address(leader);
-        let address = address.ok_or(AskError::Unavailable("the leader is not among initial_members"))?;
-        let made = channel(address, &self.0.identity, Traffic::Control);
+        let address = address.ok_or(AskError::Unavailable("the leader is not known here yet"))?;
+        let made = channel(&address, &self.0.identity, Traffic::Control);
         let made = made.map_err(|error| AskError::Refused(error.to_string()))?;
         channels.insert(leader, made.clone());
         Ok(made)
@@ -193,8 +209,11 @@ impl AdminService {
         let peer = peer.ok_or_else(|| Status::unauthenticated("the connection does not say who is there"))?;
         let directory = &self.leader.0.directory;
         let allowed = match as_coordinator {
-            Some(id) => directory.address(id).is_some() && is_coordinator(peer, id),
-            None => peer.may_act_as(OPERATOR_NAME) || directory.ids().any(|id| is_coordinator(peer, id)),
+            Some(id) => directory.ids().contains(&id) && is_coordinator(peer, id),
+            None => {
+                peer.may_act_as(OPERATOR_NAME)
+                    || directory.ids().into_iter().any(|id| is_coordinator(peer, id))
+            }
         };
         if allowed {
             return Ok(());
@@ -239,6 +258,25 @@ impl Admin for AdminService {
         Ok(Response::new(pb::LoadsResponse { loads }))
     }
 
+    async fn change(
+        &self,
+        request: Request<pb::ChangeRequest>,
+    ) -> Result<Response<pb::ChangeResponse>, Status> {
+        let Leader(inner) = &self.leader;
+        self.check(&request, None)?;
+        let pb::ChangeRequest { forwarded, change } = request.into_inner();
+        let has_tls = matches!(inner.identity, Identity::Mutual(_));
+        let change = self::change(change, has_tls)?;
+        tracing::info!(?change, forwarded, "an operator changes who takes part");
+        let answer = if forwarded {
+            inner.desk.change(change, DEADLINE).await
+        } else {
+            self.leader.change(change).await
+        };
+        answer.map_err(|error| inner.directory.status(error))?;
+        Ok(Response::new(pb::ChangeResponse {}))
+    }
+
     async fn replan(
         &self,
         request: Request<pb::ReplanRequest>,
@@ -256,6 +294,59 @@ impl Admin for AdminService {
             generation: fence.generation.0,
         }))
     }
+}
+
+fn wire_change(change: Change) -> pb::change_request::Change {
+    match change {
+        Change::Drain { worker, force } => pb::change_request::Change::Drain(pb::Drain {
+            worker: worker.into(),
+            force,
+        }),
+        Change::AddCoordinator { id, address } => {
+            pb::change_request::Change::Add(pb::AddCoordinator { id: id.0, address })
+        }
+        Change::RemoveCoordinator { id } => {
+            pb::change_request::Change::Remove(pb::RemoveCoordinator { id: id.0 })
+        }
+        Change::Undrain { worker } => pb::change_request::Change::Undrain(pb::Undrain {
+            worker: worker.into(),
+        }),
+    }
+}
+
+/// `has_tls` says whether coordinators show certificates.
+fn change(wire: Option<pb::change_request::Change>, has_tls: bool) -> Result<Change, Status> {
+    let wire = wire.ok_or_else(|| Status::invalid_argument("field change is missing"))?;
+    let named = |field: &str, name: &str| {
+        let name = WorkerId::new(name);
+        name.map_err(|error| Status::invalid_argument(format!("field {field} is not valid: {error}")))
+    };
+    Ok(match wire {
+        pb::change_request::Change::Drain(pb::Drain { worker, force }) => Change::Drain {
+            worker: named("drain.worker", &worker)?,
+            force,
+        },
+        pb::change_request::Change::Undrain(pb::Undrain { worker }) => Change::Undrain {
+            worker: named("undrain.worker", &worker)?,
+        },
+        pb::change_request::Change::Add(pb::AddCoordinator { id, address }) => {
+            if address.len() > MAX_TEXT_BYTES {
+                let found = address.len();
+                return Err(Status::invalid_argument(format!(
+                    "field add.address has {found} bytes, at most {MAX_TEXT_BYTES} are allowed"
+                )));
+            }
+            let checked = check_address(&address, has_tls);
+            checked.map_err(|error| Status::invalid_argument(format!("field add.address: {error}")))?;
+            Change::AddCoordinator {
+                id: CoordinatorId(id),
+                address,
+            }
+        }
+        pb::change_request::Change::Remove(pb::RemoveCoordinator { id }) => Change::RemoveCoordinator {
+            id: CoordinatorId(id),
+        },
+    })
 }
 
 fn coordinator(wire: pb::Coordinator) -> Result<(CoordinatorId, CoordinatorEntry), Status> {

@@ -15,7 +15,7 @@ use tramontane_model::ids::{CoordinatorId, Fence, WorkerId};
 use tramontane_model::members::{SchedulerLoad, WorkerInfo, WorkerReport};
 use tramontane_proto::{Directive, v1 as pb};
 
-pub use crate::control::controller::{AskRefusal as AskError, SessionId};
+pub use crate::control::controller::{AskRefusal as AskError, Change, SessionId};
 use crate::control::state::CoordinatorEntry;
 
 /// Session events that wait for the task.
@@ -79,6 +79,13 @@ pub enum Ask {
         /// The replica and its new generation.
         answer: oneshot::Sender<Result<Fence, AskError>>,
     },
+    /// Change who takes part.
+    Change {
+        /// What is to be changed.
+        change: Change,
+        /// Whether the state says so now.
+        answer: oneshot::Sender<Result<(), AskError>>,
+    },
 }
 
 /// The services' end of the queues. Clones are the same.
@@ -136,6 +143,11 @@ impl Desk {
     /// Plans anew; answered by the leader only.
     pub async fn replan(&self, within: Duration) -> Result<Fence, AskError> {
         self.ask(|answer| Ask::Replan { answer }, within).await
+    }
+
+    /// Changes who takes part; answered by the leader only.
+    pub async fn change(&self, change: Change, within: Duration) -> Result<(), AskError> {
+        self.ask(|answer| Ask::Change { change, answer }, within).await
     }
 
     async fn ask<T>(

@@ -1,7 +1,7 @@
 //! Takes raft's messages from peers.
 //!
 //! **Invariant SEC-1:** a message reaches the node only in the name that its sender's certificate gives, and only if
-//! both coordinators belong to the same cluster with the same members.
+//! both coordinators belong to the same cluster with the same first members, and it was not removed.
 
 #[cfg(test)]
 mod tests;
@@ -23,16 +23,23 @@ pub struct RaftService<S: StateMachine> {
     identity: Identity,
     tag: String,
     handle: RaftHandle<S>,
+    is_removed: Box<dyn Fn(CoordinatorId) -> bool + Send + Sync>,
 }
 
 impl<S: StateMachine> RaftService<S> {
-    /// The service of the coordinator with this identity, ready to be added to a server.
-    pub fn server(identity: Identity, handle: RaftHandle<S>) -> RaftServer<Self> {
+    /// The service of the coordinator with this identity, ready to be added to a server; `is_removed` says who takes
+    /// part no more.
+    pub fn server(
+        identity: Identity,
+        handle: RaftHandle<S>,
+        is_removed: impl Fn(CoordinatorId) -> bool + Send + Sync + 'static,
+    ) -> RaftServer<Self> {
         let tag = identity.tag();
         RaftServer::new(Self {
             identity,
             tag,
             handle,
+            is_removed: Box::new(is_removed),
         })
         .max_decoding_message_size(MAX_ENVELOPE_BYTES)
     }
@@ -54,7 +61,13 @@ impl<S: StateMachine> RaftService<S> {
                 envelope.to
             )));
         }
-        if from == id || !self.identity.members().as_slice().contains(&from) {
+        if (self.is_removed)(from) {
+            return Err(Status::permission_denied(format!(
+                "coordinator {from} was removed from this cluster; stop it"
+            )));
+        }
+        // Anybody else of this cluster may be a member: this coordinator may be behind.
+        if from == id {
             return Err(Status::permission_denied(format!(
                 "coordinator {from} is no peer of {id}"
             )));

@@ -127,6 +127,7 @@ fn membership_is_kept() {
     let report = WorkerUpdate::Report(WorkerReport {
         devices,
         loads: vec![load],
+        leaving: true,
     });
     assert!(there_and_back::<_, pb::WorkerMessage>(report.clone()) == Ok(report));
 }
@@ -147,6 +148,10 @@ fn directives_are_kept() {
             peers,
         },
         Directive::Release(FENCE),
+        Directive::Leave { refused: None },
+        Directive::Leave {
+            refused: Some("7 bytes are missing".to_owned()),
+        },
     ] {
         assert_eq!(
             there_and_back::<_, pb::CoordinatorMessage>(directive.clone()),

@@ -101,7 +101,12 @@ pub struct Assignments {
     pub heads: Heads,
     /// What its schedulers are doing.
     pub loads: watch::Sender<SchedulerLoads>,
+    /// What the leader said last of the worker's leaving.
+    pub leave: watch::Sender<Option<LeaveAnswer>>,
 }
+
+/// Whether the worker may go; if not, why it cannot be done without.
+pub type LeaveAnswer = Result<(), String>;
 
 /// What runs for a replica.
 struct Running {
@@ -126,6 +131,9 @@ impl Assignments {
                 Directive::Welcome { .. } => {}
                 Directive::Assign { replica, peers } => self.assign(&mut running, replica, &peers).await,
                 Directive::Release(fence) => self.release(&mut running, fence).await,
+                Directive::Leave { refused } => {
+                    self.leave.send_replace(Some(refused.map_or(Ok(()), Err)));
+                }
             }
         }
         for (_, one) in std::mem::take(&mut running) {

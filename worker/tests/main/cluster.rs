@@ -172,7 +172,7 @@ impl Cluster {
             let config = worker_config(name, *devices, coordinator);
             let stop = stop.clone();
             tokio::spawn(async move {
-                process::run(config, stop, gpu::spawn, |_| {})
+                process::run(config, CancellationToken::new(), stop, gpu::spawn, |_| {})
                     .await
                     .expect("the worker runs");
             });
@@ -366,5 +366,6 @@ fn worker_config(name: &str, devices: usize, coordinator: SocketAddr) -> WorkerC
             };
             devices
         ],
+        drain_grace: Duration::ZERO,
     }
 }

@@ -15,6 +15,35 @@ pub struct SessionId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AskId(pub u64);
 
+/// What operators change of who takes part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing is to lie on a worker any more.
+    Drain {
+        /// Which worker.
+        worker: WorkerId,
+        /// Even where no replica can be served without it.
+        force: bool,
+    },
+    /// A worker that drains may be given work again.
+    Undrain {
+        /// Which worker.
+        worker: WorkerId,
+    },
+    /// A coordinator is to take part in raft.
+    AddCoordinator {
+        /// Which coordinator.
+        id: CoordinatorId,
+        /// Where its peers and workers reach it, `host:port`.
+        address: String,
+    },
+    /// A coordinator is to take part no more.
+    RemoveCoordinator {
+        /// Which coordinator.
+        id: CoordinatorId,
+    },
+}
+
 /// Why something was not done, or a session is over.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AskRefusal {
@@ -96,6 +125,13 @@ pub enum Event {
         /// Whom to answer.
         ask: AskId,
     },
+    /// An operator changes who takes part. Answered by [`Effect::Changed`].
+    Change {
+        /// Whom to answer.
+        ask: AskId,
+        /// What is to be changed.
+        change: Change,
+    },
     /// What became of [`Effect::Propose`].
     Proposed {
         /// Which proposal.
@@ -149,5 +185,12 @@ pub enum Effect {
         ask: AskId,
         /// The replica and its new generation.
         result: Result<Fence, AskRefusal>,
+    },
+    /// Answer [`Event::Change`]: the state says so now, or why it does not.
+    Changed {
+        /// Which ask.
+        ask: AskId,
+        /// What came of it.
+        result: Result<(), AskRefusal>,
     },
 }

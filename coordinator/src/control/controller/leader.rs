@@ -6,7 +6,9 @@ use tramontane_model::ids::{CoordinatorId, Fence};
 use tramontane_model::placement::Replica;
 use tramontane_model::time::Tick;
 
+use super::changes::Changes;
 use super::directing::direct;
+use super::draining::answer_leavers;
 use super::event::{AskId, AskRefusal, Effect, ProposalResult};
 use super::members::Members;
 use super::placing::{Around, Placing};
@@ -22,6 +24,7 @@ pub(super) struct Leader {
     pub(super) term: u64,
     pub(super) members: Members,
     pub(super) placing: Placing,
+    pub(super) changes: Changes,
     proposals: Proposals,
 }
 
@@ -31,6 +34,7 @@ impl Leader {
             term,
             members: Members::new(now),
             placing: Placing::default(),
+            changes: Changes::default(),
             proposals: Proposals::default(),
         }
     }
@@ -51,6 +55,9 @@ impl Leader {
         if let Purpose::Join(session) = purpose {
             self.members.answered(turn, session, result);
             return;
+        }
+        if let Purpose::Change(ask) = purpose {
+            self.changes.answered(ask, result);
         }
         let at_once = match result {
             ProposalResult::Committed(Outcome::Applied | Outcome::Refused(Refusal::Version { .. })) => true,
@@ -76,7 +83,11 @@ impl Leader {
             members: &self.members,
             proposals: &mut self.proposals,
         };
+        self.placing.follow_state(turn);
+        self.changes.act(turn, &mut self.placing, &mut around);
+        let leavers = answer_leavers(turn, &mut self.placing, &mut around);
         self.placing.act(turn, &mut around);
+        self.members.tell_leavers(turn, leavers);
         self.members.let_in(turn, &mut self.proposals);
         direct(turn, &mut self.members);
     }
@@ -88,6 +99,7 @@ impl Leader {
             let command = Command::ModelDescribed { model: model.clone() };
             self.proposals.propose(turn, Purpose::Model, command);
         }
+        let seen = seen.iter().filter(|(id, _)| !turn.state.is_removed(**id));
         for (&coordinator, entry) in seen {
             if turn.state.coordinators.get(&coordinator) != Some(entry) {
                 let entry = entry.clone();
@@ -103,6 +115,7 @@ impl Leader {
         let why = AskRefusal::NotLeader { leader };
         self.members.dismiss(effects, &why);
         self.placing.dismiss(effects, &why);
+        self.changes.dismiss(effects, &why);
     }
 
     /// How far the devices of a placement are.

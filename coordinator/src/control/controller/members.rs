@@ -11,6 +11,7 @@ use tramontane_model::members::{WorkerInfo, WorkerReport};
 use tramontane_model::time::Tick;
 use tramontane_proto::Directive;
 
+use super::draining::Leavers;
 use super::event::{AskRefusal, Effect, ProposalResult, SessionId};
 use super::proposals::{Proposals, Purpose};
 use super::turn::Turn;
@@ -53,6 +54,8 @@ pub(super) struct Member {
     pub(super) assigned: BTreeMap<ReplicaId, (Generation, Tick)>,
     /// What it was told to free last, and when.
     pub(super) released: BTreeMap<ReplicaId, (Generation, Tick)>,
+    /// What it was told last of its leaving.
+    leave_told: Option<Option<String>>,
 }
 
 #[derive(Debug)]
@@ -69,6 +72,8 @@ struct Lease {
 pub(super) struct Lost {
     pub(super) pid: u32,
     pub(super) address: String,
+    /// It drained before it went.
+    pub(super) left: bool,
     at: Tick,
 }
 
@@ -214,9 +219,14 @@ impl Members {
             .collect();
         for worker in gone {
             self.note_change(turn.now);
-            if let Some(Lease { pid, address, .. }) = self.leases.remove(&worker) {
-                let at = turn.now;
-                self.lost.insert(worker, Lost { pid, address, at });
+            if let Some(lease) = self.leases.remove(&worker) {
+                let lost = Lost {
+                    pid: lease.pid,
+                    address: lease.address,
+                    left: lease.standing.drains(),
+                    at: turn.now,
+                };
+                self.lost.insert(worker, lost);
             }
         }
         while self.lost.len() > MAX_LOST {
@@ -241,10 +251,12 @@ impl Members {
         self.epoch = self.epoch.saturating_add(1);
     }
 
-    /// Workers that are listed and about to be lost: nothing is planned on them.
+    /// Workers that are listed and about to be lost or drained: nothing is planned on them.
     pub(super) fn leaving(&self, now: Tick, proposals: &Proposals) -> BTreeSet<WorkerId> {
         let leaves = |(worker, lease): &(&WorkerId, &Lease)| {
-            now >= lease.until || !proposals.is_open(&Purpose::Lost((*worker).clone()))
+            now >= lease.until
+                || !proposals.is_open(&Purpose::Lost((*worker).clone()))
+                || !proposals.is_open(&Purpose::Drain((*worker).clone()))
         };
         let leaving = self.leases.iter().filter(leaves);
         leaving.map(|(worker, _)| worker.clone()).collect()
@@ -308,6 +320,7 @@ impl Members {
             report: None,
             assigned: BTreeMap::new(),
             released: BTreeMap::new(),
+            leave_told: None,
         };
         if let Some(older) = self.admitted.insert(info.worker, member) {
             turn.end(older.session, REPLACED);
@@ -320,6 +333,21 @@ impl Members {
         };
         turn.effects.push(Effect::Admit { session });
         turn.effects.push(Effect::Direct { session, directive });
+    }
+
+    /// Tells workers that leave what came of it, once.
+    pub(super) fn tell_leavers(&mut self, turn: &mut Turn<'_>, leavers: Leavers) {
+        for (worker, refused) in leavers {
+            let Some(member) = self.admitted.get_mut(&worker) else {
+                continue;
+            };
+            if member.leave_told.as_ref() != Some(&refused) {
+                member.leave_told = Some(refused.clone());
+                let session = member.session;
+                let directive = Directive::Leave { refused };
+                turn.effects.push(Effect::Direct { session, directive });
+            }
+        }
     }
 
     /// Ends and refuses everything: this coordinator does not lead any more.

@@ -4,7 +4,9 @@
 //! decided from what a proposal was meant to do, only from the state: a leader that knows nothing yet and one that
 //! lost an answer do the same.
 
+mod changes;
 mod directing;
+mod draining;
 mod event;
 mod failures;
 mod leader;
@@ -26,10 +28,11 @@ use tramontane_model::ids::{CoordinatorId, Fence};
 use tramontane_model::members::DeviceState;
 use tramontane_model::time::Tick;
 
-pub use event::{AskId, AskRefusal, Effect, Event, ProposalResult, SessionId};
+pub use event::{AskId, AskRefusal, Change, Effect, Event, ProposalResult, SessionId};
 pub use options::ControllerOptions;
 pub use view::{
-    DeviceView, GroupView, KvView, LoadView, NodeView, Progress, ReplicaView, StageView, StatusView,
+    DeviceView, GroupView, KvView, LoadView, MemberView, NodeView, Progress, ReplicaView, StageView,
+    StatusView,
 };
 
 use self::leader::Leader;
@@ -90,6 +93,7 @@ impl Controller {
             | Event::Reported { .. }
             | Event::Ended { .. }
             | Event::Replan { .. }
+            | Event::Change { .. }
             | Event::Proposed { .. }
             | Event::Elapsed) => other,
         };
@@ -114,6 +118,7 @@ impl Controller {
             } => leader.members.reported(&turn, session, &worker, report),
             Event::Ended { session, worker } => leader.members.ended(&turn, session, &worker),
             Event::Replan { ask } => leader.ask(&mut turn, ask),
+            Event::Change { ask, change } => leader.changes.ask(&mut turn, ask, change),
             Event::Proposed { sequence, result } => leader.proposed(&mut turn, sequence, &result),
             Event::Leads { .. }
             | Event::Follows { .. }
@@ -166,6 +171,10 @@ fn refuse(leader: Option<CoordinatorId>, event: Event, effects: &mut Vec<Effect>
         Event::Replan { ask } => {
             let result = Err(error);
             effects.push(Effect::Answer { ask, result });
+        }
+        Event::Change { ask, .. } => {
+            let result = Err(error);
+            effects.push(Effect::Changed { ask, result });
         }
         Event::Leads { .. }
         | Event::Follows { .. }

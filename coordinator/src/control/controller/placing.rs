@@ -1,8 +1,9 @@
 //! When replicas are planned, and what is proposed for them.
 //!
 //! One placement at a time is proposed for the whole cluster, on devices that no other replica has: first replicas that
-//! broke, then those that are placed nowhere, then further ones. A replica that loads or serves is planned anew only
-//! because somebody asked, and no two of them at once, so that the others serve meanwhile.
+//! broke, then those that are placed nowhere, then further ones, then those that lie on a worker that drains. Another that
+//! loads or serves is planned anew only because somebody asked; of those that load or serve no two move at once, so that
+//! the others serve meanwhile.
 
 use std::collections::BTreeSet;
 
@@ -30,6 +31,9 @@ const ASK_DEADLINE_MS: u64 = 4500;
 /// Why a replica beyond the first is not placed although it would fit.
 const TOO_FEW: &str = "the devices that are left make fewer stages or expert groups than are wished";
 
+/// Why a replica cannot be placed now although it may be later.
+pub(super) const NOT_YET: &str = "the devices that are needed failed just now; try again later";
+
 /// Somebody who wants everything planned anew.
 #[derive(Debug)]
 struct Ask {
@@ -45,8 +49,8 @@ pub(super) struct Placing {
     asks: Vec<Ask>,
     /// Replicas that are still to be planned anew because somebody asked.
     anew: BTreeSet<ReplicaId>,
-    failures: Failures,
-    plans: Plans,
+    pub(super) failures: Failures,
+    pub(super) plans: Plans,
     /// Why there are not as many replicas as are wanted, if there are not.
     short: Option<String>,
 }
@@ -94,7 +98,6 @@ impl Placing {
 
     /// Proposes what there is to propose for each replica, and answers asks.
     pub(super) fn act(&mut self, turn: &mut Turn<'_>, around: &mut Around<'_>) {
-        self.failures.follow_state(turn.now, turn.state);
         self.settle_asks(turn, around);
         if turn.state.model.as_ref() != Some(&turn.options.model) {
             return;
@@ -114,9 +117,14 @@ impl Placing {
             Looked::Whole => (None, false),
         };
         self.short.clone_from(&why);
-        if !proposed {
+        if !proposed && !self.move_drained(turn, around) {
             self.plan_anew(turn, around, why);
         }
+    }
+
+    /// Counts failures that the state tells of.
+    pub(super) fn follow_state(&mut self, turn: &Turn<'_>) {
+        self.failures.follow_state(turn.now, turn.state);
     }
 
     /// Places the first of the replicas that are not, and takes back those that are too many.
@@ -159,9 +167,7 @@ impl Placing {
                     Looked::Not("more workers are waited for".to_owned())
                 }
             }
-            Verdict::NotYet => {
-                Looked::Not("the devices that are needed failed just now; try again later".to_owned())
-            }
+            Verdict::NotYet => Looked::Not(NOT_YET.to_owned()),
             Verdict::Missing(missing) => {
                 let why = missing.reason.clone();
                 if settled {
@@ -216,9 +222,8 @@ impl Placing {
                     return;
                 }
                 Verdict::NotYet if placed.len() == 1 => {
-                    let why = "the devices that are needed failed just now; try again later";
                     self.anew.clear();
-                    self.answer_all(turn, &Err(AskRefusal::Refused(why.to_owned())));
+                    self.answer_all(turn, &Err(AskRefusal::Refused(NOT_YET.to_owned())));
                     return;
                 }
                 Verdict::Missing(missing) if placed.len() == 1 => {
@@ -266,7 +271,7 @@ impl Placing {
         });
     }
 
-    fn propose_place(&mut self, turn: &mut Turn<'_>, around: &mut Around<'_>, replica: Replica) {
+    pub(super) fn propose_place(&mut self, turn: &mut Turn<'_>, around: &mut Around<'_>, replica: Replica) {
         let command = Command::Place {
             replica: replica.clone(),
             expected_version: turn.state.version,
@@ -300,7 +305,7 @@ fn is_broken(entry: &ReplicaEntry) -> bool {
     }
 }
 
-fn propose_retired(turn: &mut Turn<'_>, around: &mut Around<'_>, replica: ReplicaId) {
+pub(super) fn propose_retired(turn: &mut Turn<'_>, around: &mut Around<'_>, replica: ReplicaId) {
     let command = Command::Retired {
         replica,
         expected_version: turn.state.version,
@@ -308,7 +313,12 @@ fn propose_retired(turn: &mut Turn<'_>, around: &mut Around<'_>, replica: Replic
     around.proposals.propose(turn, Purpose::Placement, command);
 }
 
-fn propose_unplaced(turn: &mut Turn<'_>, around: &mut Around<'_>, replica: ReplicaId, missing: Missing) {
+pub(super) fn propose_unplaced(
+    turn: &mut Turn<'_>,
+    around: &mut Around<'_>,
+    replica: ReplicaId,
+    missing: Missing,
+) {
     let reason = cut(&missing.reason);
     let missing_bytes = missing.missing_bytes;
     let entry = turn.state.replicas.get(&replica);

@@ -31,7 +31,14 @@ pub(super) enum Verdict {
 
 /// The last plan of every replica.
 #[derive(Debug, Default)]
-pub(super) struct Plans(BTreeMap<ReplicaId, (Basis, Verdict)>);
+pub(super) struct Plans {
+    plans: BTreeMap<ReplicaId, (Basis, Verdict)>,
+    /// The last ones without one worker more; few at a time.
+    without: BTreeMap<(ReplicaId, WorkerId), (Basis, Verdict)>,
+}
+
+/// Most plans without a worker that are remembered.
+const MAX_WITHOUT: usize = 64;
 
 impl Plans {
     /// What the planner says of a replica now; the last answer if nothing has changed.
@@ -42,24 +49,55 @@ impl Plans {
         failures: &Failures,
         id: ReplicaId,
     ) -> Verdict {
-        let basis = Basis {
-            version: turn.state.version,
-            epoch: around.members.epoch,
-            leaving: around.members.leaving(turn.now, around.proposals),
-            out: failures.left_out(turn.now),
-            paused: failures.paused(turn.now),
-        };
-        if let Some((made_of, verdict)) = self.0.get(&id)
+        let basis = Basis::now(turn, around, failures);
+        if let Some((made_of, verdict)) = self.plans.get(&id)
             && *made_of == basis
         {
             return verdict.clone();
         }
         let verdict = judge(turn, id, &basis);
         let state = turn.state;
-        self.0
+        self.plans
             .retain(|known, _| state.replicas.contains_key(known) || *known == state.next_replica());
-        self.0.insert(id, (basis, verdict.clone()));
+        self.plans.insert(id, (basis, verdict.clone()));
         verdict
+    }
+
+    /// What it would say if this worker were not there.
+    pub(super) fn without(
+        &mut self,
+        turn: &Turn<'_>,
+        around: &Around<'_>,
+        failures: &Failures,
+        id: ReplicaId,
+        worker: &WorkerId,
+    ) -> Verdict {
+        let mut basis = Basis::now(turn, around, failures);
+        basis.leaving.insert(worker.clone());
+        let key = (id, worker.clone());
+        if let Some((made_of, verdict)) = self.without.get(&key)
+            && *made_of == basis
+        {
+            return verdict.clone();
+        }
+        let verdict = judge(turn, id, &basis);
+        if self.without.len() >= MAX_WITHOUT {
+            self.without.clear();
+        }
+        self.without.insert(key, (basis, verdict.clone()));
+        verdict
+    }
+}
+
+impl Basis {
+    fn now(turn: &Turn<'_>, around: &Around<'_>, failures: &Failures) -> Self {
+        Self {
+            version: turn.state.version,
+            epoch: around.members.epoch,
+            leaving: around.members.leaving(turn.now, around.proposals),
+            out: failures.left_out(turn.now),
+            paused: failures.paused(turn.now),
+        }
     }
 }
 

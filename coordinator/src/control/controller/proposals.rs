@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use tramontane_model::ids::{CoordinatorId, ReplicaId, WorkerId};
 use tramontane_model::time::Tick;
 
-use super::event::{Effect, SessionId};
+use super::event::{AskId, Effect, SessionId};
 use super::turn::Turn;
 use crate::control::command::Command;
 
@@ -30,6 +30,10 @@ pub(super) enum Purpose {
     Join(SessionId),
     /// A worker counts as lost.
     Lost(WorkerId),
+    /// A worker that leaves drains.
+    Drain(WorkerId),
+    /// What an operator changes.
+    Change(AskId),
     /// A replica is placed, or said to be placed nowhere: one at a time, as each plan counts on what the last one left.
     Placement,
     /// A placement serves, or a device of it failed.
@@ -65,6 +69,8 @@ impl Proposals {
             Purpose::Model
             | Purpose::Coordinator(_)
             | Purpose::Lost(_)
+            | Purpose::Drain(_)
+            | Purpose::Change(_)
             | Purpose::Placement
             | Purpose::Replica(_) => false,
         };

@@ -8,7 +8,7 @@ use super::view::{
     DeviceView, GroupView, KvView, LoadView, NodeView, Progress, ReplicaView, StageView, StatusView,
 };
 use super::{Controller, Role};
-use crate::control::state::{ClusterState, Phase, ReplicaEntry, Standing, WorkerEntry};
+use crate::control::state::{ClusterState, Part, Phase, ReplicaEntry, Standing, WorkerEntry};
 
 impl Controller {
     /// The cluster as this coordinator sees it. What workers report is known to the leader only.
@@ -39,6 +39,7 @@ impl Controller {
             leader,
             term: leading.map_or(0, |leading| leading.term),
             nodes,
+            members: Vec::new(),
             replicas,
             replicas_wanted: wanted,
             replicas_serving: serving,
@@ -67,7 +68,10 @@ impl Controller {
                 id: format!("coordinator-{id}"),
                 role: if leads { "leader" } else { "follower" },
                 pid: entry.pid,
-                address: entry.raft_address.clone(),
+                address: match state.parts.get(id) {
+                    Some(Part::Added { address }) => address.clone(),
+                    Some(Part::Removed { .. }) | None => entry.raft_address.clone(),
+                },
                 http_address: Some(entry.http_address.clone()),
                 state: "up",
                 standby: false,
@@ -91,6 +95,7 @@ fn worker(state: &ClusterState, leader: Option<&Leader>, entry: &WorkerEntry) ->
             state: told.map_or_else(|| "unknown".to_owned(), device_state),
         }
     };
+    let used = state.replicas.values().any(|replica| replica.uses(&info.worker));
     let silent = leader.is_some_and(|leader| !leader.members.admitted.contains_key(&info.worker));
     NodeView {
         id: info.worker.to_string(),
@@ -99,11 +104,12 @@ fn worker(state: &ClusterState, leader: Option<&Leader>, entry: &WorkerEntry) ->
         address: info.address.clone(),
         http_address: None,
         state: match entry.standing {
-            Standing::Draining => "draining",
+            Standing::Draining { .. } if used => "draining",
+            Standing::Draining { .. } => "drained",
             Standing::Joined if silent => "silent",
             Standing::Joined => "joined",
         },
-        standby: !state.replicas.values().any(|replica| replica.uses(&info.worker)),
+        standby: entry.standing == Standing::Joined && !used,
         devices: info.devices.iter().map(device).collect(),
     }
 }
@@ -128,7 +134,7 @@ fn lost(leader: &Leader) -> impl Iterator<Item = NodeView> + '_ {
         pid: lost.pid,
         address: lost.address.clone(),
         http_address: None,
-        state: "lost",
+        state: if lost.left { "left" } else { "lost" },
         standby: false,
         devices: Vec::new(),
     })

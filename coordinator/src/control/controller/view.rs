@@ -13,6 +13,8 @@ pub struct StatusView {
     pub term: u64,
     /// Coordinators, then workers.
     pub nodes: Vec<NodeView>,
+    /// The coordinators as raft has them, and those that were removed.
+    pub members: Vec<MemberView>,
     /// The placement map.
     pub replicas: Vec<ReplicaView>,
     /// Replicas that are wanted; absent: as many as fit.
@@ -39,12 +41,30 @@ pub struct NodeView {
     /// Where a coordinator serves HTTP, `host:port`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http_address: Option<String>,
-    /// Coordinators: `up`, or `silent` for one that the leader does not hear from. Workers: `joined`, `draining`, `silent` (no session) or `lost`.
+    /// Coordinators: `up`, or `silent` for one that the leader does not hear from. Workers:
+    /// `joined`, `draining`, `drained` (nothing lies on it any more), `silent` (no session), `left` (it drained first) or
+    /// `lost`.
     pub state: &'static str,
     /// Whether it is a worker that takes part in no placement.
     pub standby: bool,
     /// A worker's devices.
     pub devices: Vec<DeviceView>,
+}
+
+/// A coordinator's part in raft.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MemberView {
+    /// Its id.
+    pub id: u64,
+    /// Where its peers reach it, `host:port`.
+    pub address: String,
+    /// `voter`, `learner`, `joining` (it was added and does not learn yet), `leaving` (it was removed and still takes
+    /// part) or `removed`.
+    pub part: &'static str,
+    /// Whether the leader hears from it.
+    pub active: bool,
+    /// The last entry of the log that it is known to have.
+    pub matched: u64,
 }
 
 /// A worker's device.

@@ -22,8 +22,10 @@ use tokio::sync::{oneshot, watch};
 use self::running::Running;
 use super::budget::ByteBudget;
 use super::handle::{Applied, AppliedState, Input, MAX_INBOX, MAX_INBOX_BYTES, RaftHandle};
+use super::metrics;
 use super::node::{Node, NodeError, Outbound, RaftStatus};
 use super::state_machine::StateMachine;
+use super::storage::StoreError;
 
 /// A tick, unless configured otherwise: with it a dead leader is replaced within two seconds.
 pub const TICK: Duration = Duration::from_millis(50);
@@ -52,9 +54,15 @@ pub enum RaftFailure {
 pub type OnFailure = Box<dyn FnOnce(&RaftFailure) + Send>;
 
 /// Logs why raft ended and ends the process with it: a coordinator without raft answers from a state that gets
-/// older and older.
-pub fn end_process() -> OnFailure {
-    Box::new(|failure| {
+/// older and older. One whose log cannot be written tells `cut_off` instead: what runs there may go on to its end.
+pub fn end_process(cut_off: watch::Sender<Option<String>>) -> OnFailure {
+    Box::new(move |failure| {
+        if let RaftFailure::Node(NodeError::Store(error @ StoreError::Write { .. })) = failure {
+            tracing::error!("this coordinator is no member until it is started again: {error}");
+            metrics::log_failed();
+            cut_off.send_replace(Some(error.to_string()));
+            return;
+        }
         tracing::error!("raft cannot go on, this process ends: {failure}");
         std::process::exit(70)
     })
@@ -125,6 +133,7 @@ impl<S: StateMachine> Driver<S> {
 
     /// Starts the thread.
     pub fn start(self, transport: impl Transport, on_failure: OnFailure) -> io::Result<RaftThread> {
+        metrics::log_works();
         let stop = self.stop.clone();
         let (ending, ended) = oneshot::channel();
         thread::Builder::new().name("raft".to_owned()).spawn(move || {

@@ -140,6 +140,7 @@ impl<S: StateMachine, T: Transport> Running<S, T> {
                 }
                 Err(StepError::Fatal(error)) => return Err(error),
             },
+            Input::HandOver => drop(self.node.hand_over()),
             Input::Unreachable(peer) => self.node.report_unreachable(peer),
             Input::SnapshotSent { to, sent } => self.node.report_snapshot(to, sent),
         }

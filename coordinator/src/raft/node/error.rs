@@ -44,7 +44,7 @@ pub enum NodeError {
     },
     /// The leader counts on entries that this coordinator confirmed and no longer has.
     #[error(
-        "leader {leader} counts on entry {confirmed}, which this coordinator had confirmed, but its log ends at {last}: the data directory was emptied or put back to an older state; let this coordinator join anew under an id never used before"
+        "leader {leader} counts on entry {confirmed}, which this coordinator had confirmed, but its log ends at {last}: the data directory was emptied or put back to an older state; remove this coordinator (tramontane cluster remove ID) and add it anew under an id never used before, with join = true and an empty directory"
     )]
     LogLost {
         /// Who leads.
@@ -137,9 +137,9 @@ pub enum Refusal {
         /// This coordinator.
         id: CoordinatorId,
     },
-    /// Its sender is not a member.
-    #[error("coordinator {from} is not a member")]
-    Stranger {
+    /// Its sender was removed.
+    #[error("coordinator {from} was removed from this cluster")]
+    Removed {
         /// Who delivered it.
         from: CoordinatorId,
     },

@@ -4,15 +4,17 @@
 //! gap between entries), and allocates for whatever a message claims to hold. Everything here can be said of a
 //! message alone; what depends on the log is checked by the node.
 
+use std::collections::BTreeSet;
+
 use prost_raft::Message as _;
 use prost_raft::bytes::Buf;
 use prost_raft::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
-use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
+use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType, Snapshot};
 use tramontane_model::ids::CoordinatorId;
 
 use super::error::Refusal;
 use super::{MAX_MESSAGE_BYTES, MAX_PROPOSAL_BYTES};
-use crate::raft::identity::MAX_MEMBERS;
+use crate::raft::identity::MAX_TAKING_PART;
 
 /// Most entries in one message; the log is truncated long before it holds as many.
 const MAX_ENTRIES: usize = 1 << 16;
@@ -218,17 +220,39 @@ fn check_snapshot(message: &Message) -> Result<(), String> {
             message.term
         ));
     }
-    let mut voters = members.voters.clone();
-    voters.sort_unstable();
-    voters.dedup();
-    let distinct = voters.len() == members.voters.len() && voters.first().is_some_and(|first| *first > 0);
-    // Members do not change while a cluster runs, so a checkpoint knows no others than voters.
-    let changing = !(members.learners.is_empty()
-        && members.voters_outgoing.is_empty()
-        && members.learners_next.is_empty()
-        && !members.auto_leave);
-    if !distinct || voters.len() > MAX_MEMBERS || changing {
-        return Err(format!("the checkpoint's members are {members:?}"));
+    check_members(members).map_err(|problem| format!("the checkpoint's members are {members:?}: {problem}"))
+}
+
+/// raft-rs takes what it restores for what a change could have led to.
+fn check_members(members: &ConfState) -> Result<(), &'static str> {
+    let set = |ids: &[u64]| {
+        let set: BTreeSet<u64> = ids.iter().copied().collect();
+        let distinct = set.len() == ids.len() && !set.contains(&0);
+        distinct.then_some(set).ok_or("an id is 0 or there twice")
+    };
+    let [voters, outgoing, learners, next] = [
+        &members.voters,
+        &members.voters_outgoing,
+        &members.learners,
+        &members.learners_next,
+    ];
+    let [voters, outgoing, learners, next] = [set(voters)?, set(outgoing)?, set(learners)?, set(next)?];
+    if voters.is_empty() {
+        return Err("nobody votes");
+    }
+    let voting = &voters | &outgoing;
+    if !voting.is_disjoint(&learners) {
+        return Err("one both votes and learns");
+    }
+    if !next.is_subset(&outgoing) || !next.is_disjoint(&voters) {
+        return Err("one is to learn that does not vote");
+    }
+    // Votes here change step by step, by whoever leads.
+    if members.auto_leave {
+        return Err("a joint state leaves itself");
+    }
+    if (&voting | &learners).len() > MAX_TAKING_PART {
+        return Err("there are too many");
     }
     Ok(())
 }

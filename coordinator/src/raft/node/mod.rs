@@ -9,6 +9,7 @@
 
 mod error;
 mod inbound;
+mod membership;
 mod options;
 mod proposals;
 mod reads;
@@ -25,6 +26,7 @@ use raft::{Config, RawNode, ReadOnlyOption, SnapshotStatus, StateRole, Storage};
 use tramontane_model::ids::CoordinatorId;
 
 pub use self::error::{NodeError, ProposeError, ReadError, Refusal, StepError};
+pub use self::membership::{check_add, check_remove};
 pub use self::options::NodeOptions;
 pub use self::status::{PeerProgress, RaftStatus, Replication, Role};
 
@@ -100,6 +102,10 @@ pub struct Node<S: StateMachine> {
     checkpoint_failed: u64,
     /// Checkpoints on their way, by peer, with the tick they were sent at.
     snapshots: BTreeMap<u64, u64>,
+    /// When each peer was last heard from, in ticks.
+    heard: BTreeMap<u64, u64>,
+    /// The members changed since the last checkpoint, which those that were added cannot use.
+    members_changed: bool,
 }
 
 impl<S: StateMachine> Node<S> {
@@ -159,6 +165,8 @@ impl<S: StateMachine> Node<S> {
             reads,
             checkpoint_failed: 0,
             snapshots: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            members_changed: false,
         })
     }
 
@@ -177,6 +185,7 @@ impl<S: StateMachine> Node<S> {
         for peer in lost {
             self.report_snapshot(CoordinatorId(peer), false);
         }
+        self.follow_membership();
     }
 
     /// Proposes an entry; only the leader can. The answer comes through [`Effects::proposed`] within
@@ -238,15 +247,20 @@ impl<S: StateMachine> Node<S> {
         }
     }
 
-    /// Hands the lead, if it is here, to the peer that has most of the log, so that going down costs the cluster
+    /// Hands the lead, if it is here, to the voter that has most of the log, so that going down costs the cluster
     /// no election timeout. Returns whether there was anything to hand over and anyone to take it.
     pub fn hand_over(&mut self) -> bool {
         if self.raw.raft.state != StateRole::Leader {
             return false;
         }
         let id = self.id.0;
+        let voters = self.conf_state().voters;
         let progress = self.raw.raft.prs().iter();
-        let peers = progress.filter(|(peer, progress)| **peer != id && progress.recent_active);
+        let peers = progress.filter(|(peer, _)| {
+            let peer = **peer;
+            let stays = !self.machine.is_removed(CoordinatorId(peer));
+            peer != id && voters.contains(&peer) && self.is_active(peer) && stays
+        });
         let Some((_, peer)) = peers.map(|(peer, progress)| (progress.matched, *peer)).max() else {
             return false;
         };

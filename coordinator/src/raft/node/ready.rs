@@ -5,7 +5,7 @@
 //! · 6 what the advance made ready: commit index, messages, entries · 7 advance the applied index.
 
 use prost_raft::Message as _;
-use raft::eraftpb::{Entry, EntryType, Message, Snapshot, SnapshotMetadata};
+use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, Snapshot, SnapshotMetadata};
 use raft::{Ready, Storage};
 use tramontane_model::ids::CoordinatorId;
 
@@ -120,10 +120,13 @@ impl<S: StateMachine> Node<S> {
             return Ok(());
         };
         for entry in entries {
-            check_kind(&entry)?;
             let mut outcome = None;
-            // An entry without data is raft's own: a new leader's first.
-            if !entry.data.is_empty() {
+            if let Some(change) = member_change(&entry)? {
+                let now = self.raw.apply_conf_change(&change)?;
+                self.members_changed = true;
+                tracing::info!(index = entry.index, members = ?now, "the members changed");
+            } else if !entry.data.is_empty() {
+                // An entry without data is raft's own: a new leader's first.
                 let applied = self.machine.apply(&entry.data);
                 outcome = Some(applied.map_err(|source| NodeError::Apply {
                     index: entry.index,
@@ -163,7 +166,8 @@ impl<S: StateMachine> Node<S> {
         let store = self.raw.store();
         let since = self.applied.index - store.checkpoint_index().max(self.checkpoint_failed);
         let too_long = store.entry_bytes() >= self.options.checkpoint_bytes;
-        if since == 0 || (since < self.options.checkpoint_entries && !too_long) {
+        let due = since >= self.options.checkpoint_entries || too_long || self.members_changed;
+        if since == 0 || !due {
             return Ok(());
         }
         let data = match self.machine.snapshot() {
@@ -180,9 +184,8 @@ impl<S: StateMachine> Node<S> {
         };
         let kept = if too_long { 0 } else { self.options.kept_entries };
         let truncate_to = self.applied.index.saturating_sub(kept).max(store.first() - 1);
-        // The members change only through entries that this version refuses, so they are still the checkpoint's.
         let metadata = SnapshotMetadata {
-            conf_state: Some(store.conf_state()),
+            conf_state: Some(self.conf_state()),
             index: self.applied.index,
             term: store.term(self.applied.index)?,
         };
@@ -191,25 +194,32 @@ impl<S: StateMachine> Node<S> {
             metadata: Some(metadata),
         };
         self.raw.mut_store().save_checkpoint(checkpoint, truncate_to)?;
+        self.members_changed = false;
         Ok(())
     }
 }
 
-/// Refuses entries that change the members: skipping one would leave this member with another quorum.
-fn check_kind(entry: &Entry) -> Result<(), NodeError> {
+/// The change of members that an entry is, if it is one.
+fn member_change(entry: &Entry) -> Result<Option<ConfChangeV2>, NodeError> {
+    let index = entry.index;
     let kind = match EntryType::from_i32(entry.entry_type) {
-        Some(EntryType::EntryNormal) => return Ok(()),
+        Some(EntryType::EntryNormal) => return Ok(None),
         #[cfg(feature = "deliberate-bugs")]
         Some(EntryType::EntryConfChange | EntryType::EntryConfChangeV2)
             if tramontane_sim::bugs::on(tramontane_sim::bugs::Bug::ConfChangeDropped) =>
         {
-            return Ok(());
+            return Ok(None);
         }
-        Some(EntryType::EntryConfChange | EntryType::EntryConfChangeV2) => "a change of members",
+        Some(EntryType::EntryConfChangeV2) => {
+            let change = ConfChangeV2::decode(&*entry.data);
+            let source = |error| NodeError::Apply {
+                index,
+                source: Box::new(error),
+            };
+            return change.map(Some).map_err(source);
+        }
+        Some(EntryType::EntryConfChange) => "a change of members of another version",
         None => "of an unknown kind",
     };
-    Err(NodeError::UnknownEntry {
-        index: entry.index,
-        kind,
-    })
+    Err(NodeError::UnknownEntry { index, kind })
 }

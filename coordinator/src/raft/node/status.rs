@@ -78,6 +78,10 @@ pub struct RaftStatus {
     pub checkpoint_index: u64,
     /// The members, in ascending order.
     pub members: Vec<CoordinatorId>,
+    /// Those of them that vote, in ascending order: in a joint state, those that are to.
+    pub voters: Vec<CoordinatorId>,
+    /// The votes are being changed.
+    pub joint: bool,
     /// The other members, if it leads.
     pub peers: Vec<PeerProgress>,
 }
@@ -88,6 +92,7 @@ impl<S: StateMachine> Node<S> {
         let (raft, store) = (&self.raw.raft, self.raw.store());
         let mut members: Vec<_> = raft.prs().iter().map(|(id, _)| CoordinatorId(*id)).collect();
         members.sort_unstable();
+        let conf = self.conf_state();
         let mut peers = Vec::new();
         if self.is_leader() {
             let others = raft.prs().iter().filter(|(id, _)| **id != self.id.0);
@@ -99,7 +104,7 @@ impl<S: StateMachine> Node<S> {
                     ProgressState::Replicate => Replication::Replicate,
                     ProgressState::Snapshot => Replication::Snapshot,
                 },
-                recently_active: progress.recent_active,
+                recently_active: self.is_active(*id),
             }));
             peers.sort_unstable_by_key(|peer| peer.id);
         }
@@ -119,6 +124,8 @@ impl<S: StateMachine> Node<S> {
             last_index: raft.raft_log.last_index(),
             checkpoint_index: store.checkpoint_index(),
             members,
+            voters: conf.voters.iter().map(|&id| CoordinatorId(id)).collect(),
+            joint: !conf.voters_outgoing.is_empty(),
             peers,
         }
     }

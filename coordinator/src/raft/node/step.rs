@@ -8,12 +8,20 @@ use super::error::{NodeError, Refusal, StepError};
 use super::{Node, inbound};
 use crate::raft::state_machine::StateMachine;
 
+/// Most peers whose last message is remembered.
+const MAX_HEARD: usize = 64;
+
 impl<S: StateMachine> Node<S> {
     /// Takes a message that `from`, known by its certificate or its address, delivered.
     pub fn step(&mut self, from: CoordinatorId, bytes: &[u8]) -> Result<(), StepError> {
         let mut message = inbound::parse(from, self.id, bytes)?;
-        if self.raw.raft.prs().get(from.0).is_none() {
-            return Err(Refusal::Stranger { from }.into());
+        // Others than the members that are known here may well be members: this one may be behind. One that is to be
+        // removed votes until it is.
+        if self.machine.is_removed(from) && self.raw.raft.prs().get(from.0).is_none() {
+            return Err(Refusal::Removed { from }.into());
+        }
+        if self.heard.len() < MAX_HEARD || self.heard.contains_key(&from.0) {
+            self.heard.insert(from.0, self.now);
         }
         if message.get_msg_type() == MessageType::MsgReadIndex && !self.is_leader() {
             // raft-rs would pass it on in its sender's name, which peers rightly refuse; the sender asks again.

@@ -9,7 +9,7 @@ use super::ledger::Ledger;
 use super::network::{Letter, Network, Weather};
 use crate::raft::identity::{Identity, Members};
 use crate::raft::node::{
-    Effects, Node, NodeError, NodeOptions, Outbound, ProposeError, ReadError, StepError, Ticket,
+    Effects, Node, NodeError, NodeOptions, Outbound, ProposeError, ReadError, Refusal, StepError, Ticket,
 };
 use crate::raft::storage::faulty::Disk;
 use crate::raft::storage::{LogStore, Position, StoreError};
@@ -193,7 +193,10 @@ impl Cluster {
     /// Proposes a number never used before, if the member leads.
     pub(crate) fn propose(&mut self, id: u64) -> Option<u64> {
         self.last_number += 1;
-        let number = self.last_number;
+        self.propose_number(id, self.last_number)
+    }
+
+    fn propose_number(&mut self, id: u64, number: u64) -> Option<u64> {
         let padding = self.rng.below(200) as usize;
         let entry = [&number.to_le_bytes()[..], &vec![0; padding]].concat();
         let ticket = self.node(id)?.propose(entry, DEADLINE_TICKS).ok()?;
@@ -204,6 +207,47 @@ impl Cluster {
             .insert(ticket, number);
         self.drive(id);
         Some(number)
+    }
+
+    /// Starts a coordinator with an empty log, which is to be added.
+    pub(crate) fn join(&mut self, id: u64) {
+        let first = self.members.values().next().expect("there are members");
+        let first = first.identity.members().clone();
+        let identity = Identity::joining("sim", CoordinatorId(id), first).unwrap();
+        let member = Member {
+            identity,
+            disk: Disk::default(),
+            node: None,
+            proposals: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            used: false,
+        };
+        self.members.insert(id, member);
+        self.start(id);
+    }
+
+    /// Proposes that a coordinator be added or removed, unless the history says so.
+    pub(crate) fn want(&mut self, mark: u64, id: u64) {
+        if !self.is_wanted(mark, id)
+            && let Some(leader) = self.leader()
+        {
+            self.last_number += 1;
+            self.propose_number(leader, mark | (self.last_number << 8) | id);
+        }
+    }
+
+    /// Whether the history says that a coordinator is added or removed.
+    pub(crate) fn is_wanted(&self, mark: u64, id: u64) -> bool {
+        let mut history = self.history.iter();
+        history.any(|number| number & mark != 0 && number & 0xff == id)
+    }
+
+    /// Votes as the leader has them; nothing while they change or nobody leads.
+    pub(crate) fn voters(&mut self) -> Option<Vec<u64>> {
+        let leader = self.leader()?;
+        let status = self.node(leader)?.status();
+        let voters = status.voters.iter().map(|id| id.0).collect();
+        (!status.joint).then_some(voters)
     }
 
     pub(crate) fn read(&mut self, id: u64) {
@@ -273,6 +317,8 @@ impl Cluster {
         };
         match node.step(CoordinatorId(letter.from), &letter.bytes) {
             Ok(()) => self.drive(letter.to),
+            // It goes on asking until it is stopped.
+            Err(StepError::Refused(Refusal::Removed { .. })) => {}
             Err(StepError::Refused(e)) => panic!("{} refused an honest message: {e}", letter.to),
             Err(StepError::Fatal(e)) => panic!("{} cannot go on: {e}", letter.to),
         }
@@ -404,6 +450,14 @@ impl Cluster {
 
     /// Calms everything, starts everybody and checks that the cluster works and has lost nothing.
     pub(crate) fn settle(&mut self) {
+        self.calm_down();
+        self.confirm_one(400);
+        let everyone = self.ids();
+        self.agree(&everyone);
+    }
+
+    /// Calms everything and starts everybody.
+    pub(crate) fn calm_down(&mut self) {
         self.network.heal();
         self.network.weather = Weather::FAIR;
         for id in self.ids() {
@@ -412,9 +466,6 @@ impl Cluster {
                 self.start(id);
             }
         }
-        self.confirm_one(400);
-        let everyone = self.ids();
-        self.agree(&everyone);
     }
 
     /// Has a fresh number confirmed by whoever leads.

@@ -1,10 +1,23 @@
 //! A state machine that remembers everything it was given, in order.
 
+use tramontane_model::ids::CoordinatorId;
+
 use crate::raft::state_machine::StateMachine;
 
 /// The numbers applied so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ledger(pub(crate) Vec<u64>);
+
+/// Numbers with these bits add the coordinator of their last byte, or remove it.
+pub(crate) const ADDED: u64 = 1 << 60;
+pub(crate) const REMOVED: u64 = 1 << 61;
+
+impl Ledger {
+    fn marked(&self, mark: u64) -> impl Iterator<Item = u64> + '_ {
+        let marked = self.0.iter().filter(move |&&number| number & mark != 0);
+        marked.map(|number| number & 0xff)
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
 #[error("a ledger has a multiple of 8 bytes and an entry at least 8, found {0}")]
@@ -38,5 +51,13 @@ impl StateMachine for Ledger {
 
     fn view(&self) -> Vec<u64> {
         self.0.clone()
+    }
+
+    fn added(&self) -> Vec<CoordinatorId> {
+        self.marked(ADDED).map(CoordinatorId).collect()
+    }
+
+    fn is_removed(&self, id: CoordinatorId) -> bool {
+        self.marked(REMOVED).any(|removed| removed == id.0)
     }
 }

@@ -4,8 +4,9 @@
 
 mod cluster;
 mod ledger;
+mod membership;
 mod network;
 mod tests;
 
-pub(crate) use self::ledger::Ledger;
+pub(crate) use self::ledger::{ADDED, Ledger};
 pub(crate) use tramontane_sim::Rng;

@@ -19,7 +19,7 @@ fn number_from_environment(name: &str) -> Option<u64> {
 }
 
 /// Runs `body` for this many seeds, or for `SIM_SEEDS` of them, or for the one in `SIM_SEED`.
-fn for_seeds(count: u64, mut body: impl FnMut(u64)) {
+pub(super) fn for_seeds(count: u64, mut body: impl FnMut(u64)) {
     let count = number_from_environment("SIM_SEEDS").unwrap_or(count);
     let seeds = number_from_environment("SIM_SEED").map_or(0..count, |seed| seed..seed + 1);
     for seed in seeds {
@@ -30,7 +30,7 @@ fn for_seeds(count: u64, mut body: impl FnMut(u64)) {
 }
 
 /// One event of a bad day.
-fn misfortune(cluster: &mut Cluster) {
+pub(super) fn misfortune(cluster: &mut Cluster) {
     let ids = cluster.ids();
     let id = ids[cluster.rng.below(ids.len() as u64) as usize];
     let other = ids[cluster.rng.below(ids.len() as u64) as usize];

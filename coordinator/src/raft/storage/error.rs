@@ -29,7 +29,7 @@ pub enum StoreError {
     },
     /// The directory was used before, but its log is not there any more.
     #[error(
-        "{place}: the log is missing or empty although this directory was used before; restore it whole, or let the coordinator join anew under an id never used before with an empty directory"
+        "{place}: the log is missing or empty although this directory was used before; restore the directory whole, or remove this coordinator (tramontane cluster remove ID) and add it anew under an id never used before, with join = true and an empty directory"
     )]
     Lost {
         /// The log's file.
@@ -37,7 +37,7 @@ pub enum StoreError {
     },
     /// The file is no log, or not one that can be read.
     #[error(
-        "{place}: not an intact coordinator's log ({detail}); restore the directory whole, or let the coordinator join anew under an id never used before with an empty directory"
+        "{place}: not an intact coordinator's log ({detail}); restore the directory whole, or remove this coordinator (tramontane cluster remove ID) and add it anew under an id never used before, with join = true and an empty directory"
     )]
     Corrupt {
         /// The log's file.
@@ -88,7 +88,9 @@ pub enum StoreError {
         expected: Members,
     },
     /// A transaction failed: the disk is full or broken. Nothing of it may be promised, and nothing more is written.
-    #[error("{place}: cannot write the log: {source}; free or replace the disk and start again")]
+    #[error(
+        "{place}: cannot write the log: {source}; make room or replace the disk, and restart this coordinator"
+    )]
     Write {
         /// The log's file.
         place: String,

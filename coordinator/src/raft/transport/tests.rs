@@ -18,7 +18,7 @@ use crate::raft::storage::faulty::Disk;
 type Told = std::sync::mpsc::Receiver<Input<Ledger>>;
 
 /// Links of coordinator 1 to two peers at `address`, and what they tell the node.
-fn open(address: &str) -> Result<(PeerLinks, Told), NetError> {
+fn open(address: &str) -> Result<(PeerLinks<Ledger>, Told), NetError> {
     let members = Members::new([1, 2, 3].map(CoordinatorId)).unwrap();
     let identity = Identity::new("demo", CoordinatorId(1), members).unwrap();
     let store = LogStore::open_backend(Disk::default().open(), "disk", &identity, false).unwrap();
@@ -35,9 +35,10 @@ fn open(address: &str) -> Result<(PeerLinks, Told), NetError> {
         status: watch::channel(node.status()).1,
         state: watch::channel(Arc::new(applied)).1,
     };
-    let addresses = [2, 3].map(|id| (CoordinatorId(id), address.to_owned())).into();
+    let addresses = BTreeMap::from([2, 3].map(|id| (CoordinatorId(id), address.to_owned())));
+    let known = move |id| addresses.get(&id).cloned();
     Ok((
-        PeerLinks::open(&identity, &addresses, &net::Identity::Loopback, &handle)?,
+        PeerLinks::open(&identity, known, &net::Identity::Loopback, &handle)?,
         told,
     ))
 }

@@ -15,7 +15,7 @@ use tramontane_proto::net::{self, Listener, Traffic};
 use super::*;
 use crate::raft::driver::{Dropped, Transport};
 use crate::raft::node::Outbound;
-use crate::raft::sim::Ledger;
+use crate::raft::sim::{ADDED, Ledger};
 use crate::raft::transport::PeerLinks;
 use crate::raft::{Driver, LogStore, Members, Node, NodeOptions, ProposeError, RaftThread, Role, TICK};
 
@@ -23,7 +23,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// Links that can be cut, as a dead process's are.
 struct Cuttable {
-    links: PeerLinks,
+    links: PeerLinks<Ledger>,
     cut: Arc<AtomicBool>,
 }
 
@@ -74,7 +74,11 @@ impl Coordinator {
 }
 
 fn identity(id: CoordinatorId) -> Identity {
-    Identity::new("demo", id, Members::new((1..=3).map(CoordinatorId)).unwrap()).unwrap()
+    let first = Members::new((1..=3).map(CoordinatorId)).unwrap();
+    match id.0 {
+        1..=3 => Identity::new("demo", id, first).unwrap(),
+        _ => Identity::joining("demo", id, first).unwrap(),
+    }
 }
 
 /// Starts a coordinator on a port, or on a free one.
@@ -86,10 +90,22 @@ async fn start(
 ) -> Coordinator {
     let identity = identity(id);
     let store = LogStore::open(&directory.join(id.to_string()), &identity).unwrap();
-    let node = Node::new(store, &identity, NodeOptions::new(&identity), Ledger::default()).unwrap();
+    let options = NodeOptions {
+        checkpoint_entries: 8,
+        kept_entries: 3,
+        ..NodeOptions::new(&identity)
+    };
+    let node = Node::new(store, &identity, options, Ledger::default()).unwrap();
     let (driver, handle) = Driver::new(node, TICK);
-    let links = PeerLinks::open(&identity, addresses, &net::Identity::Loopback, &handle).unwrap();
-    let service = RaftService::server(identity, handle.clone());
+    let known = addresses.clone();
+    let links = PeerLinks::open(
+        &identity,
+        move |id| known.get(&id).cloned(),
+        &net::Identity::Loopback,
+        &handle,
+    )
+    .unwrap();
+    let service = RaftService::server(identity, handle.clone(), |_| false);
     let server = net::server(Traffic::Control).add_service(service);
     let (shut_down, told) = oneshot::channel();
     let server = tokio::spawn(async move {
@@ -134,21 +150,33 @@ async fn rebind(address: &str) -> Listener {
 
 type Cluster = BTreeMap<CoordinatorId, Coordinator>;
 
+async fn bind_any() -> Listener {
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    Listener::bind(any, &net::Identity::Loopback).await.unwrap()
+}
+
 async fn start_all(directory: &Path) -> (Cluster, BTreeMap<CoordinatorId, String>) {
+    let (cluster, addresses, _) = start_all_and_bind_one(directory).await;
+    (cluster, addresses)
+}
+
+/// Starts three; where the fourth is to be is known to all.
+async fn start_all_and_bind_one(directory: &Path) -> (Cluster, BTreeMap<CoordinatorId, String>, Listener) {
     let mut listeners = BTreeMap::new();
     for id in (1..=3).map(CoordinatorId) {
-        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        listeners.insert(id, Listener::bind(any, &net::Identity::Loopback).await.unwrap());
+        listeners.insert(id, bind_any().await);
     }
-    let addresses = listeners
+    let fourth = bind_any().await;
+    let mut addresses: BTreeMap<_, _> = listeners
         .iter()
         .map(|(id, listener)| (*id, listener.address().to_string()))
         .collect();
+    addresses.insert(CoordinatorId(4), fourth.address().to_string());
     let mut cluster = BTreeMap::new();
     for (id, listener) in listeners {
         cluster.insert(id, start(id, directory, listener, &addresses).await);
     }
-    (cluster, addresses)
+    (cluster, addresses, fourth)
 }
 
 /// Waits until these coordinators follow one leader among them.
@@ -225,6 +253,42 @@ async fn three_coordinators_agree_hand_over_and_restart() {
     assert_eq!(cluster[&third].handle.state().view, [0, 1, 2, 3, 4, 5, 6]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_is_added_far_behind_gets_a_checkpoint_over_the_wire_and_votes() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut cluster, addresses, listener) = start_all_and_bind_one(directory.path()).await;
+    let everyone: Vec<_> = cluster.keys().copied().collect();
+    let first = leader(&cluster, &everyone).await;
+    for number in 0..40 {
+        propose(&cluster, first, number).await;
+    }
+    assert!(
+        cluster[&first].handle.status().first_index > 1,
+        "the log was truncated"
+    );
+    let fourth = CoordinatorId(4);
+    let new = start(fourth, directory.path(), listener, &addresses).await;
+    propose(&cluster, first, ADDED | 4).await;
+    cluster[&first]
+        .until("it votes", |status| {
+            status.voters.contains(&fourth) && !status.joint
+        })
+        .await;
+    let status = new.handle.status();
+    assert!(
+        status.first_index > 1 && status.checkpoint_index > 0,
+        "{status:?}"
+    );
+    cluster.insert(fourth, new);
+    propose(&cluster, first, 40).await;
+    let mut state = cluster[&fourth].handle.watch_state();
+    let whole: Vec<u64> = (0..40).chain([ADDED | 4, 40]).collect();
+    timeout(SOON, state.wait_for(|state| state.view == whole))
+        .await
+        .unwrap()
+        .unwrap();
+}
+
 /// With the usual tick: whoever asks the survivors gets an answer within three seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_killed_is_replaced_within_three_seconds() {
@@ -256,6 +320,7 @@ async fn strangers_and_impostors_are_refused() {
         tag: own.tag(),
         identity: own.clone(),
         handle,
+        is_removed: Box::new(|_| false),
     };
     let envelope = |cluster: String, from, to| RaftEnvelope {
         cluster,
@@ -283,7 +348,7 @@ async fn strangers_and_impostors_are_refused() {
         (&second, envelope(other.tag(), 2, 1), "[1, 2, 4]"),
         (&second, envelope("x".repeat(1 << 20), 2, 1), "cluster"),
         (&second, envelope(own.tag(), 2, 3), "is for 3"),
-        (&second, envelope(own.tag(), 9, 1), "no peer"),
+        (&second, envelope(own.tag(), 9, 1), "needs \"coordinator-9\""),
         (&second, envelope(own.tag(), 1, 1), "no peer"),
         (&second, envelope(own.tag(), 3, 1), "coordinator-3"),
         (&named(&["worker-2"]), envelope(own.tag(), 2, 1), "worker-2"),

@@ -1,5 +1,6 @@
 //! The controller over a state that applies what it proposes.
 
+mod draining;
 mod leases;
 mod placing;
 mod random;
@@ -113,6 +114,7 @@ fn report(state: DeviceState) -> WorkerReport {
             state,
         }],
         loads: Vec::new(),
+        leaving: false,
     }
 }
 
@@ -272,7 +274,7 @@ fn assigned(effects: &[Effect]) -> Vec<(SessionId, Fence)> {
     directives(effects)
         .filter_map(|(session, directive)| match directive {
             Directive::Assign { replica, .. } => Some((session, replica.fence())),
-            Directive::Release(_) | Directive::Welcome { .. } => None,
+            Directive::Release(_) | Directive::Welcome { .. } | Directive::Leave { .. } => None,
         })
         .collect()
 }
@@ -281,7 +283,7 @@ fn released(effects: &[Effect]) -> Vec<(SessionId, Fence)> {
     directives(effects)
         .filter_map(|(session, directive)| match directive {
             Directive::Release(fence) => Some((session, *fence)),
-            Directive::Assign { .. } | Directive::Welcome { .. } => None,
+            Directive::Assign { .. } | Directive::Welcome { .. } | Directive::Leave { .. } => None,
         })
         .collect()
 }

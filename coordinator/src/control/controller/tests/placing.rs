@@ -159,6 +159,7 @@ fn foreign_checkpoints_and_draining_workers_are_not_used() {
     let drain = Command::WorkerDraining {
         worker,
         incarnation: 1,
+        force: false,
     };
     assert_eq!(cluster.state.apply(&drain), Outcome::Applied);
     cluster.join(&draining);

@@ -20,6 +20,7 @@ enum Action {
     Leads,
     Follows,
     Replan,
+    Drain { worker: u8, undo: bool, force: bool },
 }
 
 /// Wished stages and expert groups.
@@ -43,6 +44,8 @@ fn any_action() -> impl Strategy<Value = Action> {
         1 => Just(Action::Leads),
         1 => Just(Action::Follows),
         1 => Just(Action::Replan),
+        2 => (0..WORKERS, any::<bool>(), any::<bool>())
+            .prop_map(|(worker, undo, force)| Action::Drain { worker, undo, force }),
     ]
 }
 
@@ -56,6 +59,7 @@ struct Chaos {
     holds: BTreeMap<WorkerId, Fence>,
     owners: BTreeMap<SessionId, WorkerId>,
     asked: u64,
+    replans: u64,
     answered: u64,
     /// Every placement there ever was.
     placed: BTreeMap<(ReplicaId, Generation), Replica>,
@@ -73,6 +77,7 @@ impl Chaos {
             holds: BTreeMap::new(),
             owners: BTreeMap::new(),
             asked: 0,
+            replans: 0,
             answered: 0,
             placed: BTreeMap::new(),
             luck: seed | 1,
@@ -138,10 +143,10 @@ impl Chaos {
                             self.holds.remove(&worker);
                         }
                     }
-                    Directive::Welcome { .. } => {}
+                    Directive::Welcome { .. } | Directive::Leave { .. } => {}
                 }
             }
-            Effect::Answer { .. } => self.answered += 1,
+            Effect::Answer { .. } | Effect::Changed { .. } => self.answered += 1,
             Effect::Refuse { .. } => {}
         }
         Vec::new()
@@ -185,7 +190,7 @@ impl Chaos {
     }
 
     /// No device is in two replicas, there are never more than may be, and a replica that loads or serves goes on as it
-    /// is unless it lost one of its own devices or somebody asked to plan anew.
+    /// is unless it lost one of its own devices, one of its workers drains, or somebody asked to plan anew.
     fn check_replicas(
         &self,
         before: &BTreeMap<ReplicaId, ReplicaEntry>,
@@ -212,10 +217,15 @@ impl Chaos {
             }
             let own = placement.devices();
             let lost_one = lost.is_some_and(|lost| own.iter().any(|device| device.worker == *lost));
+            let workers = &self.cluster.state.workers;
+            let drains = own.iter().any(|device| {
+                let worker = workers.get(&device.worker);
+                worker.is_some_and(|worker| worker.standing.drains())
+            });
             let failed_one =
                 failed.is_some_and(|(fence, device)| *fence == placement.fence() && own.contains(device));
             assert!(
-                lost_one || failed_one || self.asked > 0,
+                lost_one || failed_one || drains || self.replans > 0,
                 "{entry:?} became {now:?} although nothing happened to it"
             );
         }
@@ -270,6 +280,12 @@ impl Chaos {
         self.feed(event, lossy);
     }
 
+    fn change(&mut self, change: Change, lossy: bool) {
+        self.asked += 1;
+        let ask = AskId(self.asked);
+        self.feed(Event::Change { ask, change }, lossy);
+    }
+
     fn act(&mut self, action: Action) {
         match action {
             Action::Join { worker, restarted } => self.join(&Self::worker(worker), restarted, true),
@@ -293,8 +309,20 @@ impl Chaos {
             Action::Follows => self.feed(Event::Follows { leader: None }, true),
             Action::Replan => {
                 self.asked += 1;
+                self.replans += 1;
                 let ask = AskId(self.asked);
                 self.feed(Event::Replan { ask }, true);
+            }
+            Action::Drain { worker, undo, force } => {
+                let worker = Self::worker(worker);
+                self.change(
+                    if undo {
+                        Change::Undrain { worker }
+                    } else {
+                        Change::Drain { worker, force }
+                    },
+                    true,
+                );
             }
         }
     }
@@ -304,6 +332,12 @@ impl Chaos {
         self.cluster.term += 1;
         let term = self.cluster.term;
         self.feed(Event::Leads { term }, false);
+        for worker in (0..WORKERS).map(Self::worker) {
+            if self.session(&worker).is_none() {
+                self.join(&worker, false, false);
+            }
+            self.change(Change::Undrain { worker }, false);
+        }
         // As long as a device that failed often may be left out.
         for _ in 0..400 {
             for worker in (0..WORKERS).map(Self::worker) {

@@ -150,12 +150,12 @@ fn a_checkpoint_from_the_leader_becomes_the_state() {
 }
 
 #[test]
-fn an_entry_that_changes_the_members_ends_a_version_that_cannot_apply_it() {
+fn a_change_of_members_of_another_version_ends_the_node() {
     let disk = Disk::default();
     let identity = identity(1, 1);
     let mut store = store(&disk, &identity);
     let mut change = entry(1, 1, 0);
-    change.set_entry_type(EntryType::EntryConfChangeV2);
+    change.set_entry_type(EntryType::EntryConfChange);
     let hard_state = raft::eraftpb::HardState {
         term: 1,
         vote: 1,
@@ -200,7 +200,7 @@ fn messages_that_no_member_may_send_are_refused() {
         ..checkpoint(b"")
     };
     let metadata = joint.snapshot.as_mut().and_then(|s| s.metadata.as_mut()).unwrap();
-    metadata.conf_state.as_mut().unwrap().voters_outgoing = vec![1];
+    metadata.conf_state.as_mut().unwrap().learners = vec![1];
     let confirms = Message {
         index: 99,
         ..message(MessageType::MsgAppendResponse, 2, 1, 1)
@@ -242,11 +242,7 @@ fn messages_that_no_member_may_send_are_refused() {
         );
     }
     let stranger = message(MessageType::MsgRequestVote, 9, 1, 5);
-    let refused = step(&mut node, &stranger).unwrap_err();
-    assert!(
-        matches!(refused, StepError::Refused(Refusal::Stranger { .. })),
-        "{refused}"
-    );
+    step(&mut node, &stranger).expect("one that is not known here may be a member");
     let many = Message {
         entries: vec![Entry::default(); 70_000],
         ..message(MessageType::MsgAppend, 2, 1, 1)
