@@ -15,6 +15,9 @@ use crate::wait::{need, until};
 /// Longest wait for a cluster to serve.
 pub const READY_WITHIN: Duration = Duration::from_secs(120);
 
+/// Longest wait for a node that was told to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(120);
+
 /// The machine is one cluster's at a time.
 static TURN: Mutex<()> = Mutex::const_new(());
 
@@ -183,6 +186,45 @@ impl Cluster {
         node.expect("it runs").kill();
     }
 
+    /// Tells a coordinator to stop, as systemd does, and waits until it has.
+    pub async fn stop_coordinator(&mut self, number: usize) {
+        let node = self.coordinators[number - 1].take();
+        stop(node.expect("it runs")).await;
+    }
+
+    /// Tells a worker to stop, as systemd does, and waits until it has; gives its log.
+    pub async fn stop_worker(&mut self, number: usize) -> String {
+        let node = self.workers[number - 1].take();
+        stop(node.expect("it runs")).await
+    }
+
+    /// From now on a coordinator can write no file, as on a full disk.
+    pub fn fill_disk_of_coordinator(&self, number: usize) {
+        self.coordinators[number - 1]
+            .as_ref()
+            .expect("it runs")
+            .limit_files(true);
+    }
+
+    /// Starts one coordinator more, which waits to be added; its number.
+    pub fn start_coordinator_to_add(&mut self) -> usize {
+        let number = self.addresses.len() + 1;
+        let host = self.plan.coordinator_host(number);
+        let mut ports = Ports::default();
+        self.addresses.push(Addresses {
+            http: ports.free(host),
+            rpc: ports.free(host),
+        });
+        self.coordinators.push(None);
+        self.start_coordinator(number);
+        number
+    }
+
+    /// Where a coordinator's peers reach it.
+    pub fn rpc_address(&self, number: usize) -> SocketAddr {
+        self.addresses[number - 1].rpc
+    }
+
     /// Stops a coordinator's process until it is resumed.
     pub fn pause_coordinator(&self, number: usize) {
         signal(self.coordinator_pid(number), "STOP");
@@ -283,4 +325,22 @@ impl Cluster {
             }
         }
     }
+}
+
+/// Tells a node to stop and waits until it has ended well; gives its log.
+async fn stop(mut node: Node) -> String {
+    node.terminate();
+    let ended = until(
+        "the end of a node that was told to stop",
+        STOP_WITHIN,
+        async || node.ended().ok_or("it still runs".to_owned()),
+    )
+    .await;
+    assert!(
+        ended.success(),
+        "{} ended with {ended}:\n{}",
+        node.name,
+        node.tail()
+    );
+    node.log()
 }

@@ -176,7 +176,11 @@ pub fn write_coordinator(dir: &Path, plan: &Plan, all: &[Addresses], number: usi
         "id = {number}\ncluster = \"tests\"\ndata_dir = {name:?}\njoin_token_file = \"join-token\"\n\
          http.listen = \"{http}\"\nrpc.listen = \"{rpc}\"\nmodel = {{ dir = {model:?}, name = {MODEL:?} }}\n"
     );
-    let members = all.iter().zip(1..);
+    let first = usize::try_from(plan.coordinators).expect("few coordinators");
+    if number > first {
+        text += "join = true\n";
+    }
+    let members = all[..first].iter().zip(1..);
     let members = members.map(|(member, id)| format!("{{ id = {id}, address = \"{}\" }}", member.rpc));
     let members: Vec<String> = members.collect();
     text += &format!("initial_members = [{}]\n", members.join(", "));

@@ -51,8 +51,11 @@ impl Node {
             .append(true)
             .open(&log)
             .expect("a log");
-        let mut command = Command::new(program());
+        // A limit on the size of files, which tests set, is to be an error and no end.
+        let mut command = Command::new("env");
         command
+            .arg("--ignore-signal=XFSZ")
+            .arg(program())
             .args([role, "--until-stdin-closes", "--config"])
             .arg(config)
             .env("LP_NUM_THREADS", threads.to_string())
@@ -83,6 +86,23 @@ impl Node {
     pub fn kill(&mut self) {
         self.child.kill().expect("a child can be killed");
         self.child.wait().expect("a child can be waited for");
+    }
+
+    /// From now on it can write no file, or as it likes again.
+    pub fn limit_files(&self, limited: bool) {
+        let limit = if limited { "--fsize=1" } else { "--fsize=unlimited" };
+        let pid = self.pid().to_string();
+        let done = Command::new("prlimit").args(["--pid", &pid, limit]).status();
+        assert!(
+            done.is_ok_and(|status| status.success()),
+            "{} cannot be limited",
+            self.name
+        );
+    }
+
+    /// Tells it to stop, as systemd does.
+    pub fn terminate(&self) {
+        signal(self.pid(), "TERM");
     }
 
     /// All that it said.

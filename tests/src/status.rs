@@ -11,6 +11,8 @@ pub struct Status {
     pub term: u64,
     /// Coordinators and workers.
     pub nodes: Vec<Node>,
+    /// The coordinators as raft has them.
+    pub members: Vec<Member>,
     /// The placement map.
     pub replicas: Vec<Replica>,
     /// How many are wanted; absent: as many as fit.
@@ -21,6 +23,19 @@ pub struct Status {
     pub replicas_short: Option<String>,
     /// Why nothing serves.
     pub missing: Option<String>,
+}
+
+/// A coordinator's part in raft.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Member {
+    /// Its id.
+    pub id: u64,
+    /// `host:port`.
+    pub address: String,
+    /// `voter`, `learner`, `joining`, `leaving` or `removed`.
+    pub part: String,
+    /// Whether the leader hears from it.
+    pub active: bool,
 }
 
 /// A coordinator or a worker.

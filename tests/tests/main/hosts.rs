@@ -52,13 +52,18 @@ async fn ask_without_certificate(address: &str, ca: &Path) -> Result<String, std
     Ok(answer)
 }
 
-async fn status(url: &str, ca: &Path, operator: &Path) -> tramontane_tests::process::Ran {
-    let file = |ending: &str| operator.join(format!("operator.{ending}")).display().to_string();
+/// Runs a command with the certificate of `name` that lies in `dir`.
+async fn command(
+    arguments: &[&str],
+    url: &str,
+    ca: &Path,
+    dir: &Path,
+    name: &str,
+) -> tramontane_tests::process::Ran {
+    let file = |ending: &str| dir.join(format!("{name}.{ending}")).display().to_string();
     let ca = ca.display().to_string();
     let (certificate, key) = (file("pem"), file("key"));
-    let arguments = [
-        "status",
-        "--json",
+    let who = [
         "--url",
         url,
         "--ca",
@@ -68,7 +73,11 @@ async fn status(url: &str, ca: &Path, operator: &Path) -> tramontane_tests::proc
         "--key",
         &key,
     ];
-    tramontane(arguments, WITHIN).await
+    tramontane(arguments.iter().chain(&who), WITHIN).await
+}
+
+async fn status(url: &str, ca: &Path, operator: &Path) -> tramontane_tests::process::Ran {
+    command(&["status", "--json"], url, ca, operator, "operator").await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -101,6 +110,14 @@ async fn hosts_with_certificates_serve_those_who_have_one_and_nobody_else() {
     hosts.sort_unstable();
     assert_eq!(hosts, ["127.0.1.1", "127.0.2.1", "127.0.2.2"]);
     seen.serving().expect("it serves");
+
+    // Operators change the cluster, nodes do not.
+    let undo = ["drain", "worker-2", "--undo"];
+    let ran = command(&undo, &url, &ca, &ours, "operator").await;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let ran = command(&undo, &url, &ca, &ours, "worker-1").await;
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("only coordinators and"), "{ran:?}");
 
     let refused = ask_without_certificate(&address, &ca).await;
     assert!(refused.is_err(), "served without a certificate: {refused:?}");

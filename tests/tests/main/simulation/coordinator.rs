@@ -403,7 +403,7 @@ impl World {
                 Effect::Refuse { session, error: why } | Effect::EndSession { session, why } => {
                     self.end_session(id, running, session, &why);
                 }
-                Effect::Answer { .. } => {}
+                Effect::Answer { .. } | Effect::Changed { .. } => {}
             }
         }
     }

@@ -136,6 +136,7 @@ impl Running {
         WorkerReport {
             devices: vec![self.device.report()],
             loads: self.heads.values().map(Head::load).collect(),
+            leaving: false,
         }
     }
 }
@@ -333,6 +334,7 @@ impl World {
                 running.device.release(fence);
                 self.report_now(number, running);
             }
+            Directive::Leave { .. } => {}
         }
     }
 
