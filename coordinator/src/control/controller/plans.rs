@@ -46,7 +46,7 @@ impl Plans {
             version: turn.state.version,
             epoch: around.members.epoch,
             leaving: around.members.leaving(turn.now, around.proposals),
-            out: failures.left_out(turn.now),
+            out: failures.left_out(turn.now, turn.state),
             paused: failures.paused(turn.now),
         };
         if let Some((made_of, verdict)) = self.0.get(&id)
