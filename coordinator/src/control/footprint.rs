@@ -180,6 +180,8 @@ impl DeviceUsage {
 
 /// What a placement asks of each device that takes part, standbys included. Saturates instead of overflowing.
 pub fn usage(footprint: &ModelFootprint, replica: &Replica) -> BTreeMap<DeviceRef, DeviceUsage> {
+    #[cfg(feature = "deliberate-bugs")]
+    let footprint = &without_scratch(footprint);
     let mut devices: BTreeMap<DeviceRef, DeviceUsage> = BTreeMap::new();
     let tokens = u64::from(replica.kv.blocks).saturating_mul(u64::from(replica.kv.block_tokens));
     let last = replica.stages.len().saturating_sub(1);
@@ -216,6 +218,16 @@ pub fn usage(footprint: &ModelFootprint, replica: &Replica) -> BTreeMap<DeviceRe
         }
     }
     devices
+}
+
+/// The footprint, or one without scratch if that fault is planted.
+#[cfg(feature = "deliberate-bugs")]
+fn without_scratch(footprint: &ModelFootprint) -> ModelFootprint {
+    let mut footprint = footprint.clone();
+    if tramontane_sim::bugs::on(tramontane_sim::bugs::Bug::OverfilledDevice) {
+        footprint.scratch = ScratchModel::default();
+    }
+    footprint
 }
 
 /// What a device has, in bytes.

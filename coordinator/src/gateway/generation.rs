@@ -227,6 +227,7 @@ impl Run {
         self.account.attempt(target.fence, submission.attempt);
         let heads = Arc::clone(&self.shared.heads);
         let mut stream = tokio::select! {
+            biased;
             answer = heads.generate(&target.address, submission) => match answer {
                 Ok(stream) => stream,
                 Err(error) => return Self::refused(error),
@@ -277,6 +278,8 @@ impl Run {
     async fn follow(&mut self, target: &Target, stream: &mut HeadStream) -> Attempted {
         loop {
             let update = tokio::select! {
+                // What has come is taken in before its generation is given up.
+                biased;
                 update = stream.next() => update,
                 gone = superseded(&mut self.routes, target.fence) => return gone,
             };
@@ -294,7 +297,10 @@ impl Run {
 
     /// Takes in one update; returns how the attempt came out if that was its end.
     async fn take(&mut self, fence: Fence, update: GenerateUpdate) -> Option<Attempted> {
-        if update.fence != fence || update.attempt < self.journal.attempt() {
+        let is_stale = update.attempt < self.journal.attempt();
+        #[cfg(feature = "deliberate-bugs")]
+        let is_stale = is_stale && !tramontane_sim::bugs::on(tramontane_sim::bugs::Bug::LostAttemptFencing);
+        if update.fence != fence || is_stale {
             telemetry::stale();
             return None;
         }

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use tramontane_model::ids::{RequestId, TraceId};
 use tramontane_model::sampling::SamplingParams;
+#[cfg(feature = "deliberate-bugs")]
+use tramontane_sim::bugs::{Bug, on};
 
 /// What a client asked to have generated: never changes once accepted.
 #[derive(Clone, Debug, PartialEq)]
@@ -138,6 +140,10 @@ impl Journal {
 
     /// Begins the next attempt and returns its number: from here on tokens of older ones are stale.
     pub fn begin_attempt(&mut self) -> u32 {
+        #[cfg(feature = "deliberate-bugs")]
+        if on(Bug::JournalOffByOne) {
+            self.emitted.pop();
+        }
         self.attempt = self.attempt.saturating_add(1);
         self.attempt
     }
@@ -198,6 +204,12 @@ impl Journal {
     /// Takes in a token that a head reported.
     pub fn record(&mut self, attempt: u32, index: u32, token: u32) -> Result<Verdict, JournalError> {
         let request = self.request.id;
+        #[cfg(feature = "deliberate-bugs")]
+        let attempt = if on(Bug::LostAttemptFencing) {
+            self.attempt
+        } else {
+            attempt
+        };
         if self.is_stale(attempt)? {
             return Ok(Verdict::Stale);
         }

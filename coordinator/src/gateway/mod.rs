@@ -144,6 +144,14 @@ impl Gateway {
         }
     }
 
+    /// The same gateway, following routes from elsewhere.
+    pub fn following(&self, routes: watch::Receiver<Arc<Routes>>) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            routes,
+        }
+    }
+
     /// The limits.
     pub fn options(&self) -> &GatewayOptions {
         &self.shared.options

@@ -8,7 +8,7 @@ mod announce;
 mod lead;
 mod loads;
 mod model;
-mod routes;
+pub mod routes;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

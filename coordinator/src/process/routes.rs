@@ -10,7 +10,7 @@ use crate::control::state::{ClusterState, Phase, ReplicaEntry};
 use crate::gateway::{NotServing, Route, Routes};
 
 /// The routes of a state; `progress` is what this coordinator knows of devices that load.
-pub(super) fn routes(state: &ClusterState, progress: &BTreeMap<Fence, Progress>) -> Arc<Routes> {
+pub fn routes(state: &ClusterState, progress: &BTreeMap<Fence, Progress>) -> Arc<Routes> {
     let replicas = state.replicas.values().filter_map(|entry| {
         let fence = entry.placement()?.fence();
         let head = entry.serving().and_then(|placement| placement.head());

@@ -22,4 +22,5 @@ mod placements;
 mod prompts;
 mod replicas;
 mod schemathesis;
+mod simulation;
 mod workers;

@@ -19,8 +19,9 @@ use tramontane_proto::{ExpertResults, ExpertWork};
 use super::DeviceError;
 use super::command::{Assignment, Command, Control, ControlCommand, StageInput, StageOutput, StepCommand};
 use super::exchange::{ExpertAnswer, ExpertReply, ExpertRequest};
+use super::fencing::serving;
 use super::inbox::{CONTROL_PLACES, EXPERT_PLACES, STEP_PLACES};
-use super::shared::{Shared, covers, place, serving, try_place};
+use super::shared::{Shared, place, try_place};
 use crate::ops::DeviceInfo;
 
 /// A device of this worker. Clones reach the same device. It ends when it is told to, or with the last handle; handles
@@ -157,17 +158,12 @@ impl DeviceHandle {
         if target.stopping {
             return Err(DeviceError::Stopped);
         }
-        if let Some(serving) = target.fence.filter(|serving| serving.replica == asked.replica) {
-            if asked.generation < serving.generation {
-                return Err(DeviceError::Outdated { asked, serving });
-            }
-            if asked == serving {
-                return Ok(());
-            }
+        if !target.is_news(asked)? {
+            return Ok(());
         }
         let place = self.control_place()?;
         let order = self.owner.shared.order.fetch_add(1, Ordering::Relaxed) + 1;
-        target.fence = Some(asked);
+        target.hold(asked);
         self.put_control(Control::Assign { assignment, order }, place)
     }
 
@@ -178,8 +174,7 @@ impl DeviceHandle {
             return Err(DeviceError::Stopped);
         }
         let place = self.control_place()?;
-        if target.fence.is_some_and(|held| covers(fence, held)) {
-            target.fence = None;
+        if target.free(fence) {
             self.owner.shared.order.fetch_add(1, Ordering::Relaxed);
         }
         self.put_control(Control::Release(fence), place)

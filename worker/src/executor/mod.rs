@@ -12,6 +12,7 @@ mod busy;
 mod command;
 mod error;
 mod exchange;
+pub mod fencing;
 mod handle;
 mod head;
 mod holder;
@@ -34,5 +35,6 @@ pub use exchange::{ExchangeError, ExchangeEvent, ExpertAnswer, ExpertExchange, E
 pub use handle::{DeviceHandle, Reply};
 pub use inbox::{ANSWER_PLACES, CONTROL_PLACES, EXPERT_PLACES, STEP_PLACES};
 pub use links::LocalLinks;
+pub use open::OpenSequence;
 pub use run::{Executor, ExecutorOptions};
 pub use thread::DeviceOptions;

@@ -17,7 +17,9 @@ use crate::ops::{AdjustedRow, Adjustment, HELD_BACK, NO_ROW, SampleParams};
 
 /// An open sequence.
 #[derive(Debug)]
-pub(super) struct OpenSequence {
+pub struct OpenSequence {
+    #[cfg(feature = "deliberate-bugs")]
+    first_position: u32,
     sampling: SamplingParams,
     prompt_tokens: u32,
     /// There if a penalty looks at the tokens.
@@ -53,6 +55,11 @@ struct Seen {
 }
 
 impl OpenSequence {
+    /// A sequence whose first chunk begins at `first_position`, held to nothing.
+    pub fn unconstrained(opening: &Opening, first_position: u32) -> Self {
+        Self::new(opening, first_position, None)
+    }
+
     /// A sequence whose first chunk begins at `first_position`.
     pub(super) fn new(opening: &Opening, first_position: u32, constraint: Option<Constraint>) -> Self {
         let Opening {
@@ -73,6 +80,8 @@ impl OpenSequence {
             }
         });
         Self {
+            #[cfg(feature = "deliberate-bugs")]
+            first_position,
             sampling: sampling.clone(),
             prompt_tokens: *prompt_tokens,
             seen,
@@ -81,7 +90,7 @@ impl OpenSequence {
     }
 
     /// Counts the rows of a chunk that are not counted yet: a step that is run again counts nothing twice.
-    pub(super) fn take_in(&mut self, chunk: &SequenceChunk) {
+    pub fn take_in(&mut self, chunk: &SequenceChunk) {
         if let Some(constraint) = &mut self.constraint {
             constraint.take_in(chunk);
         }
@@ -102,7 +111,13 @@ impl OpenSequence {
     }
 
     /// How the token at `position` is sampled, of a vocabulary of so many, from the row itself.
-    pub(super) fn params(&self, position: u32, vocab_size: u32) -> SampleParams {
+    pub fn params(&self, position: u32, vocab_size: u32) -> SampleParams {
+        #[cfg(feature = "deliberate-bugs")]
+        let position = if tramontane_sim::bugs::on(tramontane_sim::bugs::Bug::SamplerCounterReset) {
+            position - self.first_position
+        } else {
+            position
+        };
         let sampling = &self.sampling;
         SampleParams {
             seed_low: sampling.seed as u32,
@@ -167,7 +182,8 @@ impl OpenSequence {
         }
     }
 
-    fn adjustments(&self, position: u32, mask: Option<&[u32]>) -> Vec<Adjustment> {
+    /// What is done to the logits of the token at `position` beside its mask.
+    pub fn adjustments(&self, position: u32, mask: Option<&[u32]>) -> Vec<Adjustment> {
         let sampling = &self.sampling;
         let seen = self.seen.iter().flat_map(|seen| &seen.generated);
         let mut list: Vec<Adjustment> = seen

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant as TokioInstant, timeout_at};
-use tramontane_model::ids::{DeviceIndex, Fence};
-use tramontane_model::members::DeviceState;
+use tramontane_model::ids::DeviceIndex;
 
 use super::DeviceError;
 use super::busy::Busy;
+use super::fencing::Target;
 use super::inbox::{ANSWER_PLACES, CONTROL_PLACES, EXPERT_PLACES, STEP_PLACES};
 use crate::ops::DeviceInfo;
 use crate::weights::LoadProgress;
@@ -34,13 +34,6 @@ impl Default for Places {
             controls: places(CONTROL_PLACES),
         }
     }
-}
-
-/// What the device was last told to hold.
-#[derive(Debug, Default)]
-pub(super) struct Target {
-    pub(super) fence: Option<Fence>,
-    pub(super) stopping: bool,
 }
 
 /// What the handles and the thread of a device share.
@@ -85,26 +78,6 @@ impl Shared {
     pub(super) fn target(&self) -> MutexGuard<'_, Target> {
         self.target.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether a release up to `released` covers `held`.
-pub(super) fn covers(released: Fence, held: Fence) -> bool {
-    released.replica == held.replica && held.generation <= released.generation
-}
-
-/// Refuses work for `asked` unless the device serves it.
-pub(super) fn serving(state: &DeviceState, asked: Fence) -> Result<(), DeviceError> {
-    if state.fence().is_some_and(|fence| fence != asked) {
-        metrics::counter!("tramontane_fenced_messages_total").increment(1);
-    }
-    let serving = match state {
-        DeviceState::Ready { fence } if *fence == asked => return Ok(()),
-        DeviceState::Ready { fence } => format!("serves {fence}"),
-        DeviceState::Idle => "holds nothing".to_owned(),
-        DeviceState::Loading { fence, .. } => format!("is loading for {fence}"),
-        DeviceState::Failed { fence, reason } => format!("failed for {fence}: {reason}"),
-    };
-    Err(DeviceError::Fenced { asked, serving })
 }
 
 /// Reserves a place, or says that there is none.

@@ -18,9 +18,10 @@ use tramontane_proto::ExpertResults;
 
 use super::command::{Assignment, Command, Control, StageOutput, StepCommand};
 use super::exchange::{ExpertLinks, ExpertRequest};
+use super::fencing::{covers, serving};
 use super::handle::DeviceHandle;
 use super::inbox::{CAPACITY, Inbox, InboxExchange, Next};
-use super::shared::{Shared, covers, serving};
+use super::shared::Shared;
 use super::{DeviceError, Executor, ExecutorOptions};
 use crate::ops::{Backend, OpError};
 use crate::weights::{LoadWatch, ModelFiles};

@@ -141,6 +141,10 @@ impl BlockPool {
                 continue;
             };
             *holders -= 1;
+            #[cfg(feature = "deliberate-bugs")]
+            if tramontane_sim::bugs::on(tramontane_sim::bugs::Bug::DoubleFree) {
+                *holders = 0;
+            }
             if *holders > 0 {
                 continue;
             }

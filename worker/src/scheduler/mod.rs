@@ -233,6 +233,11 @@ impl Scheduler {
     /// Ends an attempt; `false` if it is not live, which a cancellation that crosses its end finds.
     pub fn cancel(&mut self, request: RequestId, attempt: u32, events: &mut Vec<Event>) -> bool {
         match self.live.get(&request) {
+            #[cfg(feature = "deliberate-bugs")]
+            Some(live) if tramontane_sim::bugs::on(tramontane_sim::bugs::Bug::LostAttemptFencing) => {
+                self.end(live.place, EndReason::Cancelled, events);
+                true
+            }
             Some(live) if live.attempt == attempt => {
                 self.end(live.place, EndReason::Cancelled, events);
                 true

@@ -290,6 +290,14 @@ impl Running {
         } else {
             (RowRole::Generated, tokens.len())
         };
+        #[cfg(feature = "deliberate-bugs")]
+        let role = if tramontane_sim::bugs::on(tramontane_sim::bugs::Bug::PrefillKernelsForEmittedRows)
+            && role_end - start > 1
+        {
+            RowRole::Given
+        } else {
+            role
+        };
         let end = role_end.min(start + max_rows);
         let scores = if scored < prompt {
             tokens[..*prompt].get(start + 1..(end + 1).min(*prompt))

@@ -187,10 +187,17 @@ impl Members {
                 Some(lease) if lease.standing == standing => continue,
                 Some(lease) => lease.standing = standing,
                 None => {
+                    let until = turn.now.after_ms(turn.lease_ms());
+                    #[cfg(feature = "deliberate-bugs")]
+                    let until = if tramontane_sim::bugs::on(tramontane_sim::bugs::Bug::StaleLease) {
+                        turn.now
+                    } else {
+                        until
+                    };
                     let lease = Lease {
                         incarnation,
                         standing,
-                        until: turn.now.after_ms(turn.lease_ms()),
+                        until,
                         pid: entry.info.pid,
                         address: entry.info.address.clone(),
                     };

@@ -115,6 +115,10 @@ impl Demand<'_> {
     /// Bytes beside experts that the owner of the layers `start..end` holds for a cache of `tokens`.
     fn owner_bytes(&self, sums: &Sums, start: usize, end: usize, tokens: u64) -> u128 {
         let mut bytes = sums.owner + u128::from(self.footprint.scratch.owner_bytes);
+        #[cfg(feature = "deliberate-bugs")]
+        if tramontane_sim::bugs::on(tramontane_sim::bugs::Bug::OverfilledDevice) {
+            bytes = sums.owner;
+        }
         bytes += sums.kv_token * u128::from(tokens);
         if start == 0 {
             bytes += u128::from(self.footprint.embedding_bytes);

@@ -37,6 +37,11 @@ impl<S: StateMachine> Node<S> {
     fn process(&mut self, effects: &mut impl Effects<S>) -> Result<(), NodeError> {
         let mut ready = self.raw.ready();
         self.send(ready.take_messages(), effects);
+        #[cfg(feature = "deliberate-bugs")]
+        if tramontane_sim::bugs::on(tramontane_sim::bugs::Bug::ApplyBeforeDurable) {
+            self.send(ready.take_persisted_messages(), effects);
+            self.apply(ready.take_committed_entries(), effects)?;
+        }
         let restored = self.persist(&ready)?;
         self.send(ready.take_persisted_messages(), effects);
         if let Some((machine, at)) = restored {
@@ -194,6 +199,12 @@ impl<S: StateMachine> Node<S> {
 fn check_kind(entry: &Entry) -> Result<(), NodeError> {
     let kind = match EntryType::from_i32(entry.entry_type) {
         Some(EntryType::EntryNormal) => return Ok(()),
+        #[cfg(feature = "deliberate-bugs")]
+        Some(EntryType::EntryConfChange | EntryType::EntryConfChangeV2)
+            if tramontane_sim::bugs::on(tramontane_sim::bugs::Bug::ConfChangeDropped) =>
+        {
+            return Ok(());
+        }
         Some(EntryType::EntryConfChange | EntryType::EntryConfChangeV2) => "a change of members",
         None => "of an unknown kind",
     };

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tramontane_model::ids::CoordinatorId;
 
+use super::Rng;
 use super::ledger::Ledger;
 use super::network::{Letter, Network, Weather};
-use super::rng::Rng;
 use crate::raft::identity::{Identity, Members};
 use crate::raft::node::{
     Effects, Node, NodeError, NodeOptions, Outbound, ProposeError, ReadError, StepError, Ticket,

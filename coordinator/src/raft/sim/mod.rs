@@ -5,8 +5,7 @@
 mod cluster;
 mod ledger;
 mod network;
-mod rng;
 mod tests;
 
 pub(crate) use self::ledger::Ledger;
-pub(crate) use self::rng::Rng;
+pub(crate) use tramontane_sim::Rng;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::rng::Rng;
+use super::Rng;
 use crate::raft::node::Outbound;
 
 /// How bad it is, in percent of messages.

@@ -10,9 +10,9 @@
 
 mod directory;
 mod error;
-#[cfg(test)]
-pub(crate) mod faulty;
 mod mirror;
+#[cfg(test)]
+mod power_cuts;
 mod records;
 #[cfg(test)]
 mod tests;
@@ -27,6 +27,8 @@ use redb::{Builder, Database, Durability, StorageBackend, WriteTransaction};
 pub use self::directory::LOG_FILE;
 pub use self::error::StoreError;
 pub use self::mirror::Position;
+#[cfg(test)]
+pub(crate) use tramontane_sim::disk as faulty;
 
 use self::mirror::Mirror;
 use self::records::{AccessError, Changes};

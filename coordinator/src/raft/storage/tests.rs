@@ -9,20 +9,20 @@ use super::*;
 use crate::raft::identity::Members;
 use crate::raft::sim::Rng;
 
-fn identity(cluster: &str, id: u64, members: &[u64]) -> Identity {
+pub(super) fn identity(cluster: &str, id: u64, members: &[u64]) -> Identity {
     let members = Members::new(members.iter().map(|id| CoordinatorId(*id))).unwrap();
     Identity::new(cluster, CoordinatorId(id), members).unwrap()
 }
 
-fn member() -> Identity {
+pub(super) fn member() -> Identity {
     identity("demo", 1, &[1, 2, 3])
 }
 
-fn open(disk: &Disk) -> Result<LogStore, StoreError> {
+pub(super) fn open(disk: &Disk) -> Result<LogStore, StoreError> {
     LogStore::open_backend(disk.open(), "disk", &member(), false)
 }
 
-fn entry(index: u64, term: u64, bytes: usize) -> Entry {
+pub(super) fn entry(index: u64, term: u64, bytes: usize) -> Entry {
     Entry {
         index,
         term,
@@ -31,11 +31,11 @@ fn entry(index: u64, term: u64, bytes: usize) -> Entry {
     }
 }
 
-fn hard_state(term: u64, vote: u64, commit: u64) -> HardState {
+pub(super) fn hard_state(term: u64, vote: u64, commit: u64) -> HardState {
     HardState { term, vote, commit }
 }
 
-fn snapshot(index: u64, term: u64, data: &[u8]) -> Snapshot {
+pub(super) fn snapshot(index: u64, term: u64, data: &[u8]) -> Snapshot {
     let members = ConfState {
         voters: vec![1, 2, 3],
         ..ConfState::default()
@@ -51,7 +51,7 @@ fn snapshot(index: u64, term: u64, data: &[u8]) -> Snapshot {
     }
 }
 
-fn append(store: &mut LogStore, entries: &[Entry], commit: u64) {
+pub(super) fn append(store: &mut LogStore, entries: &[Entry], commit: u64) {
     let hard_state = hard_state(entries[0].term, 1, commit);
     store
         .persist(&Batch {
@@ -238,6 +238,23 @@ fn a_directory_is_locked_and_remembers_that_it_had_a_log() {
         .expect("a foreign file was opened");
     assert!(matches!(foreign, StoreError::Corrupt { .. }), "{foreign}");
     assert!(foreign.to_string().contains(LOG_FILE), "{foreign}");
+}
+
+/// A loss of power while the log is made for the first time.
+#[test]
+fn half_a_new_log_is_made_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("raft.redb.new"), vec![b'x'; 10_000]).unwrap();
+    let store = LogStore::open(directory.path(), &member()).unwrap();
+    assert_eq!((store.last(), store.checkpoint_index()), (0, 0));
+    drop(store);
+    assert!(LogStore::open(directory.path(), &member()).is_ok());
+    let mut names: Vec<_> = std::fs::read_dir(directory.path())
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["raft.redb", "raft.used"]);
 }
 
 #[test]

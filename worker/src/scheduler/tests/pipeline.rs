@@ -10,25 +10,9 @@ use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::SequenceId;
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_model::step::{RowRole, SequenceChunk, StepBatch, StepResult};
+use tramontane_sim::cache::{Cache, Cell, mix, read};
 
 use crate::scheduler::SchedulerConfig;
-
-/// What a cache holds of one row.
-type Cell = (u32, RowRole);
-
-fn mix(state: u64, value: u64) -> u64 {
-    let mixed = (state ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9)
-}
-
-fn read(state: u64, stage: usize, cells: impl Iterator<Item = Cell>) -> u64 {
-    cells.fold(mix(state, stage as u64), |state, (token, role)| {
-        mix(
-            state,
-            u64::from(token) * 2 + u64::from(role == RowRole::Generated),
-        )
-    })
-}
 
 fn choose(state: u64, sampling: &SamplingParams, vocab_size: u32) -> u32 {
     ((mix(state, sampling.seed) >> 32) % u64::from(vocab_size)) as u32
@@ -72,11 +56,10 @@ pub(super) fn alone(
     emitted
 }
 
-#[derive(Default)]
 struct Stage {
     /// Steps to run, each with the state of every chunk.
     inbox: VecDeque<(StepBatch, Vec<u64>)>,
-    cache: BTreeMap<(u32, u32), Cell>,
+    cache: Cache,
 }
 
 /// What the last stage keeps of a sequence.
@@ -87,18 +70,19 @@ struct Open {
 }
 
 /// Scores what follows a chunk's rows, after all that the last stage has of the sequence.
-fn scores(config: &SchedulerConfig, stages: &[Stage], chunk: &SequenceChunk) -> Vec<SampledToken> {
-    let block_tokens = config.kv.block_tokens;
+fn scores(stages: &[Stage], chunk: &SequenceChunk) -> Vec<SampledToken> {
     let last = stages.len() - 1;
-    let cell = |position: u32| {
-        let block = chunk.block_table[(position / block_tokens) as usize];
-        stages[last].cache[&(block, position % block_tokens)]
-    };
-    let each = (chunk.first_position..).zip(&chunk.scored);
-    let scored = each.map(|(row, &token)| SampledToken {
-        token,
-        logprob: score(read(0, last, (0..=row).map(cell)), token),
-        top: vec![],
+    let scored = chunk.scored.iter().zip(1..).map(|(&token, rows)| {
+        let before = SequenceChunk {
+            tokens: chunk.tokens[..rows].to_vec(),
+            ..chunk.clone()
+        };
+        let state = stages[last].cache.read(&before, last, 0).expect("written");
+        SampledToken {
+            token,
+            logprob: score(state, token),
+            top: vec![],
+        }
     });
     scored.collect()
 }
@@ -114,7 +98,12 @@ impl Pipeline {
     pub(super) fn new(config: &SchedulerConfig, stages: usize) -> Self {
         Self {
             config: config.clone(),
-            stages: (0..stages).map(|_| Stage::default()).collect(),
+            stages: (0..stages)
+                .map(|_| Stage {
+                    inbox: VecDeque::new(),
+                    cache: Cache::new(config.kv.block_tokens),
+                })
+                .collect(),
             open: BTreeMap::new(),
             results: VecDeque::new(),
         }
@@ -139,34 +128,21 @@ impl Pipeline {
     }
 
     /// What a block of a stage's cache holds; nothing where the stage has not written.
-    pub(super) fn block(&self, stage: usize, block: u32) -> Vec<Option<(u32, RowRole)>> {
-        let cells = 0..self.config.kv.block_tokens;
-        let cache = &self.stages[stage].cache;
-        cells.map(|cell| cache.get(&(block, cell)).copied()).collect()
+    pub(super) fn block(&self, stage: usize, block: u32) -> Vec<Option<Cell>> {
+        self.stages[stage].cache.block(block)
     }
 
     /// Runs one stage's next step, if it has one.
     pub(super) fn run(&mut self, stage: usize) -> bool {
-        let block_tokens = self.config.kv.block_tokens;
         let Some((batch, mut states)) = self.stages[stage].inbox.pop_front() else {
             return false;
         };
         let cache = &mut self.stages[stage].cache;
-        let place = |chunk: &SequenceChunk, position: u32| {
-            (
-                chunk.block_table[(position / block_tokens) as usize],
-                position % block_tokens,
-            )
-        };
         for chunk in &batch.chunks {
-            for (position, &token) in (chunk.first_position..).zip(&chunk.tokens) {
-                cache.insert(place(chunk, position), (token, chunk.role));
-            }
+            cache.write(chunk);
         }
         for (chunk, state) in batch.chunks.iter().zip(&mut states) {
-            let end = chunk.first_position + chunk.tokens.len() as u32;
-            let cells = (0..end).map(|position| cache[&place(chunk, position)]);
-            *state = read(*state, stage, cells);
+            *state = cache.read(chunk, stage, *state).expect("written rows");
         }
         if stage + 1 < self.stages.len() {
             self.stages[stage + 1].inbox.push_back((batch, states));
@@ -201,7 +177,7 @@ impl Pipeline {
                     open.sampling.prompt_logprobs.is_some(),
                     "scores that nobody asked for"
                 );
-                scored.push((chunk.sequence, scores(&self.config, &self.stages, chunk)));
+                scored.push((chunk.sequence, scores(&self.stages, chunk)));
             }
             if chunk.sample {
                 let token = choose(state, &open.sampling, self.config.vocab_size);

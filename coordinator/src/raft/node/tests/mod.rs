@@ -2,6 +2,7 @@
 
 mod messages;
 mod order;
+mod power_cuts;
 
 use std::collections::BTreeMap;
 

@@ -3,11 +3,11 @@
 //! Writes since the last sync may be lost, kept or kept in part, in any combination: more than a real disk does.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::StorageBackend;
 
-use crate::raft::sim::Rng;
+use crate::Rng;
 
 #[derive(Debug)]
 enum Write {
@@ -31,21 +31,23 @@ struct State {
 
 /// The disk; survives the processes that use it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Disk(Arc<Mutex<State>>);
+pub struct Disk(Arc<Mutex<State>>);
 
 /// One process's open file on a [`Disk`].
 #[derive(Debug)]
-pub(crate) struct File {
+pub struct File {
     disk: Disk,
     epoch: u64,
 }
 
 impl Disk {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        // Nothing panics while the lock is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn open(&self) -> File {
+    /// Opens the file in the name of the running process.
+    pub fn open(&self) -> File {
         File {
             disk: self.clone(),
             epoch: self.state().epoch,
@@ -53,7 +55,7 @@ impl Disk {
     }
 
     /// Cuts the power: every open file is dead, and of the unsynced writes a random part remains.
-    pub(crate) fn crash(&self, rng: &mut Rng) {
+    pub fn crash(&self, rng: &mut Rng) {
         let state = &mut *self.state();
         state.epoch += 1;
         for write in state.unsynced.drain(..) {
@@ -74,38 +76,46 @@ impl Disk {
     }
 
     /// From now on no write may make the file longer than `bytes`.
-    pub(crate) fn set_capacity(&self, bytes: Option<u64>) {
+    pub fn set_capacity(&self, bytes: Option<u64>) {
         self.state().capacity = bytes;
     }
 
     /// After this many more writes, every write and sync fails.
-    pub(crate) fn break_after(&self, writes: u64) {
+    pub fn break_after(&self, writes: u64) {
         self.state().writes_left = Some(writes);
     }
 
-    pub(crate) fn repair(&self) {
+    /// Undoes [`Disk::set_capacity`] and [`Disk::break_after`].
+    pub fn repair(&self) {
         let state = &mut *self.state();
         (state.capacity, state.writes_left) = (None, None);
     }
 
     /// How often the disk was synced.
-    pub(crate) fn syncs(&self) -> u64 {
+    pub fn syncs(&self) -> u64 {
         self.state().syncs
     }
 
-    pub(crate) fn len(&self) -> u64 {
+    /// Bytes that survive a loss of power for certain.
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
+    pub fn len(&self) -> u64 {
         self.state().durable.len() as u64
     }
 
     /// Changes a stored byte.
-    pub(crate) fn corrupt(&self, offset: u64) {
+    pub fn corrupt(&self, offset: u64) {
         let state = &mut *self.state();
         state.durable[offset as usize] ^= 0x55;
         state.current = state.durable.clone();
     }
 
+    /// What survives a loss of power for certain.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.state().durable.clone()
+    }
+
     /// Replaces the stored bytes.
-    pub(crate) fn overwrite(&self, bytes: Vec<u8>) {
+    pub fn overwrite(&self, bytes: Vec<u8>) {
         let state = &mut *self.state();
         state.epoch += 1;
         state.unsynced.clear();

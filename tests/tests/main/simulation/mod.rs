@@ -1,0 +1,44 @@
+//! The whole cluster in one thread: the raft node and its log, the controller and the planner, the gateway and the
+//! scheduler as they are in the program, in a world that loses, repeats, delays and parts, whose disks tear, and whose
+//! processes stop and start again.
+//!
+//! What is modelled here is what joins these parts: connections, the worker's tasks, and devices that hash rows instead
+//! of computing them. `SIM_SEED=n` runs one seed; a failure prints its seed and what happened last. See docs/testing.md.
+
+mod bugs;
+mod clients;
+mod coordinator;
+mod coverage;
+mod device;
+mod faults;
+mod head;
+mod heads;
+mod history;
+mod invariants;
+mod network;
+mod runs;
+mod sampler;
+mod scenario;
+mod streams;
+mod trace;
+mod worker;
+mod world;
+
+use runs::{run_seeds, seeds, seeds_from_environment};
+
+/// Every rule of [`invariants`] holds at every moment, and all comes to rest after the last fault.
+#[test]
+fn simulation_of_500_seeds() {
+    let coverage = run_seeds(seeds(0..500));
+    println!("{coverage:?}");
+    if !seeds_from_environment() {
+        coverage.check_reached(500);
+    }
+}
+
+#[test]
+#[ignore = "takes an hour on two cores"]
+fn soak_simulation_of_20000_seeds() {
+    let coverage = run_seeds(seeds(0..20_000));
+    println!("{coverage:?}");
+}

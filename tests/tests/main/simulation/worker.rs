@@ -1,0 +1,494 @@
+//! A worker in the world: its membership, what it does for each replica, its one device, and the links between stages, as
+//! in the program (`worker/src/rpc/{session,assignments,stage}.rs`).
+
+use std::collections::BTreeMap;
+
+use tramontane_model::ids::{DeviceIndex, DeviceRef, Fence, ReplicaId, WorkerId};
+use tramontane_model::members::{DeviceInfo, WorkerInfo, WorkerReport};
+use tramontane_model::placement::Replica;
+use tramontane_proto::Directive;
+
+use super::device::{Device, Done, Refused};
+use super::head::Head;
+use super::history;
+use super::network::{ConnId, Message, Proc, Step};
+use super::scenario::HEARTBEAT_MS;
+use super::world::{Happening, World};
+
+/// Longest wait for a coordinator's welcome.
+const WELCOME_MS: u64 = 5000;
+/// First and longest pause between attempts to find the leader.
+const BACKOFF_MS: (u64, u64) = (100, 2000);
+/// How often a worker looks at its deadlines.
+const LOOK_MS: u64 = 100;
+
+#[derive(Debug)]
+pub(super) enum Timer {
+    Join,
+    Beat(ConnId),
+    Look,
+    Loaded(u64),
+    StepDone,
+    Open(Fence),
+}
+
+pub(super) struct Worker {
+    pub(super) name: WorkerId,
+    memory: u64,
+    incarnation: u64,
+    pub(super) epoch: u64,
+    pub(super) up: Option<Box<Running>>,
+}
+
+enum Session {
+    None,
+    Joining { conn: ConnId, since: u64 },
+    Member { conn: ConnId },
+}
+
+pub(super) struct Running {
+    session: Session,
+    next_coordinator: u64,
+    redirected: Option<u64>,
+    pause: u64,
+    assigned: BTreeMap<ReplicaId, Replica>,
+    pub(super) device: Device,
+    pub(super) heads: BTreeMap<ReplicaId, Head>,
+    /// To other workers: each opening of a pipeline has links of its own, which are never mended.
+    links: BTreeMap<(usize, u64), Link>,
+    /// Links of others that end here.
+    incoming: BTreeMap<ConnId, Pipeline>,
+}
+
+/// One opening of a pipeline.
+#[derive(Clone, Copy)]
+struct Pipeline {
+    fence: Fence,
+    run: u64,
+    /// The worker whose scheduler feeds it.
+    head: usize,
+}
+
+struct Link {
+    pipeline: Pipeline,
+    /// None once it broke.
+    conn: Option<ConnId>,
+}
+
+/// What carries word of a loss: not a part of any pipeline.
+const CONTROL: u64 = 0;
+
+impl Worker {
+    pub(super) fn new(number: usize, memory: u64) -> Self {
+        Self {
+            name: WorkerId::new(&format!("w{number}")).expect("a name"),
+            memory,
+            incarnation: 0,
+            epoch: 0,
+            up: None,
+        }
+    }
+
+    fn info(&self) -> WorkerInfo {
+        WorkerInfo {
+            worker: self.name.clone(),
+            incarnation: self.incarnation,
+            address: format!("{}:1", self.name),
+            pid: 1,
+            version: "0".to_owned(),
+            model_fingerprint: [7; 32],
+            devices: vec![DeviceInfo {
+                index: DeviceIndex(0),
+                adapter: "hash".to_owned(),
+                driver: "1".to_owned(),
+                kind: "hash".to_owned(),
+                memory_bytes: self.memory,
+                max_binding_bytes: 1 << 20,
+            }],
+        }
+    }
+
+    pub(super) fn device(&self) -> DeviceRef {
+        DeviceRef {
+            worker: self.name.clone(),
+            device: DeviceIndex(0),
+        }
+    }
+}
+
+fn number_of(worker: &WorkerId) -> usize {
+    worker
+        .as_str()
+        .trim_start_matches('w')
+        .parse()
+        .expect("a worker's number")
+}
+
+fn uses(replica: &Replica, number: usize) -> bool {
+    replica
+        .devices()
+        .iter()
+        .any(|device| number_of(&device.worker) == number)
+}
+
+impl Running {
+    fn report(&self) -> WorkerReport {
+        WorkerReport {
+            devices: vec![self.device.report()],
+            loads: self.heads.values().map(Head::load).collect(),
+        }
+    }
+}
+
+impl World {
+    pub(super) fn timer(&mut self, number: usize, milliseconds: u64, timer: Timer) {
+        let epoch = self.workers[number].epoch;
+        self.after(milliseconds, Happening::Worker { number, epoch, timer });
+    }
+
+    pub(super) fn start_worker(&mut self, number: usize) {
+        let incarnation = self.rng.next();
+        let worker = &mut self.workers[number];
+        worker.epoch += 1;
+        worker.incarnation = incarnation;
+        worker.up = Some(Box::new(Running {
+            session: Session::None,
+            next_coordinator: number as u64,
+            redirected: None,
+            pause: BACKOFF_MS.0,
+            assigned: BTreeMap::new(),
+            device: Device::new(),
+            heads: BTreeMap::new(),
+            links: BTreeMap::new(),
+            incoming: BTreeMap::new(),
+        }));
+        let now = self.now;
+        self.trace.add(now, || format!("worker {number} starts"));
+        let soon = 1 + self.rng.below(100);
+        self.timer(number, soon, Timer::Join);
+        self.timer(number, LOOK_MS, Timer::Look);
+    }
+
+    pub(super) fn crash_worker(&mut self, number: usize) {
+        let worker = &mut self.workers[number];
+        if worker.up.take().is_none() {
+            return;
+        }
+        worker.epoch += 1;
+        self.coverage.restarts += 1;
+        self.after_crash(Proc::Worker(number));
+    }
+
+    fn with_worker(&mut self, number: usize, act: impl FnOnce(&mut Self, &mut Running)) {
+        let Some(mut running) = self.workers[number].up.take() else {
+            return;
+        };
+        act(self, &mut running);
+        self.workers[number].up = Some(running);
+    }
+
+    pub(super) fn worker_timer(&mut self, number: usize, timer: Timer) {
+        self.with_worker(number, |world, running| match timer {
+            Timer::Join => world.join(number, running),
+            Timer::Beat(conn) => {
+                if let Session::Member { conn: current } = running.session
+                    && current == conn
+                {
+                    world.send(conn, Proc::Worker(number), Message::Report(running.report()));
+                    world.timer(number, HEARTBEAT_MS, Timer::Beat(conn));
+                }
+            }
+            Timer::Look => {
+                world.head_elapsed(number, running);
+                if let Session::Joining { conn, since } = running.session
+                    && world.now >= since + WELCOME_MS
+                {
+                    world.hang_up(conn, Proc::Worker(number));
+                    world.join_again(number, running);
+                }
+                world.timer(number, LOOK_MS, Timer::Look);
+            }
+            Timer::Loaded(order) => {
+                if let Some(fence) = running.device.loaded(order) {
+                    let device = world.workers[number].device();
+                    history::with(|history| history.ready.insert((device, fence)));
+                    world.report_now(number, running);
+                }
+            }
+            Timer::StepDone => world.step_done(number, running),
+            Timer::Open(fence) => world.open_pipeline(number, running, fence),
+        });
+    }
+
+    fn report_now(&mut self, number: usize, running: &Running) {
+        if let Session::Member { conn } = running.session {
+            self.send(conn, Proc::Worker(number), Message::Report(running.report()));
+        }
+    }
+
+    fn join(&mut self, number: usize, running: &mut Running) {
+        let coordinators = self.scenario.coordinators;
+        let to = running.redirected.take().unwrap_or_else(|| {
+            running.next_coordinator += 1;
+            1 + running.next_coordinator % coordinators
+        });
+        let conn = self.connect(Proc::Worker(number), Proc::Coordinator(to));
+        running.session = Session::Joining {
+            conn,
+            since: self.now,
+        };
+        let info = self.workers[number].info();
+        self.send(conn, Proc::Worker(number), Message::Join(info));
+    }
+
+    fn join_again(&mut self, number: usize, running: &mut Running) {
+        running.session = Session::None;
+        let pause = running.pause;
+        running.pause = (pause * 2).min(BACKOFF_MS.1);
+        let pause = if running.redirected.is_some() { 1 } else { pause };
+        self.timer(number, pause, Timer::Join);
+    }
+
+    pub(super) fn worker_message(&mut self, number: usize, conn: ConnId, message: Message) {
+        self.with_worker(number, |world, running| match message {
+            Message::Directive(directive) => world.directed(number, running, conn, directive),
+            Message::SessionOver(leader) => {
+                world.hang_up(conn, Proc::Worker(number));
+                running.redirected = leader;
+                world.session_closed(number, running, conn);
+            }
+            Message::Submit(submission) => world.submitted(number, running, conn, *submission),
+            Message::Step(step) => {
+                let (fence, run, head) = (step.batch.fence, step.run, step.head);
+                running.incoming.insert(conn, Pipeline { fence, run, head });
+                world.enqueue_step(number, running, *step);
+            }
+            Message::Result { run, result } => {
+                let (fence, head) = (result.fence, number);
+                running.incoming.insert(conn, Pipeline { fence, run, head });
+                world.result(number, running, run, result);
+            }
+            Message::Down { fence, run } => {
+                let head = running.heads.get(&fence.replica);
+                if head.is_some_and(|head| head.fence == fence && head.run == Some(run)) {
+                    world.lose_pipeline(number, running, fence);
+                }
+            }
+            Message::Join(_)
+            | Message::Report(_)
+            | Message::Accepted
+            | Message::Broken(_)
+            | Message::Update(_) => unreachable!("not for workers: {message:?}"),
+        });
+    }
+
+    pub(super) fn worker_closed(&mut self, number: usize, conn: ConnId) {
+        self.with_worker(number, |world, running| {
+            world.session_closed(number, running, conn);
+            world.left(number, running, conn);
+            let mut lost = running.incoming.remove(&conn);
+            for (&(_, run), link) in &mut running.links {
+                if link.conn == Some(conn) {
+                    link.conn = None;
+                    lost = Some(link.pipeline).filter(|_| run != CONTROL);
+                }
+            }
+            if let Some(Pipeline { fence, run, head }) = lost {
+                world.down(number, running, head, fence, run);
+            }
+        });
+    }
+
+    fn session_closed(&mut self, number: usize, running: &mut Running, closed: ConnId) {
+        let current = match running.session {
+            Session::None => return,
+            Session::Joining { conn, .. } | Session::Member { conn } => conn,
+        };
+        if current == closed {
+            self.join_again(number, running);
+        }
+    }
+
+    fn directed(&mut self, number: usize, running: &mut Running, conn: ConnId, directive: Directive) {
+        let is_current = match running.session {
+            Session::None => false,
+            Session::Joining { conn: current, .. } | Session::Member { conn: current } => current == conn,
+        };
+        if !is_current {
+            return;
+        }
+        match directive {
+            Directive::Welcome { .. } => {
+                running.session = Session::Member { conn };
+                running.pause = BACKOFF_MS.0;
+                self.report_now(number, running);
+                self.timer(number, HEARTBEAT_MS, Timer::Beat(conn));
+            }
+            Directive::Assign { replica, .. } => self.assign(number, running, replica),
+            Directive::Release(fence) => {
+                let held = running.assigned.get(&fence.replica);
+                if held.is_some_and(|held| held.generation <= fence.generation) {
+                    self.unassign(number, running, fence.replica);
+                }
+                running.device.release(fence);
+                self.report_now(number, running);
+            }
+        }
+    }
+
+    fn assign(&mut self, number: usize, running: &mut Running, replica: Replica) {
+        let fence = replica.fence();
+        if let Some(current) = running.assigned.get(&replica.id) {
+            if current.generation > replica.generation {
+                self.coverage.stale_steps += 1;
+                return;
+            }
+            if *current == replica {
+                return;
+            }
+        }
+        self.unassign(number, running, replica.id);
+        let now = self.now;
+        self.trace
+            .add(now, || format!("worker {number} is assigned {fence}"));
+        if !uses(&replica, number) {
+            running.device.release(fence);
+            return;
+        }
+        let own = |stage: &tramontane_model::placement::Stage| number_of(&stage.owner.worker) == number;
+        let stage = replica.stages.iter().position(own);
+        match running.device.assign(&replica, stage) {
+            Ok(true) => {
+                let order = running.device.order;
+                let takes = 50 + self.rng.below(500);
+                self.timer(number, takes, Timer::Loaded(order));
+            }
+            Ok(false) => {}
+            // The whole assignment is not followed.
+            Err(_) => return,
+        }
+        if stage == Some(0) {
+            self.new_head(number, running, &replica);
+        }
+        running.assigned.insert(replica.id, replica);
+        self.report_now(number, running);
+    }
+
+    fn unassign(&mut self, number: usize, running: &mut Running, replica: ReplicaId) {
+        if running.assigned.remove(&replica).is_some() {
+            self.end_head(number, running, replica);
+        }
+    }
+
+    /// Sends over a pipeline's link to another worker; what is lost with a link stays lost.
+    fn link(
+        &mut self,
+        number: usize,
+        running: &mut Running,
+        to: usize,
+        pipeline: Pipeline,
+        message: Message,
+    ) {
+        let (own, other) = (Proc::Worker(number), Proc::Worker(to));
+        let conn = match running.links.get(&(to, pipeline.run)) {
+            Some(link) if link.conn.is_some() || pipeline.run != CONTROL => link.conn,
+            Some(_) | None => Some(self.connect(own, other)),
+        };
+        running.links.insert((to, pipeline.run), Link { pipeline, conn });
+        if let Some(conn) = conn {
+            self.send(conn, own, message);
+        }
+    }
+
+    /// A step reaches the device of one of its stages.
+    pub(super) fn enqueue_step(&mut self, number: usize, running: &mut Running, step: Step) {
+        running.device.steps.push_back(step);
+        self.next_step(number, running);
+    }
+
+    fn next_step(&mut self, number: usize, running: &mut Running) {
+        while !running.device.is_busy {
+            let Some(step) = running.device.steps.pop_front() else {
+                return;
+            };
+            let (fence, run, head) = (step.batch.fence, step.run, step.head);
+            match running.device.run(step) {
+                Ok(Some(done)) => {
+                    running.device.is_busy = true;
+                    running.device.running = Some(done);
+                    let slow = !self.healed && self.rng.chance(1);
+                    let takes = if slow { 300 } else { 2 + self.rng.below(30) };
+                    self.timer(number, takes, Timer::StepDone);
+                }
+                Ok(None) => self.coverage.stale_steps += 1,
+                Err(Refused::Violation(violation)) => self.check(Err(violation)),
+                Err(Refused::Fenced) => {
+                    self.coverage.stale_steps += 1;
+                    self.down(number, running, head, fence, run);
+                }
+            }
+        }
+    }
+
+    fn down(&mut self, number: usize, running: &mut Running, head: usize, fence: Fence, run: u64) {
+        if head != number {
+            let pipeline = Pipeline {
+                fence,
+                run: CONTROL,
+                head,
+            };
+            return self.link(number, running, head, pipeline, Message::Down { fence, run });
+        }
+        let own = running.heads.get(&fence.replica);
+        if own.is_some_and(|own| own.fence == fence && own.run == Some(run)) {
+            self.lose_pipeline(number, running, fence);
+        }
+    }
+
+    fn step_done(&mut self, number: usize, running: &mut Running) {
+        running.device.is_busy = false;
+        match running.device.running.take() {
+            Some(Done::Sampled { run, head, result }) if head == number => {
+                self.result(number, running, run, result);
+            }
+            Some(Done::Sampled { run, head, result }) => {
+                let fence = result.fence;
+                let pipeline = Pipeline { fence, run, head };
+                self.link(number, running, head, pipeline, Message::Result { run, result });
+            }
+            Some(Done::Forward(step)) => self.forward(number, running, *step),
+            None => {}
+        }
+        self.next_step(number, running);
+    }
+
+    fn forward(&mut self, number: usize, running: &mut Running, step: Step) {
+        let replica = running.assigned.get(&step.batch.fence.replica);
+        let replica = replica.filter(|replica| replica.fence() == step.batch.fence);
+        let Some(next) = replica.and_then(|replica| replica.stages.get(step.stage)) else {
+            // The placement is gone: so are its links.
+            let (fence, run, head) = (step.batch.fence, step.run, step.head);
+            return self.down(number, running, head, fence, run);
+        };
+        let to = number_of(&next.owner.worker);
+        let pipeline = Pipeline {
+            fence: step.batch.fence,
+            run: step.run,
+            head: step.head,
+        };
+        self.link(number, running, to, pipeline, Message::Step(Box::new(step)));
+    }
+
+    /// A worker's device fails.
+    pub(super) fn fail_device(&mut self, number: usize) {
+        self.with_worker(number, |world, running| {
+            if running.device.fail() {
+                let now = world.now;
+                world
+                    .trace
+                    .add(now, || format!("the device of worker {number} fails"));
+                world.report_now(number, running);
+            }
+        });
+    }
+}
