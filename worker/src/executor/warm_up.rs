@@ -16,13 +16,11 @@ use super::run::Executor;
 use super::{DeviceError, ExchangeError, ExchangeEvent, ExpertExchange, StageInput};
 use crate::ops::Backend;
 
-/// Prompt rows of the first steps: kernels that take several rows at once are met too, and those that take many. Without
-/// them the first stream that comes back after a loss would wait for them.
-const FEW_ROWS: u32 = 5;
-const MANY_ROWS: u32 = 12;
+/// Prompt rows of the first step: kernels that take several rows at once are met too.
+const GIVEN_ROWS: u32 = 5;
 
 impl<D: Backend> Executor<D> {
-    /// Runs what the device is placed for once: steps of prompt rows, a step of an emitted row, and experts for others.
+    /// Runs what the device is placed for once: a step of prompt rows, a step of an emitted row, and experts for others.
     /// Other devices are not asked for theirs.
     pub fn warm_up(&mut self) -> Result<(), DeviceError> {
         let deadline = Instant::now() + self.timeout();
@@ -54,22 +52,20 @@ impl<D: Backend> Executor<D> {
         let placed = self.placed()?;
         let slice = placed.stage.as_ref().map(|stage| &stage.slice);
         let batches = slice.map(|slice| {
-            let given = |rows: u32| rows.min(slice.kv.block_tokens).min(placed.capacity.rows);
+            let given = GIVEN_ROWS.min(slice.kv.block_tokens).min(placed.capacity.rows);
             let batch = |step, chunks, closed| StepBatch {
                 fence: placed.fence,
                 step: StepId(step),
                 chunks,
                 closed,
             };
-            let [many, few, emitted] = [0, 1, 2].map(|back| SequenceId(u64::MAX - back));
-            let prompt = |sequence, rows| vec![chunk(sequence, RowRole::Given, given(rows))];
+            let (prompt, emitted) = (SequenceId(u64::MAX), SequenceId(u64::MAX - 1));
             vec![
-                batch(u64::MAX - 3, prompt(many, MANY_ROWS), vec![]),
-                batch(u64::MAX - 2, prompt(few, FEW_ROWS), vec![many]),
+                batch(u64::MAX - 2, vec![chunk(prompt, RowRole::Given, given)], vec![]),
                 batch(
                     u64::MAX - 1,
                     vec![chunk(emitted, RowRole::Generated, 1)],
-                    vec![few],
+                    vec![prompt],
                 ),
                 batch(u64::MAX, vec![], vec![emitted]),
             ]
