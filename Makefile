@@ -8,7 +8,7 @@ SHOWN := $(if $(findstring nextest,$(TEST)),--no-capture)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TRAMONTANE := $(TARGET)/release/tramontane
 
-.PHONY: build test soak lint proto vulkan cargo demo bench bench-serving
+.PHONY: build test soak chaos lint proto vulkan cargo demo bench bench-serving bench-failover
 
 build: cargo
 	$(CARGO) build --release --locked -p tramontane
@@ -18,10 +18,18 @@ test: vulkan build
 	@tests/clients/install.sh $(TARGET)
 	$(CARGO) $(TEST) --release --locked --workspace
 
-# What takes minutes: 200 streams at once, and generated requests to every route. docs/soak.md has results.
+# What takes minutes: 200 streams at once, generated requests to every route, processes that are killed. docs/soak.md has
+# results.
 soak: vulkan build
 	@tests/clients/install.sh $(TARGET) soak
 	$(CARGO) $(TEST) --release --locked --workspace $(SHOWN) soak_ -- --ignored
+
+# Kills processes of a live cluster under load for so many minutes, and compares every answer with an undisturbed run:
+# make chaos MINUTES=5 SEED=7. docs/reliability.md says what it does.
+chaos: export MINUTES := $(MINUTES)
+chaos: export SEED := $(SEED)
+chaos: vulkan build
+	$(CARGO) test --release --locked --workspace --test main chaos_for_as_long -- --ignored --nocapture
 
 lint: cargo
 	$(CARGO) fmt --all --check
@@ -39,6 +47,10 @@ bench: vulkan build
 # Running streams beside long prompts, and prompts that begin alike, with and without the prefix cache.
 bench-serving: vulkan build
 	@TRAMONTANE=$(TRAMONTANE) deploy/bench-serving.sh
+
+# How long eight streams are silent when a worker is killed, with a standby and without.
+bench-failover: vulkan build
+	$(CARGO) test --release --locked --workspace --test main bench_silence -- --ignored --nocapture --test-threads 1
 
 # Writes proto/src/generated.rs anew from proto/cluster/v1/*.proto.
 proto: cargo

@@ -278,8 +278,19 @@ impl Cluster {
     fn room_for_worker(&mut self, number: usize) {
         self.workers.push(None);
         let mut ports = Ports::default();
-        self.worker_metrics
-            .push(ports.free(self.plan.worker_host(number)));
+        // Coordinators may not listen yet.
+        let is_taken = |address: &SocketAddr| {
+            let mut coordinators = self.addresses.iter();
+            coordinators.any(|one| [one.http, one.rpc].contains(address))
+                || self.worker_metrics.contains(address)
+        };
+        let address = loop {
+            let address = ports.free(self.plan.worker_host(number));
+            if !is_taken(&address) {
+                break address;
+            }
+        };
+        self.worker_metrics.push(address);
     }
 
     /// The sum of a metric over every worker that runs and over its labels; nothing if none has it.

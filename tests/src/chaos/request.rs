@@ -16,7 +16,7 @@ impl Numbers {
     }
 
     /// The next one (splitmix64).
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -27,7 +27,7 @@ impl Numbers {
     /// The next one below a limit.
     pub fn below(&mut self, limit: usize) -> usize {
         let limit = u64::try_from(limit).expect("a count");
-        usize::try_from(self.next() % limit).expect("below a count")
+        usize::try_from(self.draw() % limit).expect("below a count")
     }
 }
 
@@ -137,7 +137,7 @@ impl Requests {
         };
         body["return_tokens_as_token_ids"] = json!(true);
         if kind == "seeded sampling" {
-            body["seed"] = json!(numbers.next() >> 1);
+            body["seed"] = json!(numbers.draw() >> 1);
         }
         if streams {
             body["stream"] = json!(true);

@@ -26,8 +26,9 @@ const SILENT_DEADLINE: Duration = Duration::from_millis(500);
 const SILENT_FOR: Duration = Duration::from_secs(2);
 /// Bounds of the lease that a coordinator tells, in milliseconds.
 const LEASE_MS: std::ops::RangeInclusive<u32> = 30..=600_000;
-/// First and longest pause between attempts to find the leader.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// First and longest pause between attempts to find the leader. The first is far below what a leader waits for a worker
+/// whose session broke.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// Reports that may wait for a slow connection.
 const MAX_QUEUED_REPORTS: usize = 8;
 /// Bounds of what a coordinator may ask for as heartbeat, in milliseconds.

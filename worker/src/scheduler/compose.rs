@@ -15,7 +15,7 @@ use tramontane_model::ids::StepId;
 use tramontane_model::step::{SequenceChunk, StepBatch};
 
 use super::pace::StepLoad;
-use super::sequence::{Place, Running};
+use super::sequence::{Place, Request, Running};
 use super::{FlightChunk, InFlight, Scheduler};
 
 /// A step being composed.
@@ -48,7 +48,10 @@ impl Scheduler {
             return None;
         }
         let decoding = self.running.values().filter(|running| !running.is_feeding());
-        let feed_rows = self.pace.rows(decoding.count());
+        let feed_rows = match self.brings_back() {
+            true => self.config.max_prefill_rows,
+            false => self.pace.rows(decoding.count()),
+        };
         let mut plan = self.plan(feed_rows);
         if plan.chunks.is_empty() && self.in_flight.is_empty() {
             // What decodes may wait for blocks of what does not.
@@ -73,6 +76,18 @@ impl Scheduler {
             chunks: plan.chunks,
             closed: std::mem::take(&mut self.closed),
         })
+    }
+
+    /// Whether streams are to be brought back that broke off, and nobody is held up by that but others of them: the last
+    /// one goes on soonest in whole chunks.
+    fn brings_back(&self) -> bool {
+        let (feeding, decoding): (Vec<_>, Vec<_>) =
+            self.running.values().partition(|running| running.is_feeding());
+        let mut coming = feeding
+            .iter()
+            .map(|running| &running.request)
+            .chain(self.waiting.iter().map(|(_, request)| request));
+        coming.any(Request::comes_back) && decoding.iter().all(|running| running.request.comes_back())
     }
 
     /// The rows of the next step, at most so many of them other than decode rows.

@@ -144,6 +144,11 @@ impl Request {
         Some((begin as u32, tokens))
     }
 
+    /// Whether an earlier attempt was given up in the middle, here or elsewhere.
+    pub(super) fn comes_back(&self) -> bool {
+        self.attempt > 1 && self.emitted() > 0
+    }
+
     /// Takes an emitted token in and gives its index.
     pub(super) fn push(&mut self, token: u32) -> u32 {
         self.tokens.push(token);

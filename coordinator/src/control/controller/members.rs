@@ -25,8 +25,9 @@ const MAX_JOINING: usize = MAX_WORKERS + 64;
 const JOIN_DEADLINE_MS: u64 = 4500;
 /// Most lost workers that status remembers.
 const MAX_LOST: usize = 64;
-/// A broken session leaves a worker so many heartbeats to come back.
-const HEARTBEATS_AFTER_END: u64 = 2;
+/// A broken session leaves a worker one heartbeat to come back, and no less than this, in milliseconds: more than it
+/// pauses before it does.
+const MIN_GRACE_MS: u64 = 200;
 
 /// How far a worker that joins is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,7 +159,7 @@ impl Members {
         }
         self.admitted.remove(worker);
         if let Some(lease) = self.leases.get_mut(worker) {
-            let soon = turn.now.after_ms(HEARTBEATS_AFTER_END * turn.heartbeat_ms());
+            let soon = turn.now.after_ms(turn.heartbeat_ms().max(MIN_GRACE_MS));
             let earliest = self.since.after_ms(turn.lease_ms());
             lease.until = lease.until.min(soon.max(earliest));
         }

@@ -95,7 +95,7 @@ impl Basis {
             version: turn.state.version,
             epoch: around.members.epoch,
             leaving: around.members.leaving(turn.now, around.proposals),
-            out: failures.left_out(turn.now),
+            out: failures.left_out(turn.now, turn.state),
             paused: failures.paused(turn.now),
         }
     }

@@ -9,7 +9,7 @@ use tramontane_model::step::{RowRole, StepBatch};
 
 use super::world::World;
 use super::{config, prompt, submission};
-use crate::scheduler::SchedulerConfig;
+use crate::scheduler::{SchedulerConfig, Submission};
 
 const STREAMS: u128 = 8;
 const PROMPT: u128 = 99;
@@ -227,4 +227,57 @@ fn prompts_that_never_end_do_not_keep_decode_steps_from_being_measured() {
         without_prompt += u32::from(timed.now - before == 16_000);
     }
     assert!((3..=20).contains(&without_prompt), "{without_prompt} of 400");
+}
+
+/// Times after which each of the streams goes on that broke off with `emitted` tokens, while `others` run that did not.
+fn back_after(others: u128, emitted: usize) -> Vec<u64> {
+    let mut before = Timed::new(SLOW, 2, 40);
+    for stream in 0..STREAMS {
+        before
+            .world
+            .submit(submission(stream, &prompt(20), 1500))
+            .expect("accepted");
+    }
+    while (0..STREAMS).any(|stream| before.tokens(stream) < emitted) {
+        before.turn();
+    }
+    let mut timed = Timed::new(SLOW, 2, 40);
+    for stream in STREAMS..STREAMS + others {
+        timed
+            .world
+            .submit(submission(stream, &prompt(3), 1800))
+            .expect("accepted");
+    }
+    while (STREAMS..STREAMS + others).any(|stream| timed.tokens(stream) < 5) {
+        timed.turn();
+    }
+    for stream in 0..STREAMS {
+        let come_back = Submission {
+            attempt: 2,
+            emitted: before.world.clients[&RequestId(stream)].tokens[..emitted].to_vec(),
+            ..submission(stream, &prompt(20), 1500)
+        };
+        timed.world.submit(come_back).expect("accepted");
+    }
+    let (started, mut after) = (timed.now, vec![None; STREAMS as usize]);
+    while after.iter().any(Option::is_none) {
+        timed.turn();
+        for (stream, after) in (0..).zip(&mut after) {
+            if timed.tokens(stream) > emitted {
+                after.get_or_insert(timed.now - started);
+            }
+        }
+    }
+    after.into_iter().flatten().collect()
+}
+
+#[test]
+fn streams_that_broke_off_come_back_in_whole_chunks_where_nobody_else_is_held_up() {
+    let emitted = 100;
+    let last = |others| back_after(others, emitted).into_iter().max().expect("streams");
+    let rows = STREAMS as u64 * (20 + emitted as u64);
+    // Every row at its price, on each stage in turn, and what steps cost beside that.
+    let least = rows * SLOW.decode_row;
+    assert!(last(0) < least * 3 / 2, "{} for {rows} rows", last(0));
+    assert!(last(4) > least * 3 / 2, "{} beside streams that run", last(4));
 }
