@@ -122,6 +122,10 @@ impl<S: StateMachine> Node<S> {
         for entry in entries {
             let mut outcome = None;
             if let Some(change) = member_change(&entry)? {
+                #[cfg(feature = "deliberate-bugs")]
+                if tramontane_sim::bugs::on(tramontane_sim::bugs::Bug::ConfChangeDropped) {
+                    continue;
+                }
                 let now = self.raw.apply_conf_change(&change)?;
                 self.members_changed = true;
                 tracing::info!(index = entry.index, members = ?now, "the members changed");
@@ -204,12 +208,6 @@ fn member_change(entry: &Entry) -> Result<Option<ConfChangeV2>, NodeError> {
     let index = entry.index;
     let kind = match EntryType::from_i32(entry.entry_type) {
         Some(EntryType::EntryNormal) => return Ok(None),
-        #[cfg(feature = "deliberate-bugs")]
-        Some(EntryType::EntryConfChange | EntryType::EntryConfChangeV2)
-            if tramontane_sim::bugs::on(tramontane_sim::bugs::Bug::ConfChangeDropped) =>
-        {
-            return Ok(None);
-        }
         Some(EntryType::EntryConfChangeV2) => {
             let change = ConfChangeV2::decode(&*entry.data);
             let source = |error| NodeError::Apply {
