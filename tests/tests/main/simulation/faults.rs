@@ -33,7 +33,9 @@ impl World {
             }
             69..78 => self.net.heal(),
             78..84 => self.fail_device(worker),
-            _ => self.reset_some(),
+            84..96 => self.reset_some(),
+            96..98 if self.scenario.replans => self.replan(),
+            _ => self.hand_over(),
         }
         let next = 30 + self.rng.below(700);
         self.after(next, Happening::Fault);

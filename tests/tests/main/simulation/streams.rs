@@ -9,6 +9,7 @@ use tramontane_coordinator::gateway::HeadError;
 use tramontane_model::ids::RequestId;
 use tramontane_proto::Progress;
 
+use super::answers::unavailable;
 use super::clients::Mark;
 use super::heads::{Answer, Outgoing, Updates, updates};
 use super::network::{ConnId, Message, Proc};
@@ -28,13 +29,6 @@ pub(super) struct Streams {
     by_key: BTreeMap<u64, ConnId>,
     /// Attempts that were given up, and what is still on its way to them.
     given_up: BTreeMap<ConnId, (u64, RequestId)>,
-}
-
-fn unavailable(detail: &str) -> HeadError {
-    HeadError::Unavailable {
-        address: String::new(),
-        detail: detail.to_owned(),
-    }
 }
 
 impl World {
