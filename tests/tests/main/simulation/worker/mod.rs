@@ -4,7 +4,7 @@
 mod membership;
 mod steps;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tramontane_model::ids::{DeviceIndex, DeviceRef, Fence, ReplicaId, WorkerId};
 use tramontane_model::members::{DeviceInfo, WorkerInfo, WorkerReport};
@@ -60,6 +60,8 @@ pub(super) struct Running {
     links: BTreeMap<(usize, u64), Link>,
     /// Links of others that end here.
     incoming: BTreeMap<ConnId, Pipeline>,
+    /// Openings of which a step was refused: the link is lost with it, and what comes after it in it.
+    refused: BTreeSet<u64>,
 }
 
 /// One opening of a pipeline.
@@ -163,6 +165,7 @@ impl World {
             heads: BTreeMap::new(),
             links: BTreeMap::new(),
             incoming: BTreeMap::new(),
+            refused: BTreeSet::new(),
         }));
         let now = self.now;
         self.trace.add(now, || format!("worker {number} starts"));

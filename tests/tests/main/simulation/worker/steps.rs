@@ -40,6 +40,10 @@ impl World {
                 return;
             };
             let (fence, run, head) = (step.batch.fence, step.run, step.head);
+            if running.refused.contains(&run) {
+                self.coverage.stale_steps += 1;
+                continue;
+            }
             match running.device.run(step) {
                 Ok(Some(done)) => {
                     running.device.is_busy = true;
@@ -52,6 +56,7 @@ impl World {
                 Err(Refused::Violation(violation)) => self.check(Err(violation)),
                 Err(Refused::Fenced) => {
                     self.coverage.stale_steps += 1;
+                    running.refused.insert(run);
                     self.down(number, running, head, fence, run);
                 }
             }
