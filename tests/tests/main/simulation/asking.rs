@@ -60,7 +60,10 @@ impl World {
 
     fn told(&mut self, client: usize, report: Report) {
         let now = self.now;
-        self.trace.add(now, || format!("client {client}: {report:?}"));
+        // Tokens would leave no room for anything else.
+        if !matches!(report, Report::Token(..)) {
+            self.trace.add(now, || format!("client {client}: {report:?}"));
+        }
         let one = &mut self.clients[client];
         let request = Arc::clone(&one.request);
         match report {

@@ -182,9 +182,9 @@ impl World {
         let client = self.clients.iter().position(|client| !client.over);
         if let Some(client) = client {
             let one = &self.clients[client];
+            let (at, tokens, stream) = (one.at, one.tokens.len(), self.stream_of(client, one.tries));
             return Some(format!(
-                "client {client} waits, {} tokens so far",
-                one.tokens.len()
+                "client {client} waits at coordinator {at:?} with {tokens} tokens: {stream}"
             ));
         }
         for (number, worker) in self.workers.iter().enumerate() {

@@ -119,6 +119,18 @@ impl World {
         }
     }
 
+    /// The attempts of a client's latest try, for whoever wonders why it waits.
+    pub(super) fn stream_of(&self, client: usize, tries: u64) -> String {
+        let request = RequestId((client as u128) << 64 | u128::from(tries));
+        let streams = self.streams.open.iter();
+        let own = streams.filter(|(_, stream)| stream.request == request);
+        let each = own.map(|(&conn, stream)| {
+            let ends = [self.net.is_open(conn, 0), self.net.is_open(conn, 1)];
+            format!("{conn:?} open {ends:?} taken {}", stream.updates.is_some())
+        });
+        each.collect::<Vec<_>>().join(", ")
+    }
+
     pub(super) fn forget_streams(&mut self, coordinator: u64) {
         self.streams
             .open
