@@ -59,6 +59,8 @@ pub struct SamplingParams {
     pub choice: u32,
     /// Whether to report the chosen token's log-probability, and of how many alternatives (`0..=20`).
     pub logprobs: Option<u32>,
+    /// The same of every token of the prompt but its first.
+    pub prompt_logprobs: Option<u32>,
 }
 
 /// A parameter out of its range.
@@ -75,8 +77,13 @@ pub enum SamplingError {
         right: &'static str,
     },
     /// Too many alternatives.
-    #[error("top_logprobs is {0}, it must be at most 20")]
-    TopLogprobs(u32),
+    #[error("{field} is {found}, it must be at most 20")]
+    Alternatives {
+        /// Which parameter.
+        field: &'static str,
+        /// How many it asks for.
+        found: u32,
+    },
     /// Too many tokens in a list.
     #[error("{field} has {found} tokens, at most {limit} are allowed")]
     Count {
@@ -122,6 +129,7 @@ impl SamplingParams {
         seed: 0,
         choice: 0,
         logprobs: None,
+        prompt_logprobs: None,
     };
 
     /// Checks every range.
@@ -171,10 +179,15 @@ impl SamplingParams {
             }
         }
         self.validate_lists()?;
-        match self.logprobs {
-            Some(n) if n > MAX_TOP_LOGPROBS => Err(SamplingError::TopLogprobs(n)),
-            Some(_) | None => Ok(()),
+        for (field, asked) in [
+            ("top_logprobs", self.logprobs),
+            ("prompt_logprobs", self.prompt_logprobs),
+        ] {
+            if let Some(found) = asked.filter(|&asked| asked > MAX_TOP_LOGPROBS) {
+                return Err(SamplingError::Alternatives { field, found });
+            }
         }
+        Ok(())
     }
 
     fn validate_lists(&self) -> Result<(), SamplingError> {
@@ -239,7 +252,7 @@ impl SamplingParams {
     }
 }
 
-/// A chosen token, with log-probabilities of the unmodified distribution where they were asked for.
+/// A chosen token, or one of the prompt, with log-probabilities of the unmodified distribution where they were asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampledToken {
     /// The token's id.
@@ -284,6 +297,10 @@ mod tests {
             error(|params| params.logprobs = Some(21)),
             "top_logprobs is 21, it must be at most 20"
         );
+        assert_eq!(
+            error(|params| params.prompt_logprobs = Some(21)),
+            "prompt_logprobs is 21, it must be at most 20"
+        );
         let edges = SamplingParams {
             temperature: 2.0,
             min_p: 1.0,
@@ -293,6 +310,7 @@ mod tests {
             top_k: u32::MAX,
             min_tokens: u32::MAX,
             logprobs: Some(20),
+            prompt_logprobs: Some(20),
             ..SamplingParams::GREEDY
         };
         assert_eq!(edges.validate_for(1), Ok(()));

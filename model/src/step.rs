@@ -217,6 +217,9 @@ pub struct SequenceChunk {
     pub role: RowRole,
     /// Whether the last row's logits are sampled.
     pub sample: bool,
+    /// Tokens of the prompt whose log-probabilities are reported: entry `i` follows row `i`. Empty unless they are asked
+    /// for; else one for each row that a prompt token follows.
+    pub scored: Vec<u32>,
     /// Blocks of the sequence's cache in order; block `i` holds positions `i * block_tokens ..`. Covers every row.
     pub block_table: Vec<u32>,
 }
@@ -240,21 +243,37 @@ impl StepBatch {
         self.chunks.iter().map(|chunk| chunk.tokens.len()).sum()
     }
 
-    /// Tokens that the step will sample.
-    pub fn samples(&self) -> usize {
-        self.chunks.iter().filter(|chunk| chunk.sample).count()
+    /// Rows whose logits are sampled or score a token.
+    pub fn looked_at(&self) -> usize {
+        let of = |chunk: &SequenceChunk| usize::from(chunk.sample) + chunk.scored.len();
+        self.chunks.iter().map(of).sum()
     }
 }
 
-/// What the last stage returns for a step: one entry per chunk with `sample`, in the order of the chunks.
+/// Why the last stage can choose no token for a sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsampled {
+    /// The sequence.
+    pub sequence: SequenceId,
+    /// What happened.
+    pub reason: String,
+    /// Whether it may go well another time, as what came too late may.
+    pub passing: bool,
+}
+
+/// What the last stage returns for a step, in the order of the chunks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepResult {
     /// Whose step it was.
     pub fence: Fence,
     /// Which step.
     pub step: StepId,
-    /// The sampled tokens.
+    /// The sampled tokens: one for each chunk with `sample`.
     pub tokens: Vec<(SequenceId, SampledToken)>,
+    /// The tokens of the prompt that were to be scored: an entry for each chunk that has any.
+    pub scored: Vec<(SequenceId, Vec<SampledToken>)>,
+    /// Sequences whose sampled token is none of theirs: they cannot go on.
+    pub unsampled: Vec<Unsampled>,
 }
 
 /// Why a step cannot be run as it stands.
@@ -291,6 +310,18 @@ pub enum StepError {
         token: u32,
         /// Ids are below this.
         vocab_size: u32,
+    },
+    /// More tokens to be scored than rows, or any beside generated rows.
+    #[error("step {step}: sequence {sequence} has {found} tokens to be scored after {rows} rows")]
+    Scored {
+        /// The step.
+        step: StepId,
+        /// The sequence.
+        sequence: SequenceId,
+        /// Tokens to be scored.
+        found: usize,
+        /// Rows of the chunk.
+        rows: usize,
     },
     /// An opening that does not say what the sampler needs of the rows before it.
     #[error("step {step}: sequence {sequence} opens with {problem}")]
@@ -375,12 +406,24 @@ impl SequenceChunk {
         if self.tokens.is_empty() {
             return Err(StepError::Empty { step, sequence });
         }
-        if let Some(&token) = self.tokens.iter().find(|&&token| token >= limits.vocab_size) {
+        let mut ids = self.tokens.iter().chain(&self.scored);
+        if let Some(&token) = ids.find(|&&token| token >= limits.vocab_size) {
             return Err(StepError::Token {
                 step,
                 sequence,
                 token,
                 vocab_size: limits.vocab_size,
+            });
+        }
+        if self.scored.len() > self.tokens.len()
+            || (self.role == RowRole::Generated && !self.scored.is_empty())
+        {
+            let (found, rows) = (self.scored.len(), self.tokens.len());
+            return Err(StepError::Scored {
+                step,
+                sequence,
+                found,
+                rows,
             });
         }
         if let Some(opening) = &self.open {
@@ -444,6 +487,7 @@ mod tests {
             tokens: vec![1, 2],
             role: RowRole::Given,
             sample: false,
+            scored: vec![],
             block_table: vec![5, 0],
         }
     }
@@ -455,13 +499,16 @@ mod tests {
 
     #[test]
     fn each_bound_is_checked() {
-        let changes: [fn(&mut SequenceChunk); 6] = [
+        let changes: [fn(&mut SequenceChunk); 9] = [
             |c| c.tokens.clear(),
             |c| c.tokens[1] = 100,
             |c| c.first_position = 63,
             |c| c.first_position = u32::MAX,
             |c| c.block_table.truncate(1),
             |c| c.block_table[0] = 8,
+            |c| c.scored = vec![1, 2, 3],
+            |c| c.scored = vec![100],
+            |c| (c.scored, c.role) = (vec![1], RowRole::Generated),
         ];
         for (index, change) in changes.iter().enumerate() {
             let mut changed = chunk();

@@ -1732,6 +1732,9 @@ pub struct Sampling {
     /// What the generated tokens are held to, as llguidance reads it. At most 49152 bytes.
     #[prost(string, optional, tag = "14")]
     pub grammar: ::core::option::Option<::prost::alloc::string::String>,
+    /// As logprobs, for every token of the prompt but its first.
+    #[prost(uint32, optional, tag = "15")]
+    pub prompt_logprobs: ::core::option::Option<u32>,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct TokenBias {
@@ -1746,7 +1749,7 @@ pub struct GenerateEvent {
     pub fence: ::core::option::Option<Fence>,
     #[prost(uint32, tag = "2")]
     pub attempt: u32,
-    #[prost(oneof = "generate_event::Body", tags = "3, 4")]
+    #[prost(oneof = "generate_event::Body", tags = "3, 4, 5")]
     pub body: ::core::option::Option<generate_event::Body>,
 }
 /// Nested message and enum types in `GenerateEvent`.
@@ -1757,6 +1760,8 @@ pub mod generate_event {
         Token(super::EmittedToken),
         #[prost(message, tag = "4")]
         Ended(super::Ended),
+        #[prost(message, tag = "5")]
+        Prompt(super::ScoredPrompt),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1772,6 +1777,15 @@ pub struct EmittedToken {
     /// How long the attempt waited at the head for a place in the cache, in microseconds; in its first token only.
     #[prost(uint64, optional, tag = "4")]
     pub queued_us: ::core::option::Option<u64>,
+}
+/// Tokens of the prompt, if their log-probabilities were asked for: in order, all of them before the first emitted token.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ScoredPrompt {
+    /// Position in the prompt of the first; at least 1.
+    #[prost(uint32, tag = "1")]
+    pub first: u32,
+    #[prost(message, repeated, tag = "2")]
+    pub tokens: ::prost::alloc::vec::Vec<Sampled>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Sampled {
@@ -1793,7 +1807,7 @@ pub struct TokenLogprob {
 pub struct Ended {
     #[prost(enumeration = "EndReason", tag = "1")]
     pub reason: i32,
-    /// For people; empty unless the reason is END_REASON_FAILED.
+    /// For people; empty unless the reason is END_REASON_FAILED or END_REASON_GRAMMAR.
     #[prost(string, tag = "2")]
     pub detail: ::prost::alloc::string::String,
 }
@@ -1806,6 +1820,8 @@ pub enum EndReason {
     Cancelled = 3,
     Deadline = 4,
     Failed = 5,
+    /// What it was held to cannot be gone on with, here or anywhere.
+    Grammar = 6,
 }
 impl EndReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1820,6 +1836,7 @@ impl EndReason {
             Self::Cancelled => "END_REASON_CANCELLED",
             Self::Deadline => "END_REASON_DEADLINE",
             Self::Failed => "END_REASON_FAILED",
+            Self::Grammar => "END_REASON_GRAMMAR",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1831,6 +1848,7 @@ impl EndReason {
             "END_REASON_CANCELLED" => Some(Self::Cancelled),
             "END_REASON_DEADLINE" => Some(Self::Deadline),
             "END_REASON_FAILED" => Some(Self::Failed),
+            "END_REASON_GRAMMAR" => Some(Self::Grammar),
             _ => None,
         }
     }
@@ -2186,6 +2204,9 @@ pub struct SequenceChunk {
     pub sample: bool,
     #[prost(uint32, repeated, tag = "7")]
     pub block_table: ::prost::alloc::vec::Vec<u32>,
+    /// Tokens of the prompt whose log-probabilities are reported; entry i follows row i.
+    #[prost(uint32, repeated, tag = "8")]
+    pub scored: ::prost::alloc::vec::Vec<u32>,
 }
 /// What the last stage needs to sample a sequence, beside the rows that follow.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2223,6 +2244,22 @@ pub struct StepResult {
     pub step: u64,
     #[prost(message, repeated, tag = "2")]
     pub tokens: ::prost::alloc::vec::Vec<SequenceToken>,
+    #[prost(message, repeated, tag = "3")]
+    pub scored: ::prost::alloc::vec::Vec<SequenceScores>,
+    #[prost(message, repeated, tag = "4")]
+    pub unsampled: ::prost::alloc::vec::Vec<Unsampled>,
+}
+/// A sequence whose sampled token is none of its own: it cannot go on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Unsampled {
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+    /// At most 1024 bytes.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// Whether it may go well another time.
+    #[prost(bool, tag = "3")]
+    pub passing: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SequenceToken {
@@ -2230,6 +2267,13 @@ pub struct SequenceToken {
     pub sequence: u64,
     #[prost(message, optional, tag = "2")]
     pub sampled: ::core::option::Option<Sampled>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SequenceScores {
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub tokens: ::prost::alloc::vec::Vec<Sampled>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LinkClosed {

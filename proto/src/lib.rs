@@ -16,7 +16,7 @@ pub use error::WireError;
 pub use expert::{ExpertResults, ExpertWork};
 pub use membership::{Directive, Joining, WorkerUpdate};
 pub use serving::{Ended, GenerateUpdate, Generation as GenerateSubmission, MAX_CACHE_SALT_BYTES, Progress};
-pub use stage::{LinkMessage, RowsChunk};
+pub use stage::{LinkMessage, MAX_REASON_BYTES, RowsChunk};
 
 /// Generated from `cluster/v1/*.proto` by `make proto`; never edited.
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]

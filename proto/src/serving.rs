@@ -3,7 +3,7 @@
 use tramontane_model::grammar::Grammar;
 use tramontane_model::ids::{Fence, RequestId, TraceId};
 use tramontane_model::sampling::{MAX_LOGIT_BIASES, MAX_TOP_LOGPROBS, SampledToken, SamplingParams};
-use tramontane_model::step::MAX_PRIORITY;
+use tramontane_model::step::{MAX_PRIORITY, MAX_STEP_ROWS};
 
 use crate::fields::{at_most, fence, invalid, request, required, trace};
 use crate::{WireError, v1 as pb};
@@ -59,6 +59,8 @@ pub enum Ended {
     Deadline,
     /// It could not go on, for this reason.
     Failed(String),
+    /// What it was held to cannot be gone on with, for this reason: no other attempt would fare better.
+    Grammar(String),
 }
 
 /// What a head tells of a request.
@@ -74,6 +76,13 @@ pub enum Progress {
         cached_prompt_tokens: Option<u32>,
         /// How long the attempt waited for a place in the cache, in microseconds; with its first token only.
         queued_us: Option<u64>,
+    },
+    /// Log-probabilities of tokens of the prompt, if they were asked for: all of them before the first token.
+    Prompt {
+        /// Position in the prompt of the first of them.
+        first: u32,
+        /// The prompt's tokens.
+        tokens: Vec<SampledToken>,
     },
     /// The last message of the stream.
     Ended(Ended),
@@ -119,6 +128,7 @@ impl TryFrom<pb::Sampling> for SamplingParams {
             seed: wire.seed,
             choice: wire.choice,
             logprobs: wire.logprobs,
+            prompt_logprobs: wire.prompt_logprobs,
         };
         params.validate().map_err(|error| invalid("sampling", error))?;
         Ok(params)
@@ -143,6 +153,7 @@ impl From<SamplingParams> for pb::Sampling {
             seed: params.seed,
             choice: params.choice,
             logprobs: params.logprobs,
+            prompt_logprobs: params.prompt_logprobs,
         }
     }
 }
@@ -240,6 +251,7 @@ impl TryFrom<pb::Ended> for Ended {
             pb::EndReason::Cancelled => Ok(Self::Cancelled),
             pb::EndReason::Deadline => Ok(Self::Deadline),
             pb::EndReason::Failed => Ok(Self::Failed(wire.detail)),
+            pb::EndReason::Grammar => Ok(Self::Grammar(wire.detail)),
         }
     }
 }
@@ -252,6 +264,7 @@ impl From<Ended> for pb::Ended {
             Ended::Cancelled => (pb::EndReason::Cancelled, String::new()),
             Ended::Deadline => (pb::EndReason::Deadline, String::new()),
             Ended::Failed(detail) => (pb::EndReason::Failed, detail),
+            Ended::Grammar(detail) => (pb::EndReason::Grammar, detail),
         };
         Self {
             reason: reason.into(),
@@ -270,6 +283,14 @@ impl TryFrom<pb::GenerateEvent> for GenerateUpdate {
                 cached_prompt_tokens: token.cached_prompt_tokens,
                 queued_us: token.queued_us,
             },
+            pb::generate_event::Body::Prompt(prompt) => {
+                at_most("prompt.tokens", "tokens", prompt.tokens.len(), MAX_STEP_ROWS)?;
+                let tokens = prompt.tokens.into_iter().map(TryInto::try_into);
+                Progress::Prompt {
+                    first: prompt.first,
+                    tokens: tokens.collect::<Result<_, WireError>>()?,
+                }
+            }
             pb::generate_event::Body::Ended(ended) => Progress::Ended(ended.try_into()?),
         };
         Ok(Self {
@@ -293,6 +314,10 @@ impl From<GenerateUpdate> for pb::GenerateEvent {
                 sampled: Some(token.into()),
                 cached_prompt_tokens,
                 queued_us,
+            }),
+            Progress::Prompt { first, tokens } => pb::generate_event::Body::Prompt(pb::ScoredPrompt {
+                first,
+                tokens: tokens.into_iter().map(Into::into).collect(),
             }),
             Progress::Ended(ended) => pb::generate_event::Body::Ended(ended.into()),
         };

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tramontane_model::grammar::MAX_GRAMMAR_BYTES;
 use tramontane_model::ids::{Fence, Origin, SequenceId, StepId};
 use tramontane_model::step::{
-    MAX_STEP_ROWS, MAX_STEP_SEQUENCES, Opening, RowRole, SequenceChunk, StepBatch, StepResult,
+    MAX_STEP_ROWS, MAX_STEP_SEQUENCES, Opening, RowRole, SequenceChunk, StepBatch, StepResult, Unsampled,
 };
 
 use crate::fields::{at_most, fence, invalid, request, required, trace};
@@ -18,6 +18,9 @@ const _: () = assert!(MAX_STEP_SEQUENCES * MAX_GRAMMAR_BYTES <= MAX_TENSOR_MESSA
 const MAX_BLOCK_TABLE: usize = 1 << 20;
 /// Most tokens of one kind that an opening tells of: above any context that a model of the family takes.
 const MAX_TOKENS_BEFORE: usize = 1 << 20;
+
+/// Longest reason why a sequence was not sampled, in bytes.
+pub const MAX_REASON_BYTES: usize = 1024;
 
 /// Hidden states of some of a step's rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +101,7 @@ impl TryFrom<pb::SequenceChunk> for SequenceChunk {
             wire.block_table.len(),
             MAX_BLOCK_TABLE,
         )?;
+        at_most("chunk.scored", "tokens", wire.scored.len(), MAX_STEP_ROWS)?;
         Ok(Self {
             sequence: SequenceId(wire.sequence),
             open: wire.open.map(TryInto::try_into).transpose()?,
@@ -105,6 +109,7 @@ impl TryFrom<pb::SequenceChunk> for SequenceChunk {
             tokens: wire.tokens,
             role,
             sample: wire.sample,
+            scored: wire.scored,
             block_table: wire.block_table,
         })
     }
@@ -123,6 +128,7 @@ impl From<SequenceChunk> for pb::SequenceChunk {
             tokens: chunk.tokens,
             role: role.into(),
             sample: chunk.sample,
+            scored: chunk.scored,
             block_table: chunk.block_table,
         }
     }
@@ -159,10 +165,56 @@ fn result(fence: Fence, wire: pb::StepResult) -> Result<StepResult, WireError> {
         .into_iter()
         .map(token)
         .collect::<Result<_, WireError>>()?;
+    at_most(
+        "result.scored",
+        "sequences",
+        wire.scored.len(),
+        MAX_STEP_SEQUENCES,
+    )?;
+    let rows = wire.scored.iter().map(|entry| entry.tokens.len()).sum();
+    at_most("result.scored.tokens", "tokens", rows, MAX_STEP_ROWS)?;
+    let scores = |entry: pb::SequenceScores| {
+        let tokens = entry.tokens.into_iter().map(TryInto::try_into);
+        Ok((
+            SequenceId(entry.sequence),
+            tokens.collect::<Result<_, WireError>>()?,
+        ))
+    };
+    let scored = wire
+        .scored
+        .into_iter()
+        .map(scores)
+        .collect::<Result<_, WireError>>()?;
+    at_most(
+        "result.unsampled",
+        "sequences",
+        wire.unsampled.len(),
+        MAX_STEP_SEQUENCES,
+    )?;
+    let unsampled = |entry: pb::Unsampled| {
+        at_most(
+            "result.unsampled.reason",
+            "bytes",
+            entry.reason.len(),
+            MAX_REASON_BYTES,
+        )?;
+        Ok(Unsampled {
+            sequence: SequenceId(entry.sequence),
+            reason: entry.reason,
+            passing: entry.passing,
+        })
+    };
+    let unsampled = wire
+        .unsampled
+        .into_iter()
+        .map(unsampled)
+        .collect::<Result<_, WireError>>()?;
     Ok(StepResult {
         fence,
         step: StepId(wire.step),
         tokens,
+        scored,
+        unsampled,
     })
 }
 
@@ -211,6 +263,23 @@ impl From<(Fence, LinkMessage)> for pb::StageMessage {
                     .map(|(sequence, sampled)| pb::SequenceToken {
                         sequence: sequence.0,
                         sampled: Some(sampled.into()),
+                    })
+                    .collect(),
+                scored: result
+                    .scored
+                    .into_iter()
+                    .map(|(sequence, tokens)| pb::SequenceScores {
+                        sequence: sequence.0,
+                        tokens: tokens.into_iter().map(Into::into).collect(),
+                    })
+                    .collect(),
+                unsampled: result
+                    .unsampled
+                    .into_iter()
+                    .map(|entry| pb::Unsampled {
+                        sequence: entry.sequence.0,
+                        reason: entry.reason,
+                        passing: entry.passing,
                     })
                     .collect(),
             }),

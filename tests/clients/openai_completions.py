@@ -70,6 +70,25 @@ def echo():
 
 
 @step
+def prompt_log_probabilities():
+    scored = complete(echo=True, logprobs=2, max_tokens=0)
+    (choice,) = scored.choices
+    assert choice.text == PROMPT and choice.finish_reason == "length", choice
+    logprobs = choice.logprobs
+    assert scored.usage.completion_tokens == 0 and scored.usage.prompt_tokens == len(logprobs.tokens)
+    assert logprobs.token_logprobs[0] is None and all(logprob <= 0 for logprob in logprobs.token_logprobs[1:])
+    assert logprobs.text_offset == sorted(logprobs.text_offset)
+    answered = complete(echo=True, logprobs=2)
+    count = len(logprobs.tokens)
+    assert answered.choices[0].logprobs.token_logprobs[:count] == logprobs.token_logprobs
+    assert answered.choices[0].text == complete(echo=True).choices[0].text
+    listed = complete(extra_body={"prompt_logprobs": 1}).choices[0].prompt_logprobs
+    assert listed[0] is None and len(listed) == count
+    for entry, logprob in zip(listed[1:], logprobs.token_logprobs[1:]):
+        assert logprob in [alternative["logprob"] for alternative in entry.values()]
+
+
+@step
 def log_probabilities():
     answer = complete(logprobs=3)
     logprobs = answer.choices[0].logprobs

@@ -8,7 +8,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::client::Client;
 use crate::config::{Addresses, MODEL, Plan, Ports, addresses, write_coordinator, write_token, write_worker};
-use crate::process::Node;
+use crate::process::{Node, signal};
 use crate::status::{Replica, Status};
 use crate::wait::{need, until};
 
@@ -183,6 +183,26 @@ impl Cluster {
         node.expect("it runs").kill();
     }
 
+    /// Stops a coordinator's process until it is resumed.
+    pub fn pause_coordinator(&self, number: usize) {
+        signal(self.coordinator_pid(number), "STOP");
+    }
+
+    /// Lets a coordinator that was stopped go on.
+    pub fn resume_coordinator(&self, number: usize) {
+        signal(self.coordinator_pid(number), "CONT");
+    }
+
+    /// Stops a worker's process until it is resumed.
+    pub fn pause_worker(&self, number: usize) {
+        signal(self.worker_pid(number), "STOP");
+    }
+
+    /// Lets a worker that was stopped go on.
+    pub fn resume_worker(&self, number: usize) {
+        signal(self.worker_pid(number), "CONT");
+    }
+
     /// Starts a coordinator, with the data that it left if it ran before.
     pub fn start_coordinator(&mut self, number: usize) {
         let config = write_coordinator(self.dir.path(), &self.plan, &self.addresses, number);
@@ -242,6 +262,11 @@ impl Cluster {
     /// Process id of a coordinator that runs.
     pub fn coordinator_pid(&self, number: usize) -> u32 {
         self.coordinators[number - 1].as_ref().expect("it runs").pid()
+    }
+
+    /// Process id of a worker that runs.
+    pub fn worker_pid(&self, number: usize) -> u32 {
+        self.workers[number - 1].as_ref().expect("it runs").pid()
     }
 
     /// Names and process ids of everything that runs.

@@ -35,6 +35,10 @@ fn lines<T: DeserializeOwned>(path: &str) -> Vec<T> {
 pub struct Golden {
     /// The prompt.
     pub prompt_ids: Vec<u32>,
+    /// The log-probability of each token given those before it; the first has none.
+    pub prompt_logprobs: Vec<Option<f64>>,
+    /// For each token of the prompt, how near the router was to choosing another expert.
+    pub prompt_router_gap: Vec<Option<f64>>,
     /// Its greedy continuation; ends before a near tie, so it may be empty.
     pub greedy: Vec<u32>,
     /// For each step, how near the router was to choosing another expert.

@@ -6,6 +6,7 @@
 //! **Invariant:** no process outlives the test that started it: the test holds the other end of its standard input,
 //! and nothing is waited for without a deadline.
 
+pub mod chaos;
 pub mod checkpoint;
 pub mod client;
 pub mod cluster;

@@ -147,6 +147,20 @@ pub async fn tramontane<S: AsRef<std::ffi::OsStr>>(
     run(command, within).await
 }
 
+/// Sends a signal, by its name without `SIG`.
+pub fn signal(pid: u32, name: &str) {
+    let sent = Command::new("sh")
+        .args(["-c", "kill -s \"$0\" \"$1\"", name, &pid.to_string()])
+        .status();
+    let sent = sent.expect("a shell");
+    assert!(sent.success(), "process {pid} cannot be sent SIG{name}: {sent}");
+}
+
+/// Ends a process as a power cut would.
+pub fn kill(pid: u32) {
+    signal(pid, "KILL");
+}
+
 /// Whether a process runs; one that ended and was not waited for does not.
 pub fn runs(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -36,6 +36,17 @@ pub enum Asked {
 impl Client {
     /// Asks for a stream on a connection of its own.
     pub async fn stream(&self, path: &str, body: &Value, within: Duration) -> Result<Asked, String> {
+        self.stream_with(path, &[], body, within).await
+    }
+
+    /// The same with headers of its own.
+    pub async fn stream_with(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+        within: Duration,
+    ) -> Result<Asked, String> {
         let asked = async {
             let stream = connect_http(&self.address, self.identity())
                 .await
@@ -46,7 +57,11 @@ impl Client {
                 // What is wrong with it is seen by whoever reads.
                 let _ = connection.await;
             });
-            let request = Request::builder()
+            let request = headers
+                .iter()
+                .fold(Request::builder(), |request, (name, value)| {
+                    request.header(*name, *value)
+                })
                 .method(Method::POST)
                 .uri(path)
                 .header("host", &self.address)

@@ -80,6 +80,7 @@ fn batch(fence: Fence, sequences: u32, rows: u32, position: u32, role: RowRole) 
         tokens: (0..rows).map(|row| 100 + 37 * sequence + row).collect(),
         role,
         sample: true,
+        scored: vec![],
         block_table: (0..BLOCKS_PER_SEQUENCE)
             .map(|block| sequence * BLOCKS_PER_SEQUENCE + block)
             .collect(),

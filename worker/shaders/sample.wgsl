@@ -1,7 +1,7 @@
 // sample: log-probabilities log_softmax(x); of x or its adjusted copy the token is the largest (ties to the lowest id) at
 // temperature 0, else the largest x / temperature + gumbel among tokens of at least three thresholds: the top_k-th
 // largest; the nucleus, the largest whose tokens hold at least top_p of the mass that top_k leaves; and min_p of the
-// likeliest. One workgroup per row; order of sums: lanes take every LANES-th token, then a tree.
+// likeliest; or it is given. One workgroup per row; order of sums: lanes take every LANES-th token, then a tree.
 // Twin: src/reference/sample.rs
 override LANES: u32 = 32;
 const LOWEST: f32 = -3.4e38;
@@ -9,7 +9,7 @@ const NONE: u32 = 0xffffffffu;
 // MAX_TOP of src/ops/sample.rs.
 const MAX_TOP: u32 = 20;
 @group(0) @binding(0) var<storage, read> logits: array<f32>;
-// SampleParams: seed, choice, position; temperature, top_p, top, top_k; min_p, copy.
+// SampleParams: seed, choice, position; temperature, top_p, top, top_k; min_p, copy, forced.
 @group(0) @binding(1) var<storage, read> params: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read_write> results: array<u32>;
 
@@ -114,7 +114,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         chosen = next_best(lane, chosen_start, Best(0.0, NONE));
     }
     var token = chosen.id;
-    if (bitcast<f32>(high.x) > 0.0) {
+    if (more.z < p.vocab) {
+        token = more.z;
+    } else if (bitcast<f32>(high.x) > 0.0) {
         token = draw(lane, chosen_start, chosen.value, low, high, bitcast<f32>(more.x));
     }
     let place = row * (2u + 2u * MAX_TOP);

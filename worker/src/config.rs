@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use tramontane_model::config::{ConfigError, Faults, read_config, read_join_token};
@@ -9,6 +10,10 @@ use tramontane_model::ids::WorkerId;
 use tramontane_model::members::MAX_DEVICES;
 use tramontane_proto::net::{TlsFiles, check_address, check_listen};
 
+use crate::rpc::stage::STEP_DEADLINE;
+
+/// How long a device may take over one piece of work, in milliseconds, where nothing is said.
+const DEVICE_TIMEOUT_MS: u64 = 30_000;
 /// Most coordinators named.
 const MAX_COORDINATORS: usize = 16;
 
@@ -31,6 +36,8 @@ pub struct WorkerConfig {
     pub tls: Option<TlsFiles>,
     /// The checkpoint's directory.
     pub model_dir: PathBuf,
+    /// How long a device may take over one piece of work before it counts as failed.
+    pub device_timeout: Duration,
     /// The devices it drives; empty: the best adapter of the machine.
     pub devices: Vec<DeviceConfig>,
 }
@@ -55,8 +62,14 @@ struct Raw {
     metrics: Option<RawListen>,
     tls: Option<TlsFiles>,
     model: RawModel,
+    #[serde(default = "device_timeout_ms")]
+    device_timeout_ms: u64,
     #[serde(default)]
     devices: Vec<DeviceConfig>,
+}
+
+fn device_timeout_ms() -> u64 {
+    DEVICE_TIMEOUT_MS
 }
 
 #[derive(Deserialize)]
@@ -100,6 +113,7 @@ impl Raw {
             metrics_listen: self.metrics.map(|metrics| metrics.listen),
             tls: self.tls.map(|files| files.relative_to(base)),
             model_dir: base.join(self.model.dir),
+            device_timeout: Duration::from_millis(self.device_timeout_ms),
             devices: self.devices,
         })
     }
@@ -146,6 +160,8 @@ impl Raw {
             0,
             MAX_DEVICES as u64,
         );
+        let longest = u64::try_from(STEP_DEADLINE.as_millis()).unwrap_or(u64::MAX);
+        within("device_timeout_ms", self.device_timeout_ms, 1000, longest);
         for (index, device) in self.devices.iter().enumerate() {
             within(
                 &format!("devices[{index}].memory_bytes"),
@@ -197,7 +213,7 @@ mod tests {
                 "devices = [{ memory_bytes = 1000000 }, { adapter = \"llvmpipe\" }]",
                 "",
             )
-            + "[[devices]]\nmemory_bytes = 0\n";
+            + "device_timeout_ms = 10\n[[devices]]\nmemory_bytes = 0\n";
         let message = read(&text).expect_err("refused").to_string();
         for part in [
             "worker name \"W 1\"",
@@ -206,6 +222,7 @@ mod tests {
             "rpc.advertise is missing",
             "nowhere",
             "devices[0].memory_bytes is 0",
+            "device_timeout_ms is 10, it must be between 1000 and 60000",
         ] {
             assert!(message.contains(part), "{part:?} is not in {message:?}");
         }

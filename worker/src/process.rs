@@ -23,7 +23,7 @@ use crate::rpc::assignments::{Assignments, Heads, SchedulerLoads};
 use crate::rpc::expert::{ExpertServer, Holdings};
 use crate::rpc::serving::ServingServer;
 use crate::rpc::session::{Session, SessionError};
-use crate::rpc::stage::{LinkEnds, STEP_DEADLINE, StageServer};
+use crate::rpc::stage::{LinkEnds, StageServer};
 use crate::weights::ModelFiles;
 
 /// Directives that wait to be followed.
@@ -168,7 +168,7 @@ async fn open_devices(
         let options = DeviceOptions {
             index: DeviceIndex(u32::try_from(index).unwrap_or(u32::MAX)),
             model: Arc::clone(model),
-            timeout: STEP_DEADLINE,
+            timeout: config.device_timeout,
         };
         let (open, device) = (Arc::clone(&open), device.clone());
         let opening = tokio::task::spawn_blocking(move || open(&device, options));

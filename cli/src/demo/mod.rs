@@ -10,13 +10,14 @@ mod ready;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use tokio::task::JoinSet;
 use tramontane_proto::net::Identity;
 
 use crate::client::{Client, runtime};
 use crate::layout::{Layout, Placement, Plan, model_dir};
 use crate::process::Signals;
 use crate::{embedded, status};
-use nodes::Nodes;
+use nodes::{Nodes, RESTART_AFTER};
 pub(crate) use options::DemoArgs;
 
 /// Tokens that the KV cache holds at most: enough for many at once, on small machines too.
@@ -94,7 +95,7 @@ async fn demo(args: &DemoArgs, mut plan: Plan, dir: &Path) -> Result<()> {
     };
     if outcome.is_ok() && args.serve {
         outcome = tokio::select! {
-            outcome = stay_up(&mut nodes) => outcome,
+            outcome = stay_up(args, &mut nodes) => outcome,
             // To be interrupted is how a cluster that stays up ends.
             () = signals.next() => Ok(()),
         };
@@ -171,11 +172,24 @@ fn print_how_to_talk(layout: &Layout, model: &str) {
     println!("  files: {}", layout.dir.display());
 }
 
-/// Says which nodes end; an error once none is left.
-async fn stay_up(nodes: &mut Nodes) -> Result<()> {
-    while nodes.any_left() {
-        let ended = nodes.next_end().await;
-        println!("{ended}; the others go on");
+/// Says which nodes end, and starts them again unless they are to stay dead; an error once none is left.
+async fn stay_up(args: &DemoArgs, nodes: &mut Nodes) -> Result<()> {
+    let mut ended = JoinSet::new();
+    while nodes.any_left() || !ended.is_empty() {
+        tokio::select! {
+            end = nodes.next_end() => {
+                if args.no_restart {
+                    println!("{end}; the others go on");
+                    continue;
+                }
+                println!("{end}; it is started again in {} s", RESTART_AFTER.as_secs());
+                ended.spawn(async move {
+                    tokio::time::sleep(RESTART_AFTER).await;
+                    end.node()
+                });
+            }
+            Some(node) = ended.join_next() => nodes.start_again(node?)?,
+        }
     }
     bail!("no node is left")
 }

@@ -1,4 +1,4 @@
-//! The processes of a demo: started from their files, watched, stopped.
+//! The processes of a demo: started from their files, watched, started again, stopped.
 //!
 //! A node stops when its standard input ends. The demo holds the other end, so nodes stop with it even where it has no
 //! time to say so.
@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::layout::Layout;
 
+/// Pause before a node that ended is started again, as in the systemd units of `deploy/`.
+pub(super) const RESTART_AFTER: Duration = Duration::from_secs(2);
 /// Longest graceful stop of all nodes; those left are killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 /// How much of a log is shown: lines, and bytes that are looked at for them.
@@ -28,25 +30,43 @@ const CPU_ADAPTER_THREADS: &str = "LP_NUM_THREADS";
 
 /// The processes.
 pub(super) struct Nodes {
+    program: PathBuf,
+    /// Threads of each worker's CPU adapter; nothing where the user has said it.
+    threads: Option<usize>,
     nodes: Vec<Node>,
+    ending: mpsc::Sender<(usize, String)>,
     ends: mpsc::Receiver<(usize, String)>,
     kill: CancellationToken,
 }
 
 struct Node {
+    role: &'static str,
     name: String,
+    config: PathBuf,
     log: PathBuf,
-    /// Ends the node when it is dropped.
+    running: Option<Running>,
+}
+
+/// The process of a node.
+struct Running {
+    /// Ends it when it is dropped.
     stdin: Option<ChildStdin>,
     watch: JoinHandle<()>,
-    ended: bool,
 }
 
 /// A node that ended by itself.
 #[derive(Debug)]
 pub(super) struct Ended {
+    node: usize,
     name: String,
     how: String,
+}
+
+impl Ended {
+    /// Which node, for [`Nodes::start_again`].
+    pub(super) fn node(&self) -> usize {
+        self.node
+    }
 }
 
 impl fmt::Display for Ended {
@@ -65,39 +85,57 @@ impl Nodes {
             .workers
             .iter()
             .map(|node| ("worker", &node.name, &node.config));
-        let threads = cpu_adapter_threads(layout.workers.len());
-        let all: Vec<_> = coordinators.chain(workers).collect();
-        let (sender, ends) = mpsc::channel(all.len());
-        let kill = CancellationToken::new();
-        let mut nodes = Vec::new();
-        for (index, (role, name, config)) in all.into_iter().enumerate() {
-            let log = layout.dir.join(format!("{name}.log"));
-            let mut command = Command::new(&program);
-            command
-                .arg(role)
-                .arg("--config")
-                .arg(config)
-                .arg("--until-stdin-closes");
-            if let Some(threads) = threads {
-                command.env(CPU_ADAPTER_THREADS, threads.to_string());
-            }
-            let mut child = spawn(command, &log).with_context(|| format!("{name} cannot be started"))?;
-            let stdin = child.stdin.take();
-            let watch = tokio::spawn(watch(child, index, sender.clone(), kill.clone()));
-            nodes.push(Node {
-                name: name.clone(),
-                log,
-                stdin,
-                watch,
-                ended: false,
-            });
+        let node = |(role, name, config): (&'static str, &String, &PathBuf)| Node {
+            role,
+            name: name.clone(),
+            config: config.clone(),
+            log: layout.dir.join(format!("{name}.log")),
+            running: None,
+        };
+        let all: Vec<_> = coordinators.chain(workers).map(node).collect();
+        let (ending, ends) = mpsc::channel(all.len());
+        let mut nodes = Self {
+            program,
+            threads: cpu_adapter_threads(layout.workers.len()),
+            nodes: all,
+            ending,
+            ends,
+            kill: CancellationToken::new(),
+        };
+        for index in 0..nodes.nodes.len() {
+            nodes.start_again(index)?;
         }
-        Ok(Self { nodes, ends, kill })
+        Ok(nodes)
+    }
+
+    /// Starts a node's process from its file, with the id and the data directory that the file names.
+    pub(super) fn start_again(&mut self, index: usize) -> Result<()> {
+        let Some(node) = self.nodes.get_mut(index) else {
+            return Ok(());
+        };
+        let mut command = Command::new(&self.program);
+        command
+            .arg(node.role)
+            .arg("--config")
+            .arg(&node.config)
+            .arg("--until-stdin-closes");
+        if let Some(threads) = self.threads {
+            command.env(CPU_ADAPTER_THREADS, threads.to_string());
+        }
+        let child = spawn(command, &node.log);
+        let mut child = child.with_context(|| format!("{} cannot be started", node.name))?;
+        let stdin = child.stdin.take();
+        let watch = watch(child, index, self.ending.clone(), self.kill.clone());
+        node.running = Some(Running {
+            stdin,
+            watch: tokio::spawn(watch),
+        });
+        Ok(())
     }
 
     /// Whether a node still runs, as far as is known.
     pub(super) fn any_left(&self) -> bool {
-        self.nodes.iter().any(|node| !node.ended)
+        self.nodes.iter().any(|node| node.running.is_some())
     }
 
     /// Waits until a node ends by itself; for ever, once all have.
@@ -108,31 +146,39 @@ impl Nodes {
                 continue;
             };
             if let Some(node) = self.nodes.get_mut(index) {
-                node.ended = true;
+                node.running = None;
                 let name = node.name.clone();
-                return Ended { name, how };
+                return Ended {
+                    node: index,
+                    name,
+                    how,
+                };
             }
         }
     }
 
     /// Stops all nodes: gracefully, then within the deadline by force.
     pub(super) async fn stop(&mut self) {
-        for node in &mut self.nodes {
-            node.stdin = None;
+        let mut running: Vec<_> = self
+            .nodes
+            .iter_mut()
+            .filter_map(|node| node.running.take())
+            .collect();
+        for one in &mut running {
+            one.stdin = None;
         }
-        let watches = self.nodes.iter_mut().map(|node| &mut node.watch);
         let all = async {
-            for watch in watches {
+            for one in &mut running {
                 // A watch does not panic.
-                let _ = watch.await;
+                let _ = (&mut one.watch).await;
             }
         };
         if tokio::time::timeout(STOP_DEADLINE, all).await.is_err() {
             eprintln!("nodes that did not stop within {STOP_DEADLINE:?} are killed");
             self.kill.cancel();
-            for node in &mut self.nodes {
-                if !node.watch.is_finished() {
-                    let _ = tokio::time::timeout(STOP_DEADLINE, &mut node.watch).await;
+            for one in &mut running {
+                if !one.watch.is_finished() {
+                    let _ = tokio::time::timeout(STOP_DEADLINE, &mut one.watch).await;
                 }
             }
         }
@@ -142,11 +188,14 @@ impl Nodes {
     pub(super) fn print_tails(&mut self) {
         while let Ok((index, _)) = self.ends.try_recv() {
             if let Some(node) = self.nodes.get_mut(index) {
-                node.ended = true;
+                node.running = None;
             }
         }
-        let any_ended = self.nodes.iter().any(|node| node.ended);
-        for node in self.nodes.iter().filter(|node| node.ended || !any_ended) {
+        let any_ended = self.nodes.iter().any(|node| node.running.is_none());
+        for node in &self.nodes {
+            if any_ended && node.running.is_some() {
+                continue;
+            }
             eprintln!("--- the end of {}:", node.log.display());
             match tail(&node.log) {
                 Ok(lines) => eprintln!("{lines}"),

@@ -45,9 +45,13 @@ pub(crate) struct DemoArgs {
     /// Where the first coordinator serves HTTP; without it, on a free port of loopback.
     #[arg(long, value_name = "ADDR", value_parser = parse_loopback)]
     pub(super) http: Option<SocketAddr>,
-    /// Stay up until interrupted. Nothing is asked then but the prompts that are given.
+    /// Stay up until interrupted. Nothing is asked then but the prompts that are given. A node that ends is started again
+    /// after 2 s, as systemd would, with its id and data directory.
     #[arg(long)]
     pub(super) serve: bool,
+    /// With --serve: leave a node that ended dead.
+    #[arg(long, requires = "serve")]
+    pub(super) no_restart: bool,
     /// Where configuration files, logs and the cluster's state are kept; without it, in a temporary directory.
     #[arg(long, value_name = "DIR")]
     pub(super) data_dir: Option<PathBuf>,
@@ -196,6 +200,7 @@ mod tests {
             (&["--replicas", "0"], "1..=64"),
             (&["--http", "0.0.0.0:8080"], "loopback"),
             (&["--http", "8080"], "127.0.0.1:8080"),
+            (&["--no-restart"], "--serve"),
         ] {
             let error = parse(words).err().expect("refused");
             assert!(error.contains(part), "{words:?}: {error}");

@@ -46,6 +46,12 @@ pub enum GatewayError {
         /// Why the last one failed.
         detail: String,
     },
+    /// What the answer is held to cannot be gone on with.
+    #[error("the answer cannot go on as it is held to: {detail}; ask for something simpler")]
+    Grammar {
+        /// What the last stage said.
+        detail: String,
+    },
     /// The operating system gave no random bytes for the request's id.
     #[error("no random bytes for an id: {detail}")]
     Random {

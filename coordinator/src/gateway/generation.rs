@@ -15,10 +15,8 @@ use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tramontane_model::ids::Fence;
-use tramontane_model::sampling::SampledToken;
 use tramontane_proto::{Ended, GenerateSubmission, GenerateUpdate, Progress};
 
-use super::Shared;
 use super::account::Account;
 use super::balance::{Chosen, Together};
 use super::error::GatewayError;
@@ -27,6 +25,7 @@ use super::journal::{Finish, Journal, Verdict};
 use super::prefixes::Prefix;
 use super::routes::{NotServing, Routes, Target};
 use super::telemetry;
+use super::{Piece, Shared};
 
 /// Pause before the second attempt; doubles with each further one that brings no token.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -77,7 +76,7 @@ pub(super) struct Run {
     pub(super) last_token: Option<Instant>,
     pub(super) deadline: Instant,
     pub(super) routes: watch::Receiver<Arc<Routes>>,
-    pub(super) tokens: mpsc::Sender<SampledToken>,
+    pub(super) tokens: mpsc::Sender<Piece>,
     /// Told once a head has taken the request in.
     pub(super) started: Option<oneshot::Sender<()>>,
     /// Set by the client's side when it leaves because it has all it wants.
@@ -252,7 +251,7 @@ impl Run {
             attempt,
             prompt: request.prompt.to_vec(),
             emitted: self.journal.emitted().to_vec(),
-            sampling: request.sampling.clone(),
+            sampling: self.journal.sampling(),
             max_tokens: request.max_tokens,
             stop_tokens: request.stop_tokens.clone(),
             ignore_eos: request.stop_tokens.is_empty(),
@@ -317,7 +316,23 @@ impl Run {
                     Ok(Verdict::Emitted) => {
                         self.count(cached_prompt_tokens, queued_us);
                         // Fails only if the client's side has left, which ends the task.
-                        let _ = self.tokens.send(token).await;
+                        let _ = self.tokens.send(Piece::Token(token)).await;
+                        None
+                    }
+                    Err(error) => Some(Attempted::Broken {
+                        why: error.to_string(),
+                        failed: true,
+                    }),
+                }
+            }
+            Progress::Prompt { first, mut tokens } => {
+                match self.journal.record_scores(update.attempt, first, tokens.len()) {
+                    Ok(known) => {
+                        tokens.drain(..known);
+                        if !tokens.is_empty() {
+                            // Fails only if the client's side has left, which ends the task.
+                            let _ = self.tokens.send(Piece::Prompt(tokens)).await;
+                        }
                         None
                     }
                     Err(error) => Some(Attempted::Broken {
@@ -356,6 +371,7 @@ impl Run {
                 limit: self.shared.options.request_timeout,
             }),
             Ended::Failed(why) => Attempted::Broken { why, failed: true },
+            Ended::Grammar(detail) => Attempted::Over(GatewayError::Grammar { detail }),
         }
     }
 }

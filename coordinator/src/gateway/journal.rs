@@ -75,6 +75,21 @@ pub enum JournalError {
         /// Index of the next token.
         expected: u32,
     },
+    /// Scores of the prompt that leave some out, go past its end or were never asked for; or a token before they were
+    /// there.
+    #[error(
+        "request {request}: {found} came in, log-probabilities of the prompt are known to {scored} of {prompt} tokens"
+    )]
+    Scores {
+        /// The request.
+        request: RequestId,
+        /// What came in.
+        found: String,
+        /// Tokens of the prompt that are scored, the first included.
+        scored: usize,
+        /// Tokens of the prompt.
+        prompt: usize,
+    },
     /// A token after the end.
     #[error("request {request}: token index {found} came in after the sequence had ended")]
     AfterEnd {
@@ -90,13 +105,18 @@ pub enum JournalError {
 pub struct Journal {
     request: Request,
     attempt: u32,
+    /// Tokens at the front of the prompt whose log-probabilities nobody waits for, or no longer.
+    scored: usize,
     emitted: Vec<u32>,
 }
 
 impl Journal {
     /// A request before its first attempt.
     pub fn new(request: Request) -> Self {
+        let prompt = request.prompt.len();
         Self {
+            // No token comes before the first.
+            scored: request.sampling.prompt_logprobs.map_or(prompt, |_| 1.min(prompt)),
             request,
             attempt: 0,
             emitted: Vec::new(),
@@ -128,6 +148,59 @@ impl Journal {
         self.attempt
     }
 
+    /// What the next attempt is asked for beside tokens: what an earlier one has told is not asked for again.
+    pub fn sampling(&self) -> SamplingParams {
+        let sampling = self.request.sampling.clone();
+        let prompt_logprobs = sampling.prompt_logprobs.filter(|_| !self.is_scored());
+        SamplingParams {
+            prompt_logprobs,
+            ..sampling
+        }
+    }
+
+    /// Whether all is known of the prompt that was asked for.
+    fn is_scored(&self) -> bool {
+        self.scored >= self.request.prompt.len()
+    }
+
+    /// Takes in log-probabilities of `count` tokens of the prompt from position `first` on, which a head reported.
+    /// Returns how many of the first are known already; all of them if they belong to an older attempt.
+    pub fn record_scores(&mut self, attempt: u32, first: u32, count: usize) -> Result<usize, JournalError> {
+        if self.is_stale(attempt)? {
+            return Ok(count);
+        }
+        let (first, prompt) = (first as usize, self.request.prompt.len());
+        let wanted = self.request.sampling.prompt_logprobs.is_some();
+        let within = (1..=self.scored).contains(&first) && count <= prompt - first;
+        if !wanted || !within {
+            return Err(self.scores_error(format!("{count} of them from position {first} on")));
+        }
+        let known = (self.scored - first).min(count);
+        self.scored += count - known;
+        Ok(known)
+    }
+
+    fn scores_error(&self, found: String) -> JournalError {
+        JournalError::Scores {
+            request: self.request.id,
+            found,
+            scored: self.scored,
+            prompt: self.request.prompt.len(),
+        }
+    }
+
+    /// Whether an attempt is an older one.
+    fn is_stale(&self, attempt: u32) -> Result<bool, JournalError> {
+        if attempt > self.attempt {
+            return Err(JournalError::Attempt {
+                request: self.request.id,
+                found: attempt,
+                latest: self.attempt,
+            });
+        }
+        Ok(attempt < self.attempt)
+    }
+
     /// Takes in a token that a head reported.
     pub fn record(&mut self, attempt: u32, index: u32, token: u32) -> Result<Verdict, JournalError> {
         let request = self.request.id;
@@ -137,16 +210,11 @@ impl Journal {
         } else {
             attempt
         };
-        if attempt < self.attempt {
+        if self.is_stale(attempt)? {
             return Ok(Verdict::Stale);
         }
-        if attempt > self.attempt {
-            let latest = self.attempt;
-            return Err(JournalError::Attempt {
-                request,
-                found: attempt,
-                latest,
-            });
+        if !self.is_scored() {
+            return Err(self.scores_error(format!("token index {index}")));
         }
         if self.finish().is_some() {
             return Err(JournalError::AfterEnd {
@@ -275,6 +343,46 @@ mod tests {
         assert_eq!(ignoring.finish(), None);
         assert_eq!(ignoring.record(1, 1, EOS), Ok(Verdict::Emitted));
         assert_eq!(ignoring.finish(), Some(Finish::Length));
+    }
+
+    #[test]
+    fn a_prompt_is_scored_in_order_and_whole_before_the_first_token() {
+        let wanted = Request {
+            sampling: SamplingParams {
+                prompt_logprobs: Some(4),
+                ..SamplingParams::GREEDY
+            },
+            prompt: [1, 3, 5, 7, 9].into(),
+            ..request(9)
+        };
+        let mut journal = Journal::new(wanted);
+        journal.begin_attempt();
+        assert_eq!(journal.record_scores(1, 1, 2), Ok(0));
+        for (first, count) in [(0, 1), (4, 1), (3, 3), (u32::MAX, 1), (1, usize::MAX)] {
+            let error = journal.record_scores(1, first, count).unwrap_err();
+            assert!(matches!(error, JournalError::Scores { .. }), "{error}");
+        }
+        let early = journal.record(1, 0, 10).unwrap_err();
+        assert_eq!(
+            early.to_string(),
+            "request 00000000000000000000000000000007: token index 0 came in, log-probabilities of the prompt are known \
+             to 3 of 5 tokens"
+        );
+        assert_eq!(journal.sampling().prompt_logprobs, Some(4));
+        journal.begin_attempt();
+        assert_eq!(
+            journal.record_scores(1, 3, 2),
+            Ok(2),
+            "an older attempt brings nothing"
+        );
+        assert_eq!(journal.record_scores(2, 1, 3), Ok(2));
+        assert_eq!(journal.record_scores(2, 4, 1), Ok(0));
+        assert_eq!(journal.record(2, 0, 10), Ok(Verdict::Emitted));
+        assert_eq!(journal.sampling().prompt_logprobs, None, "all is known");
+
+        let mut unasked = Journal::new(request(9));
+        unasked.begin_attempt();
+        assert!(unasked.record_scores(1, 1, 1).is_err());
     }
 
     #[derive(Clone, Debug)]

@@ -285,9 +285,20 @@ pub fn random_id() -> Result<RequestId, GatewayError> {
     Ok(RequestId(u128::from_be_bytes(bytes)))
 }
 
+/// What a request brings its client's side.
+#[derive(Debug)]
+enum Piece {
+    /// Further tokens of the prompt, scored.
+    Prompt(Vec<SampledToken>),
+    Token(SampledToken),
+}
+
 /// What happens to a request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// Log-probabilities of the next tokens of the prompt, if they were asked for: from its second token on, all of them
+    /// before the first token.
+    Prompt(Vec<SampledToken>),
     /// The next token.
     Token(SampledToken),
     /// The end; nothing follows.
@@ -298,7 +309,7 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Generation {
     id: RequestId,
-    tokens: mpsc::Receiver<SampledToken>,
+    tokens: mpsc::Receiver<Piece>,
     end: Option<oneshot::Receiver<Result<Finish, GatewayError>>>,
     satisfied: Arc<AtomicBool>,
     account: Arc<Account>,
@@ -312,9 +323,13 @@ impl Generation {
 
     /// The next event; `None` after the end. Cancel-safe.
     pub async fn next(&mut self) -> Option<Event> {
-        if let Some(token) = self.tokens.recv().await {
-            telemetry::generated();
-            return Some(Event::Token(token));
+        match self.tokens.recv().await {
+            Some(Piece::Token(token)) => {
+                telemetry::generated();
+                return Some(Event::Token(token));
+            }
+            Some(Piece::Prompt(tokens)) => return Some(Event::Prompt(tokens)),
+            None => {}
         }
         let end = self.end.as_mut()?;
         let result = end.await.unwrap_or(Err(GatewayError::ShuttingDown));

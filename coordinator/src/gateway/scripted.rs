@@ -70,9 +70,28 @@ impl ScriptedHeads {
         self.open.subscribe()
     }
 
-    /// The tokens that a submission would still get, from the first index on.
+    /// The prompt's tokens with their log-probabilities if they were asked for, in pieces of two.
+    fn scores(submission: &GenerateSubmission) -> Vec<GenerateUpdate> {
+        let Some(top) = submission.sampling.prompt_logprobs else {
+            return Vec::new();
+        };
+        let scored = |&id: &u32| {
+            let mut scored = sampled(id);
+            scored.top.truncate(top as usize);
+            scored
+        };
+        let rest = submission.prompt.get(1..).unwrap_or_default();
+        let pieces = (1..).step_by(2).zip(rest.chunks(2));
+        let progress = pieces.map(|(first, piece)| Progress::Prompt {
+            first,
+            tokens: piece.iter().map(scored).collect(),
+        });
+        progress.map(|progress| update(submission, progress)).collect()
+    }
+
+    /// What a submission would still get: its prompt's log-probabilities, and the tokens from the first index on.
     fn rest(&self, submission: &GenerateSubmission) -> (Vec<GenerateUpdate>, Ended) {
-        let mut updates = Vec::new();
+        let mut updates = Self::scores(submission);
         let mut ended = Ended::Length;
         let script = (self.script)(&submission.prompt);
         let due = script.into_iter().take(submission.max_tokens as usize);

@@ -77,6 +77,7 @@ impl World {
         loop {
             match generation.next().await {
                 Some(Event::Token(token)) => tokens.push(token.token),
+                Some(Event::Prompt(scored)) => panic!("nobody asked for {scored:?}"),
                 Some(Event::Ended(Ok(_))) => return Ok(tokens),
                 Some(Event::Ended(Err(error))) => return Err(error),
                 None => panic!("no end came"),

@@ -106,6 +106,7 @@ pub(super) fn end_name(result: Option<&Result<Finish, GatewayError>>, satisfied:
         Some(Err(GatewayError::NotServing(_))) => "not_serving",
         Some(Err(GatewayError::Rejected { .. })) => "rejected",
         Some(Err(GatewayError::Deadline { .. })) => "deadline",
+        Some(Err(GatewayError::Grammar { .. })) => "grammar_failed",
         Some(Err(GatewayError::Failed { .. } | GatewayError::Random { .. })) => "failed",
         Some(Err(GatewayError::ShuttingDown)) => "shutting_down",
     }

@@ -77,6 +77,7 @@ async fn collect(mut generation: Generation) -> (Vec<SampledToken>, Result<Finis
     loop {
         match timeout(LATE, generation.next()).await.expect("an event in time") {
             Some(Event::Token(token)) => tokens.push(token),
+            Some(Event::Prompt(scored)) => panic!("nobody asked for {scored:?}"),
             Some(Event::Ended(result)) => {
                 assert_eq!(generation.next().await, None, "something followed the end");
                 return (tokens, result);
@@ -156,6 +157,50 @@ async fn a_broken_stream_is_taken_up_at_the_next_token() {
     assert_eq!(carried, [(1, 0), (2, 0), (3, 3), (4, 3), (5, 4), (6, 6), (7, 6)]);
     assert_eq!(seen[6].1.emitted, SCRIPT[..6]);
     assert!(seen.iter().all(|(_, sent)| sent.request == seen[0].1.request));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prompt_is_scored_once_wherever_a_stream_breaks() {
+    let prompt: Vec<u32> = (30..41).collect();
+    let asks = || NewRequest {
+        prompt: prompt.clone().into(),
+        sampling: SamplingParams {
+            prompt_logprobs: Some(1),
+            ..SamplingParams::GREEDY
+        },
+        ..request(20)
+    };
+    let expected: Vec<SampledToken> = prompt[1..]
+        .iter()
+        .map(|&id| SampledToken {
+            top: vec![sampled(id).top[0]],
+            ..sampled(id)
+        })
+        .collect();
+    for broken in 0..8 {
+        let world = world([Act::BreakAfter(broken), Act::BreakAfter(3)]);
+        let mut generation = world.submit(asks()).await.unwrap();
+        let (mut scored, mut tokens) = (Vec::new(), Vec::new());
+        let end = loop {
+            match generation.next().await.unwrap() {
+                Event::Prompt(piece) => {
+                    assert!(tokens.is_empty() && !piece.is_empty());
+                    scored.extend(piece);
+                }
+                Event::Token(token) => tokens.push(token),
+                Event::Ended(end) => break end,
+            }
+        };
+        assert_eq!(
+            (scored, tokens, end),
+            (expected.clone(), script(), Ok(Finish::Stop))
+        );
+        let asked = |(_, sent): &(_, tramontane_proto::GenerateSubmission)| sent.sampling.prompt_logprobs;
+        let asked: Vec<Option<u32>> = world.heads.seen().iter().map(asked).collect();
+        // The pieces are five.
+        let again = (broken < 5).then_some(1);
+        assert_eq!(asked[..2], [Some(1), again], "broken after {broken}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -125,6 +125,14 @@ pub(super) struct Answer {
     choice: Arc<Choice>,
     /// The prompt, to be shown before anything else.
     opening: Option<Delta>,
+    /// Alternatives shown with the prompt's tokens; none if they are shown without log-probabilities.
+    opening_top: Option<u32>,
+    /// Tokens of the prompt whose log-probabilities come first, its first token included; 0 if none are to come.
+    to_score: usize,
+    /// Those that have come.
+    scored: Vec<SampledToken>,
+    /// Whether it ends with the prompt.
+    prompt_only: bool,
     calls: Calls,
     decoder: Decoder,
     /// At the start of a run of content.
@@ -157,7 +165,7 @@ impl Answer {
         stop: StopMatcher,
         prompt_tokens: u32,
     ) -> Self {
-        let mut parser = OutputParser::new(Arc::clone(tokenizer), started.0.id(), 0);
+        let mut parser = OutputParser::new(Arc::clone(tokenizer), started.1.shown_id(), 0);
         if calls == Calls::None {
             parser = parser.without_calls();
         }
@@ -178,6 +186,10 @@ impl Answer {
             generation: Some(generation),
             choice,
             opening: None,
+            opening_top: None,
+            to_score: 0,
+            scored: Vec::new(),
+            prompt_only: false,
             calls,
             decoder,
             fresh_stop: stop.clone(),
@@ -190,9 +202,22 @@ impl Answer {
         }
     }
 
-    /// Shows the prompt before the answer. Stop strings do not end it, and a character that it leaves unfinished
-    /// may be finished by the answer.
-    pub(super) fn after_prompt(mut self, prompt: &[u32]) -> Result<Self, ApiError> {
+    /// Takes in the log-probabilities of a prompt of so many tokens, which were asked for, before anything else.
+    pub(super) fn scoring(mut self, prompt_tokens: usize) -> Self {
+        self.to_score = prompt_tokens;
+        self
+    }
+
+    /// Ends with the prompt: nothing that is generated is looked at.
+    pub(super) fn prompt_only(mut self) -> Self {
+        self.prompt_only = true;
+        self
+    }
+
+    /// Shows the prompt before the answer, with the log-probabilities of `top` alternatives if any. Stop strings do not end
+    /// it, and a character that it leaves unfinished may be finished by the answer.
+    pub(super) fn after_prompt(mut self, prompt: &[u32], top: Option<u32>) -> Result<Self, ApiError> {
+        self.opening_top = top;
         let mut opening = Delta::default();
         let mut shown = String::new();
         for &id in prompt {
@@ -227,6 +252,11 @@ impl Answer {
         self.cached_prompt_tokens
     }
 
+    /// The prompt's tokens from the second on with their log-probabilities, if they were asked for.
+    pub(super) fn take_scored(&mut self) -> Vec<SampledToken> {
+        std::mem::take(&mut self.scored)
+    }
+
     /// Tokens generated so far.
     pub(super) fn generated_tokens(&self) -> u32 {
         self.generated_tokens
@@ -234,8 +264,17 @@ impl Answer {
 
     /// The next step; `None` after the end or an error.
     pub(super) async fn next(&mut self) -> Option<Result<Step, ApiError>> {
-        if let Some(opening) = self.opening.take() {
+        if let Err(error) = self.until_scored().await {
+            return Some(Err(self.failed(error)));
+        }
+        if let Some(opening) = self.open() {
             return Some(Ok(Step::Delta(opening)));
+        }
+        if self.prompt_only
+            && let Some(generation) = self.generation.take()
+        {
+            generation.satisfied();
+            self.end = Some(FinishReason::Length);
         }
         let Some(generation) = self.generation.as_mut() else {
             return self.end.take().map(|reason| {
@@ -247,19 +286,56 @@ impl Answer {
         self.cached_prompt_tokens = generation.cached_prompt_tokens();
         let step = match event {
             Some(Event::Token(sampled)) => self.take(sampled),
+            Some(Event::Prompt(_)) => Err(ApiError::new(
+                ErrorKind::Failed,
+                "the replica scored a prompt that was not to be scored",
+            )),
             Some(Event::Ended(Ok(finish))) => Ok(Step::Delta(self.finish(finish))),
             Some(Event::Ended(Err(error))) => Err(error.into()),
-            None => Err(ApiError::new(
-                ErrorKind::Failed,
-                "the request ended without a reason",
-            )),
+            None => Err(no_reason()),
         };
-        if let Err(error) = &step {
-            self.choice.end(error.kind.name());
-            self.generation = None;
-            self.end = None;
+        Some(step.map_err(|error| self.failed(error)))
+    }
+
+    /// It ends with an error.
+    fn failed(&mut self, error: ApiError) -> ApiError {
+        self.choice.fail(error.kind.name());
+        self.generation = None;
+        self.opening = None;
+        self.to_score = 0;
+        self.end = None;
+        error
+    }
+
+    /// Waits for the log-probabilities of the prompt.
+    async fn until_scored(&mut self) -> Result<(), ApiError> {
+        while self.scored.len() + 1 < self.to_score
+            && let Some(generation) = self.generation.as_mut()
+        {
+            match generation.next().await {
+                Some(Event::Prompt(tokens)) => self.scored.extend(tokens),
+                Some(Event::Ended(Err(error))) => return Err(error.into()),
+                Some(Event::Token(_) | Event::Ended(Ok(_))) => {
+                    let problem = "the replica left tokens of the prompt without log-probabilities";
+                    return Err(ApiError::new(ErrorKind::Failed, problem));
+                }
+                None => return Err(no_reason()),
+            }
         }
-        Some(step)
+        Ok(())
+    }
+
+    /// The prompt where it is to be shown, with what is shown of its tokens.
+    fn open(&mut self) -> Option<Delta> {
+        let mut opening = self.opening.take()?;
+        if let Some(top) = self.opening_top {
+            for (shown, scored) in opening.tokens.iter_mut().skip(1).zip(&self.scored) {
+                let mut scored = scored.clone();
+                scored.top.truncate(top as usize);
+                shown.sampled = Some(scored);
+            }
+        }
+        Some(opening)
     }
 
     fn take(&mut self, sampled: SampledToken) -> Result<Step, ApiError> {
@@ -337,6 +413,10 @@ impl Answer {
         self.stop = self.fresh_stop.clone();
         push_content(pieces, held);
     }
+}
+
+fn no_reason() -> ApiError {
+    ApiError::new(ErrorKind::Failed, "the request ended without a reason")
 }
 
 fn push_content(pieces: &mut Vec<OutputEvent>, text: String) {

@@ -10,6 +10,7 @@ use axum::http::{Method, StatusCode};
 use tokio::time::Instant;
 use tramontane_model::ids::RequestId;
 
+use super::idempotency::IdempotencyKey;
 use super::trace::Trace;
 use crate::gateway::Account;
 
@@ -25,6 +26,7 @@ struct Inner {
     id: RequestId,
     trace: Trace,
     arrived: Instant,
+    key: OnceLock<IdempotencyKey>,
     model: OnceLock<String>,
     prompt: OnceLock<String>,
     choices: Mutex<Vec<Arc<Choice>>>,
@@ -33,6 +35,7 @@ struct Inner {
 /// One choice of an answer.
 #[derive(Debug)]
 pub(super) struct Choice {
+    shown_id: RequestId,
     account: Arc<Account>,
     prompt_tokens: u32,
     progress: Mutex<Progress>,
@@ -42,16 +45,24 @@ pub(super) struct Choice {
 struct Progress {
     tokens: u32,
     end: Option<&'static str>,
+    ended_well: bool,
 }
 
 impl Choice {
-    /// `prompt_tokens` counts the prompt once, however many choices continue it.
-    pub(super) fn new(account: Arc<Account>, prompt_tokens: u32) -> Self {
+    /// `shown_id` is what the ids that its answer shows follow from; `prompt_tokens` counts the prompt once, however many
+    /// choices continue it.
+    pub(super) fn new(shown_id: RequestId, account: Arc<Account>, prompt_tokens: u32) -> Self {
         Self {
+            shown_id,
             account,
             prompt_tokens,
             progress: Mutex::default(),
         }
+    }
+
+    /// What the ids that its answer shows follow from.
+    pub(super) fn shown_id(&self) -> RequestId {
+        self.shown_id
     }
 
     /// A token was given out.
@@ -59,9 +70,17 @@ impl Choice {
         self.change(|progress| progress.tokens = progress.tokens.saturating_add(1));
     }
 
-    /// It ended like this.
+    /// It came to its natural end.
     pub(super) fn end(&self, end: &'static str) {
-        self.change(|progress| progress.end = progress.end.or(Some(end)));
+        self.change(|progress| {
+            progress.ended_well |= progress.end.is_none();
+            progress.end = progress.end.or(Some(end));
+        });
+    }
+
+    /// It broke off.
+    pub(super) fn fail(&self, why: &'static str) {
+        self.change(|progress| progress.end = progress.end.or(Some(why)));
     }
 
     fn change(&self, change: impl FnOnce(&mut Progress)) {
@@ -93,6 +112,7 @@ impl Call {
             id,
             trace,
             arrived: Instant::now(),
+            key: OnceLock::new(),
             model: OnceLock::new(),
             prompt: OnceLock::new(),
             choices: Mutex::default(),
@@ -101,6 +121,39 @@ impl Call {
 
     pub(super) fn id(&self) -> RequestId {
         self.0.id
+    }
+
+    /// The request came with this key.
+    pub(super) fn keyed(&self, key: IdempotencyKey) {
+        self.0.key.get_or_init(|| key);
+    }
+
+    /// The key that it came with.
+    pub(super) fn key(&self) -> Option<&IdempotencyKey> {
+        self.0.key.get()
+    }
+
+    /// What the ids that choice `index` of the answer shows follow from: the key, and without one the choice's own id.
+    pub(super) fn shown_id(&self, index: usize, own: RequestId) -> RequestId {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        self.key().map_or(own, |key| key.id(index))
+    }
+
+    /// The id that the answer as a whole shows.
+    pub(super) fn answer_id(&self) -> RequestId {
+        self.shown_id(0, self.0.id)
+    }
+
+    /// Whether every choice has come to its natural end, and there is one.
+    pub(super) fn ended_well(&self) -> bool {
+        let choices = self
+            .0
+            .choices
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let well = |choice: &Arc<Choice>| choice.progress().ended_well;
+        !choices.is_empty() && choices.iter().all(well)
     }
 
     pub(super) fn trace(&self) -> Trace {
@@ -137,6 +190,7 @@ impl Call {
             id,
             trace,
             arrived,
+            key: _,
             model,
             prompt,
             choices,

@@ -19,6 +19,7 @@ use super::labels;
 use super::mistral::{self, Dialect};
 use super::mistral_reply;
 use super::params::{self, Params};
+use super::prompt_scores::PromptScores;
 use super::sse;
 use super::table::Routes;
 use super::tool_choice::{Form, ToolChoice};
@@ -40,6 +41,8 @@ struct ChatCompletionRequest {
     params: Params,
     /// How many alternatives to report.
     logprobs: Option<u32>,
+    /// What to report of the prompt.
+    scores: PromptScores,
     /// What the answer is held to.
     held: Held,
 }
@@ -54,7 +57,8 @@ impl ChatCompletionRequest {
         chat.preamble = own.preamble();
         let n = choices::take(&mut fields, 1)?;
         let one_call = fields.take::<bool>("parallel_tool_calls")? == Some(false);
-        let names = ["max_completion_tokens", "max_tokens"];
+        let scores = PromptScores::take(&mut fields)?;
+        let names = [("max_completion_tokens", 1), ("max_tokens", 1)];
         let mut params = Params::read(
             &mut fields,
             &names,
@@ -63,6 +67,7 @@ impl ChatCompletionRequest {
         )?;
         params.seed = params.seed.or(own.random_seed);
         let logprobs = logprobs(&mut fields)?;
+        scores.check_stream(params.stream)?;
         let choice = ToolChoice::take(&mut fields, &chat.tools, Form::Nested)?;
         if choice == ToolChoice::None {
             chat.tools.clear();
@@ -82,6 +87,7 @@ impl ChatCompletionRequest {
             n,
             params,
             logprobs,
+            scores,
             held,
         })
     }
@@ -142,6 +148,7 @@ async fn answer(api: Arc<Api>, call: Call, request: Request, route: Dialect) -> 
         n,
         params,
         logprobs,
+        scores,
         mut held,
     } = ChatCompletionRequest::read(&body, &api, route)?;
     drop(body);
@@ -159,7 +166,8 @@ async fn answer(api: Arc<Api>, call: Call, request: Request, route: Dialect) -> 
     }
     let max_context = api.model.max_context;
     let max_tokens = params.budget("messages", prompt.len(), max_context, max_context)?;
-    let sampling = params.sampling(logprobs, grammar)?;
+    scores.check_size(prompt.len())?;
+    let sampling = params.sampling(call.key(), (logprobs, scores.asked()), grammar)?;
     let prompt: Arc<[u32]> = prompt.into();
     let together = Together::default();
     let asked = (0..n).zip(permits).map(|(choice, permit)| Ask {
@@ -167,6 +175,8 @@ async fn answer(api: Arc<Api>, call: Call, request: Request, route: Dialect) -> 
         prompt: Arc::clone(&prompt),
         sampling: SamplingParams {
             choice,
+            // The choices have one prompt.
+            prompt_logprobs: sampling.prompt_logprobs.filter(|_| choice == 0),
             ..sampling.clone()
         },
         max_tokens,
@@ -180,18 +190,21 @@ async fn answer(api: Arc<Api>, call: Call, request: Request, route: Dialect) -> 
         let (api, call, stop) = (&api, &call, params.stop.clone());
         async move {
             let prompt_tokens = ask.prompt_tokens();
+            let to_score = ask.sampling.prompt_logprobs.map(|_| ask.prompt.len());
             let started = api.start(ask, call, index, deadline).await?;
             let how = (calls, in_reasoning);
-            Ok::<_, ApiError>(Answer::chat(started, &api.tokenizer, how, stop, prompt_tokens))
+            let answer = Answer::chat(started, &api.tokenizer, how, stop, prompt_tokens);
+            Ok::<_, ApiError>(answer.scoring(to_score.unwrap_or(0)))
         }
     }))
     .await?;
     let reply = ChatReply {
-        id: format!("chatcmpl-{}", call.id()),
+        id: format!("chatcmpl-{}", call.answer_id()),
         model: api.model.name.clone(),
         tokenizer: Arc::clone(&api.tokenizer),
         token_ids: params.token_ids,
         logprobs: logprobs.is_some(),
+        prompt_logprobs: scores.listed,
         include_usage: params.include_usage,
     };
     match (dialect, params.stream) {

@@ -11,6 +11,7 @@ use super::answer::{Answer, Delta, FinishReason, Reported};
 use super::collected::{Call, Collected, collect};
 use super::error::ApiError;
 use super::logprobs::{ChatLogprobs, Names};
+use super::prompt_scores::PromptLogprobs;
 use super::reply::{Header, Usage, null_if};
 use super::sse::{self, Chunks};
 use crate::text::{OutputEvent, Tokenizer};
@@ -22,6 +23,8 @@ pub(super) struct ChatReply {
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) token_ids: bool,
     pub(super) logprobs: bool,
+    /// Alternatives in the list of the prompt's tokens, if there is to be one.
+    pub(super) prompt_logprobs: Option<u32>,
     pub(super) include_usage: bool,
 }
 
@@ -32,6 +35,8 @@ struct Body<'a, C> {
     choices: Vec<C>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs>,
 }
 
 #[derive(Serialize)]
@@ -74,11 +79,13 @@ impl ChatReply {
         let all = try_join_all(all).await?;
         let mut usage = Usage::default();
         all.iter().for_each(|choice| usage.add(choice.usage));
+        let prompt_logprobs = self.prompt_logprobs(&all);
         let each = all.into_iter().enumerate();
         let body = Body {
             header: &Header::new(self.id.clone(), "chat.completion", &self.model),
             choices: each.map(|(index, choice)| self.choice(index, choice)).collect(),
             usage: Some(Some(usage)),
+            prompt_logprobs,
         };
         Ok(Json(body).into_response())
     }
@@ -107,12 +114,21 @@ impl ChatReply {
         ChatChunks { header, reply: self }
     }
 
-    pub(super) fn logprobs(&self, tokens: &[Reported]) -> Option<ChatLogprobs> {
-        let names = Names {
+    /// Those of the one prompt that all choices have; the first of them brings them.
+    pub(super) fn prompt_logprobs(&self, choices: &[Collected]) -> Option<PromptLogprobs> {
+        let (top, first) = self.prompt_logprobs.zip(choices.first())?;
+        Some(PromptLogprobs::new(self.names(), &first.prompt, top))
+    }
+
+    fn names(&self) -> Names<'_> {
+        Names {
             tokenizer: &self.tokenizer,
             as_ids: self.token_ids,
-        };
-        self.logprobs.then(|| ChatLogprobs::new(names, tokens))
+        }
+    }
+
+    pub(super) fn logprobs(&self, tokens: &[Reported]) -> Option<ChatLogprobs> {
+        self.logprobs.then(|| ChatLogprobs::new(self.names(), tokens))
     }
 }
 
@@ -190,6 +206,7 @@ impl ChatChunks {
             header: &self.header,
             choices: vec![choice],
             usage: null_if(self.reply.include_usage),
+            prompt_logprobs: None,
         })
     }
 }
@@ -232,6 +249,7 @@ impl Chunks for ChatChunks {
             header: &self.header,
             choices: Vec::new(),
             usage: Some(Some(usage)),
+            prompt_logprobs: None,
         };
         sse::json(&body).map(Some)
     }

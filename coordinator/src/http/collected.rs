@@ -1,5 +1,7 @@
 //! A choice of an answer that is shown whole: everything that its steps brought.
 
+use tramontane_model::sampling::SampledToken;
+
 use super::answer::{Answer, FinishReason, Reported, Step};
 use super::error::ApiError;
 use super::reply::Usage;
@@ -26,6 +28,8 @@ pub(super) struct Collected {
     pub(super) parts: Vec<Part>,
     pub(super) calls: Vec<Call>,
     pub(super) tokens: Vec<Reported>,
+    /// The prompt's tokens from the second on, if they were to be scored.
+    pub(super) prompt: Vec<SampledToken>,
     pub(super) finish: Option<FinishReason>,
     pub(super) usage: Usage,
 }
@@ -47,6 +51,7 @@ pub(super) async fn collect(mut answer: Answer, with_tokens: bool) -> Result<Col
         }
     }
     collected.usage = Usage::of(&answer);
+    collected.prompt = answer.take_scored();
     Ok(collected)
 }
 

@@ -23,6 +23,7 @@ use super::labels;
 use super::logprobs::{Names, TextLogprobs};
 use super::params::{self, Params};
 use super::prompt::{self, Prompt};
+use super::prompt_scores::{PromptLogprobs, PromptScores};
 use super::reply::{Header, Usage, null_if};
 use super::sse::{self, Chunks};
 use super::table::Routes;
@@ -47,6 +48,8 @@ struct CompletionRequest {
     params: Params,
     /// How many alternatives to report.
     logprobs: Option<u32>,
+    /// What to report of the prompts.
+    scores: PromptScores,
 }
 
 impl CompletionRequest {
@@ -56,7 +59,8 @@ impl CompletionRequest {
         let prompts = prompt::take(&mut fields, api.tokenizer.vocab_size())?;
         let n = choices::take(&mut fields, prompts.len())?;
         let echo = fields.flag("echo")?;
-        let names = ["max_tokens", "max_completion_tokens"];
+        let mut scores = PromptScores::take(&mut fields)?;
+        let names = [("max_tokens", 0), ("max_completion_tokens", 1)];
         let params = Params::read(
             &mut fields,
             &names,
@@ -64,6 +68,12 @@ impl CompletionRequest {
             api.tokenizer.vocab_size(),
         )?;
         let logprobs = params::top_logprobs(&mut fields, "logprobs")?;
+        scores.check_stream(params.stream)?;
+        scores.echoed = logprobs.filter(|_| echo);
+        if params.max_tokens.is_some_and(|most| most.tokens == 0) && !echo && scores.listed.is_none() {
+            let problem = "is 0, it must be at least 1 unless echo or prompt_logprobs ask for the prompt";
+            return Err(ApiError::invalid("max_tokens", problem));
+        }
         labels::check(&mut fields)?;
         params::log_ignored(&fields);
         Ok(Self {
@@ -72,6 +82,7 @@ impl CompletionRequest {
             echo,
             params,
             logprobs,
+            scores,
         })
     }
 }
@@ -89,6 +100,7 @@ async fn create(
         echo,
         mut params,
         logprobs,
+        scores,
     } = CompletionRequest::read(&body, &api)?;
     drop(body);
     let count = prompts.len();
@@ -101,7 +113,10 @@ async fn create(
     if let Some(grammar) = &grammar {
         api.grammars.check(grammar, &held).await?;
     }
-    let sampling = params.sampling(logprobs, grammar)?;
+    let scored = encoded.iter().map(Vec::len).sum::<usize>();
+    scores.check_size(scored.saturating_mul(n as usize))?;
+    let sampling = params.sampling(call.key(), (logprobs, scores.asked()), grammar)?;
+    let prompt_only = params.max_tokens.is_some_and(|most| most.tokens == 0);
     let mut asked = Vec::with_capacity(permits.len());
     for (index, ids) in encoded.into_iter().enumerate() {
         let field = prompt::field_of(index, count);
@@ -115,7 +130,8 @@ async fn create(
                 choice,
                 ..sampling.clone()
             },
-            max_tokens,
+            // Of a prompt alone no token is waited for.
+            max_tokens: max_tokens.max(1),
             ignore_eos: params.ignore_eos,
             priority: params.priority,
             cache_salt: params.cache_salt.clone(),
@@ -127,21 +143,28 @@ async fn create(
         let (api, call, stop) = (&api, &call, params.stop.clone());
         async move {
             let prompt_tokens = ask.prompt_tokens();
-            let prompt = echo.then(|| Arc::clone(&ask.prompt));
+            let prompt = Arc::clone(&ask.prompt);
             let started = api.start(ask, call, index, deadline).await?;
-            let answer = Answer::plain(started, &api.tokenizer, stop, prompt_tokens);
-            match prompt {
-                Some(prompt) => answer.after_prompt(&prompt),
-                None => Ok(answer),
+            let mut answer = Answer::plain(started, &api.tokenizer, stop, prompt_tokens);
+            if scores.asked().is_some() {
+                answer = answer.scoring(prompt.len());
             }
+            if prompt_only {
+                answer = answer.prompt_only();
+            }
+            if echo {
+                answer = answer.after_prompt(&prompt, scores.echoed)?;
+            }
+            Ok::<_, ApiError>(answer)
         }
     }))
     .await?;
     let reply = TextReply {
-        header: Header::new(format!("cmpl-{}", call.id()), OBJECT, &api.model.name),
+        header: Header::new(format!("cmpl-{}", call.answer_id()), OBJECT, &api.model.name),
         tokenizer: Arc::clone(&api.tokenizer),
         token_ids: params.token_ids,
         logprobs: logprobs.is_some(),
+        prompt_logprobs: scores.listed,
         include_usage: params.include_usage,
     };
     if params.stream {
@@ -164,6 +187,8 @@ struct TextReply {
     tokenizer: Arc<Tokenizer>,
     token_ids: bool,
     logprobs: bool,
+    /// Alternatives in the list of the prompt's tokens, if there is to be one.
+    prompt_logprobs: Option<u32>,
     include_usage: bool,
 }
 
@@ -182,6 +207,8 @@ struct Choice {
     text: String,
     logprobs: Option<TextLogprobs>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs>,
 }
 
 impl TextReply {
@@ -208,17 +235,23 @@ impl TextReply {
             index,
             logprobs: self.logprobs(&collected.tokens),
             finish_reason: collected.finish.map(FinishReason::name),
+            prompt_logprobs: self
+                .prompt_logprobs
+                .map(|top| PromptLogprobs::new(self.names(), &collected.prompt, top)),
             text: collected.content(),
         };
         Ok((choice, collected.usage))
     }
 
-    fn logprobs(&self, tokens: &[Reported]) -> Option<TextLogprobs> {
-        let names = Names {
+    fn names(&self) -> Names<'_> {
+        Names {
             tokenizer: &self.tokenizer,
             as_ids: self.token_ids,
-        };
-        self.logprobs.then(|| TextLogprobs::new(names, tokens))
+        }
+    }
+
+    fn logprobs(&self, tokens: &[Reported]) -> Option<TextLogprobs> {
+        self.logprobs.then(|| TextLogprobs::new(self.names(), tokens))
     }
 
     fn chunk(&self, choices: Vec<Choice>, usage: Option<Option<Usage>>) -> Result<String, ApiError> {
@@ -246,6 +279,7 @@ impl Chunks for TextReply {
             text,
             logprobs: self.logprobs(tokens),
             finish_reason: None,
+            prompt_logprobs: None,
         };
         self.chunk(vec![choice], null_if(self.include_usage)).map(Some)
     }
@@ -256,6 +290,7 @@ impl Chunks for TextReply {
             text: String::new(),
             logprobs: None,
             finish_reason: Some(reason.name()),
+            prompt_logprobs: None,
         };
         self.chunk(vec![choice], null_if(self.include_usage))
     }

@@ -30,12 +30,16 @@ pub(super) enum ErrorKind {
     SlowBody,
     /// What is asked for does not agree with the state of the cluster.
     Conflict,
+    /// The idempotency key is another request's.
+    KeyReused,
     /// The body is too large.
     TooLarge,
     /// No room for another request.
     Overloaded,
     /// The request could not be completed.
     Failed,
+    /// What the answer is held to could not be gone on with.
+    Grammar,
     /// Nothing serves at present.
     NotServing,
     /// The coordinator is shutting down.
@@ -67,6 +71,11 @@ impl ErrorKind {
             ),
             Self::SlowBody => (StatusCode::REQUEST_TIMEOUT, INVALID, Some("body_timeout")),
             Self::Conflict => (StatusCode::CONFLICT, INVALID, Some("conflict")),
+            Self::KeyReused => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                INVALID,
+                Some("idempotency_key_reused"),
+            ),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("body_too_large")),
             Self::Overloaded => (
                 StatusCode::TOO_MANY_REQUESTS,
@@ -74,6 +83,7 @@ impl ErrorKind {
                 Some("rate_limit_exceeded"),
             ),
             Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, None),
+            Self::Grammar => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, Some("grammar_failed")),
             Self::NotServing => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("not_serving")),
             Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("shutting_down")),
             Self::NoLeader => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("no_leader")),
@@ -98,8 +108,10 @@ impl ErrorKind {
             | Self::Method
             | Self::SlowBody
             | Self::Conflict
+            | Self::KeyReused
             | Self::TooLarge
             | Self::Failed
+            | Self::Grammar
             | Self::Deadline => false,
         }
     }
@@ -237,6 +249,7 @@ impl From<GatewayError> for ApiError {
             GatewayError::ShuttingDown => ErrorKind::ShuttingDown,
             GatewayError::Rejected { .. } => ErrorKind::Invalid,
             GatewayError::Deadline { .. } => ErrorKind::Deadline,
+            GatewayError::Grammar { .. } => ErrorKind::Grammar,
             GatewayError::Failed { .. } | GatewayError::Random { .. } => ErrorKind::Failed,
         };
         Self::new(kind, error)

@@ -27,6 +27,11 @@ impl Names<'_> {
         self.tokenizer.token_bytes(id).unwrap_or_default()
     }
 
+    /// The token's text, what is no text replaced.
+    pub(super) fn text(&self, id: u32) -> String {
+        String::from_utf8_lossy(self.bytes(id)).into_owned()
+    }
+
     /// The token's text; bytes that are no text as `\xNN`, after `prefix`.
     fn name(&self, id: u32, prefix: &str) -> String {
         if self.as_ids {
@@ -44,7 +49,7 @@ impl Names<'_> {
     }
 }
 
-fn finite(logprob: f32) -> f32 {
+pub(super) fn finite(logprob: f32) -> f32 {
     // Also for what is not a number.
     logprob.max(LOWEST)
 }
@@ -96,7 +101,7 @@ fn chat_token(names: Names<'_>, sampled: &SampledToken) -> ChatToken {
     }
 }
 
-/// `logprobs` of a plain choice; null for the prompt's tokens.
+/// `logprobs` of a plain choice; null for the prompt's first token, which nothing comes before.
 #[derive(Debug, Serialize)]
 pub(super) struct TextLogprobs {
     tokens: Vec<String>,

@@ -14,6 +14,7 @@ use super::chat_reply::ChatReply;
 use super::collected::{Call, Collected, Part, collect};
 use super::error::ApiError;
 use super::logprobs::ChatLogprobs;
+use super::prompt_scores::PromptLogprobs;
 use super::reply::{Header, Usage};
 use super::sse::{self, Chunks};
 use crate::text::OutputEvent;
@@ -25,6 +26,8 @@ struct Body<'a, C> {
     choices: Vec<C>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Usage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs>,
 }
 
 #[derive(Serialize)]
@@ -145,6 +148,7 @@ pub(super) async fn whole(reply: &ChatReply, answers: Vec<Answer>) -> Result<Res
     let all = try_join_all(all).await?;
     let mut usage = Usage::default();
     all.iter().for_each(|choice| usage.add(choice.usage));
+    let prompt_logprobs = reply.prompt_logprobs(&all);
     let each = all.into_iter().enumerate();
     let body = Body {
         header: &Header::new(reply.id.clone(), "chat.completion", &reply.model),
@@ -152,6 +156,7 @@ pub(super) async fn whole(reply: &ChatReply, answers: Vec<Answer>) -> Result<Res
             .map(|(index, collected)| choice(reply, index, collected))
             .collect(),
         usage: Some(usage),
+        prompt_logprobs,
     };
     Ok(Json(body).into_response())
 }
@@ -207,6 +212,7 @@ impl MistralChunks {
             header: &self.header,
             choices: vec![choice],
             usage: finish.and_then(|(_, usage)| usage),
+            prompt_logprobs: None,
         })
     }
 

@@ -18,6 +18,7 @@ mod error;
 mod fields;
 mod grammars;
 mod health;
+mod idempotency;
 mod labels;
 mod logprobs;
 mod metrics;
@@ -28,6 +29,7 @@ mod observe;
 mod openapi;
 mod params;
 mod prompt;
+mod prompt_scores;
 mod reply;
 mod responses;
 mod sampling;
@@ -49,7 +51,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::Request;
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, from_fn_with_state};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -63,6 +65,7 @@ use crate::text::Tokenizer;
 use call::{Call, Choice};
 use error::{ApiError, ErrorKind};
 use grammars::Grammars;
+use idempotency::Answers;
 use table::Routes;
 
 /// Longest wait for the leader's answer to an operator.
@@ -113,6 +116,8 @@ pub struct Api {
     limits: ApiLimits,
     encoders: Arc<Semaphore>,
     grammars: Grammars,
+    /// Answers to requests that may come again.
+    answers: Answers,
     /// Replicas that the metrics have shown.
     shown: metrics::Shown,
 }
@@ -137,6 +142,7 @@ impl Api {
             metrics,
             limits,
             encoders: Arc::new(Semaphore::new(encoders)),
+            answers: Answers::default(),
             shown: metrics::Shown::default(),
         }
     }
@@ -207,7 +213,12 @@ impl Api {
             together: ask.together,
         };
         let generation = self.gateway.submit(ask.permit, request, deadline).await?;
-        let choice = Arc::new(Choice::new(Arc::clone(generation.account()), prompt_tokens));
+        let shown_id = call.shown_id(index, own_id);
+        let choice = Arc::new(Choice::new(
+            shown_id,
+            Arc::clone(generation.account()),
+            prompt_tokens,
+        ));
         call.add(Arc::clone(&choice));
         Ok((generation, choice))
     }
@@ -263,13 +274,15 @@ pub struct App {
 /// Every route, ready to be served.
 pub fn router(api: Api) -> App {
     let gateway = api.gateway.clone();
+    let api = Arc::new(api);
     let router = routes()
         .into_router()
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(Arc::clone(&api), idempotency::keyed))
         .layer(from_fn(error::in_dialect))
         .layer(from_fn(observe::observe))
-        .with_state(Arc::new(api));
+        .with_state(api);
     App { router, gateway }
 }
 
@@ -277,6 +290,7 @@ pub fn router(api: Api) -> App {
 pub fn describe_metrics() {
     gateway::describe_metrics();
     observe::describe();
+    idempotency::describe();
     metrics::describe();
 }
 

@@ -11,6 +11,7 @@ use tramontane_proto::MAX_CACHE_SALT_BYTES;
 
 use super::error::{ApiError, ErrorKind};
 use super::fields::{Fields, shown};
+use super::idempotency::IdempotencyKey;
 use super::sampling::Choosing;
 use super::structured::{self, Structured};
 use super::unsupported;
@@ -85,17 +86,18 @@ pub(super) fn model(fields: &mut Fields<'_>, served: &str) -> Result<(), ApiErro
 }
 
 impl Params {
-    /// Reads the shared fields; `max_tokens_names` are the names of the limit on this route, the first preferred.
+    /// Reads the shared fields; `max_tokens_names` are the names of the limit on this route and the least that each may be,
+    /// the first preferred.
     pub(super) fn read(
         fields: &mut Fields<'_>,
-        max_tokens_names: &[&'static str],
+        max_tokens_names: &[(&'static str, i64)],
         max_context: u32,
         vocab_size: usize,
     ) -> Result<Self, ApiError> {
         unsupported::refuse(fields)?;
         let mut max_tokens = None;
-        for &field in max_tokens_names {
-            let found = fields.integer(field, 1, i64::from(max_context))?;
+        for &(field, least) in max_tokens_names {
+            let found = fields.integer(field, least, i64::from(max_context))?;
             let found = found.and_then(|tokens| u32::try_from(tokens).ok());
             max_tokens = max_tokens.or(found.map(|tokens| MaxTokens { field, tokens }));
         }
@@ -135,13 +137,14 @@ impl Params {
         })
     }
 
-    /// How tokens are chosen; draws a seed if the client gave none.
+    /// How tokens are chosen; the seed follows from the key if the client gave none, and is drawn if there is no key.
     pub(super) fn sampling(
         &self,
-        logprobs: Option<u32>,
+        key: Option<&IdempotencyKey>,
+        (logprobs, prompt_logprobs): (Option<u32>, Option<u32>),
         grammar: Option<Grammar>,
     ) -> Result<SamplingParams, ApiError> {
-        let seed = match self.seed {
+        let seed = match self.seed.or(key.map(IdempotencyKey::seed)) {
             Some(seed) => seed,
             None => getrandom::u64()
                 .map_err(|error| ApiError::new(ErrorKind::Failed, format!("no random seed: {error}")))?,
@@ -152,6 +155,7 @@ impl Params {
             seed,
             choice: 0,
             logprobs,
+            prompt_logprobs,
             grammar,
             ..self.choosing.params()
         })

@@ -39,7 +39,8 @@ const REFUSED: &[Refused] = &[
     refused("add_special_tokens", is_true, ONLY_TRUE),
     refused("truncate_prompt_tokens", never, LEAVE_OUT),
     refused("use_beam_search", is_false, ONLY_FALSE),
-    refused("prompt_logprobs", is_false, LEAVE_OUT),
+    // Of OpenAI's completions and chats only, which take it before.
+    refused("prompt_logprobs", never, LEAVE_OUT),
     refused("top_prompt_logprobs", never, LEAVE_OUT),
     refused("previous_response_id", never, KEPT_NOWHERE),
     refused("conversation", never, KEPT_NOWHERE),

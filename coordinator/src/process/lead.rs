@@ -19,25 +19,35 @@ use tokio_util::sync::CancellationToken;
 use tramontane_model::ids::{CoordinatorId, Fence, WorkerId};
 use tramontane_model::members::SchedulerLoad;
 use tramontane_model::time::Tick;
+use tramontane_proto::Directive;
 
 use super::routes::routes;
 use crate::control::command::{Command, Proposal};
 use crate::control::controller::{AskId, Controller, Effect, Event, ProposalResult, SessionId};
 use crate::control::state::ClusterState;
 use crate::gateway::{GatewayError, Routes};
-use crate::raft::{self, AppliedState, ProposeError, RaftHandle, RaftStatus, Role};
+use crate::raft::{self, AppliedState, ProposeError, RaftHandle, RaftStatus, ReadError, Role};
 use crate::rpc::desk::{Ask, AskError, Inbox, Session, SessionEvent};
 use crate::rpc::redirect::Directory;
 
 /// How often the controller is told that time has passed.
 const TICK: Duration = Duration::from_millis(50);
+/// A worker hears from the leader so often in each lease, so that it finds the next leader in time.
+const SIGNS_PER_LEASE: u32 = 8;
 /// Longest wait for a proposal.
 const PROPOSAL_DEADLINE: Duration = Duration::from_secs(5);
 /// Most replans that wait for their answer.
 const MAX_REPLANS: usize = 64;
+/// Most asks for the status that wait for a majority to confirm that this coordinator leads, and how long they do.
+const MAX_STATUSES: usize = 256;
+const STATUS_DEADLINE: Duration = Duration::from_secs(3);
+const NO_MAJORITY: &str = "no majority of the coordinators can be reached: requests go on, and whatever would change or \
+                           confirm the placement waits until enough of them are back";
 
 /// The term that this coordinator leads, or who else does.
 type Leading = (Option<u64>, Option<CoordinatorId>);
+type StatusAnswer = oneshot::Sender<Result<Bytes, AskError>>;
+type Confirming = Pin<Box<dyn Future<Output = (StatusAnswer, Result<(), AskError>)> + Send>>;
 type Proposing = Pin<Box<dyn Future<Output = (u64, ProposalResult)> + Send>>;
 
 /// The controller and everything it acts through.
@@ -53,6 +63,7 @@ pub(super) struct Lead {
     replans: BTreeMap<AskId, oneshot::Sender<Result<Fence, AskError>>>,
     next_ask: u64,
     proposals: FuturesUnordered<Proposing>,
+    statuses: FuturesUnordered<Confirming>,
 }
 
 /// A worker's session, and who waits to hear whether it is let in.
@@ -60,6 +71,15 @@ struct Visitor {
     session: Session,
     worker: WorkerId,
     answer: Option<oneshot::Sender<Result<(), AskError>>>,
+    /// Said when it was let in, and again and again after that.
+    welcome: Option<Sign>,
+}
+
+/// What tells a worker that its leader is there.
+struct Sign {
+    welcome: Directive,
+    every: Duration,
+    last: Instant,
 }
 
 impl Lead {
@@ -87,6 +107,7 @@ impl Lead {
             replans: BTreeMap::new(),
             next_ask: 1,
             proposals: FuturesUnordered::new(),
+            statuses: FuturesUnordered::new(),
         })
     }
 
@@ -132,11 +153,16 @@ impl Lead {
                 Some((sequence, result)) = self.proposals.next() => {
                     self.take(Event::Proposed { sequence, result }).await;
                 }
+                Some((answer, confirmed)) = self.statuses.next() => {
+                    // Whoever asked may be gone.
+                    let _ = answer.send(confirmed.and_then(|()| self.status()));
+                }
                 _ = ticks.tick() => {
                     self.take(Event::Elapsed).await;
                     if self.controller.leads() {
                         let state = self.raft.state();
                         self.publish(&state);
+                        self.give_signs();
                     }
                 }
             }
@@ -182,6 +208,7 @@ impl Lead {
                     session,
                     worker: info.worker.clone(),
                     answer: Some(answer),
+                    welcome: None,
                 };
                 self.sessions.insert(id, visitor);
                 Event::Joined { session: id, info }
@@ -207,8 +234,7 @@ impl Lead {
         match ask {
             Ask::Status { id, entry, answer } => {
                 self.take(Event::CoordinatorSeen { id, entry }).await;
-                // Whoever asked may be gone.
-                let _ = answer.send(self.status());
+                self.confirm(answer);
             }
             Ask::Loads { answer } => {
                 // Whoever asked may be gone.
@@ -224,6 +250,31 @@ impl Lead {
                 self.take(Event::Replan { ask }).await;
             }
         }
+    }
+
+    /// Answers once a majority has confirmed the lead: one that was paused may believe in it long after another was
+    /// elected.
+    fn confirm(&self, answer: StatusAnswer) {
+        if !self.controller.leads() || self.statuses.len() >= MAX_STATUSES {
+            let refused = match self.controller.leads() {
+                true => Err(AskError::Unavailable("too many ask for the status; try again")),
+                false => self.status(),
+            };
+            // Whoever asked may be gone.
+            let _ = answer.send(refused);
+            return;
+        }
+        let raft = self.raft.clone();
+        let confirming = async move {
+            let read = raft.read(Instant::now() + STATUS_DEADLINE).await;
+            let confirmed = read.map(|_| ()).map_err(|error| match error {
+                ReadError::TimedOut => AskError::Unavailable(NO_MAJORITY),
+                ReadError::Busy => AskError::Unavailable("too many reads wait; try again"),
+                ReadError::ShuttingDown => AskError::Unavailable("this coordinator is shutting down"),
+            });
+            (answer, confirmed)
+        };
+        self.statuses.push(confirming.boxed());
     }
 
     fn status(&self) -> Result<Bytes, AskError> {
@@ -279,7 +330,14 @@ impl Lead {
                 None
             }
             Effect::Direct { session, directive } => {
-                let visitor = self.sessions.get(&session)?;
+                let visitor = self.sessions.get_mut(&session)?;
+                if let Directive::Welcome { lease_ms, .. } = directive {
+                    visitor.welcome = Some(Sign {
+                        welcome: directive.clone(),
+                        every: Duration::from_millis(lease_ms.into()) / SIGNS_PER_LEASE,
+                        last: Instant::now(),
+                    });
+                }
                 if visitor.session.send(directive).is_err() {
                     let why = "the worker does not take what it is told";
                     visitor
@@ -297,6 +355,21 @@ impl Lead {
                 // Whoever asked may be gone.
                 let _ = self.replans.remove(&ask)?.send(result);
                 None
+            }
+        }
+    }
+
+    /// Tells workers that their leader is there.
+    fn give_signs(&mut self) {
+        let now = Instant::now();
+        for visitor in self.sessions.values_mut() {
+            let Some(sign) = &mut visitor.welcome else {
+                continue;
+            };
+            if now - sign.last >= sign.every {
+                sign.last = now;
+                // One that takes nothing does not report either: its lease runs out.
+                let _ = visitor.session.send(sign.welcome.clone());
             }
         }
     }

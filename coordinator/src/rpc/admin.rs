@@ -70,8 +70,15 @@ impl Leader {
         }))
     }
 
-    /// The cluster as the leader sees it, as JSON.
+    /// The cluster as the leader sees it, as JSON. Asks once more where the lead has gone to another meanwhile.
     pub async fn status(&self) -> Result<Bytes, AskError> {
+        match self.status_once().await {
+            Err(AskError::NotLeader { .. }) if (self.0.leader)().is_some() => self.status_once().await,
+            answer => answer,
+        }
+    }
+
+    async fn status_once(&self) -> Result<Bytes, AskError> {
         let from = (self.0.id, self.0.entry.clone());
         let here = |desk: Desk, (id, entry)| async move { desk.status(id, entry, DEADLINE).await };
         self.ask(from, here, |mut client, (id, entry)| {

@@ -13,7 +13,7 @@ use tramontane_model::members::{
 };
 use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
-use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch, StepBounds, StepResult};
+use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch, StepBounds, StepResult, Unsampled};
 use tramontane_proto::{
     Directive, Ended, ExpertResults, ExpertWork, GenerateSubmission, GenerateUpdate, Joining, LinkMessage,
     Progress, RowsChunk, WireError, WorkerUpdate, v1 as pb,
@@ -172,6 +172,7 @@ fn requests_and_tokens_are_kept() {
         seed: u64::MAX,
         choice: 1,
         logprobs: Some(20),
+        prompt_logprobs: Some(7),
     };
     let request = GenerateSubmission {
         fence: FENCE,
@@ -203,8 +204,13 @@ fn requests_and_tokens_are_kept() {
         Ended::Cancelled,
         Ended::Deadline,
         Ended::Failed("x".to_owned()),
+        Ended::Grammar("y".to_owned()),
     ];
-    let progress = ends.into_iter().map(Progress::Ended).chain(
+    let scored = Progress::Prompt {
+        first: 1,
+        tokens: vec![token.clone(), token.clone()],
+    };
+    let progress = ends.into_iter().map(Progress::Ended).chain([scored]).chain(
         [(None, None), (Some(0), Some(0)), (Some(9), Some(u64::MAX))].map(
             |(cached_prompt_tokens, queued_us)| Progress::Token {
                 index: 3,
@@ -255,6 +261,7 @@ fn chunk() -> SequenceChunk {
         tokens: vec![4, 5],
         role: RowRole::Generated,
         sample: true,
+        scored: vec![6],
         block_table: vec![9, 1],
     }
 }
@@ -285,7 +292,13 @@ fn link_messages_are_kept() {
         LinkMessage::Result(StepResult {
             fence: FENCE,
             step: StepId(7),
-            tokens: vec![(SequenceId(8), sampled)],
+            tokens: vec![(SequenceId(8), sampled.clone())],
+            scored: vec![(SequenceId(9), vec![sampled.clone(), sampled])],
+            unsampled: vec![Unsampled {
+                sequence: SequenceId(8),
+                reason: "no token".to_owned(),
+                passing: true,
+            }],
         }),
     ];
     for message in messages {

@@ -20,9 +20,10 @@ const STREAMS: usize = 3;
 const TOKENS: usize = 200;
 /// How far each is when it happens.
 const KILLED_AT: usize = 40;
-/// How many times the largest gap before the loss the largest one after it may be. Twice as many sequences are in each
-/// step then, and the lost replica's part is loaded and warmed up on the same two cores; a replica that is placed anew
-/// itself answers nothing for many times as long.
+/// How many times the gaps before the loss those after it may be: the one that one in a hundred exceeds, and the largest.
+/// Twice as many sequences are in each step then, and the lost replica's part is loaded and warmed up on the same two
+/// cores; a replica that is placed anew itself answers nothing for many times as long.
+const P99_GAPS: u32 = 2;
 const LARGEST_GAPS: u32 = 4;
 
 /// A prompt that no other begins like: token ids of ordinary text.
@@ -219,16 +220,22 @@ async fn the_loss_of_a_worker_touches_the_streams_of_its_replica_only_and_change
         "each stream of the replica that lost a worker was submitted once more, and no other"
     );
 
-    let largest = |from, to| {
+    // Of the other replica's streams: the gap that one in a hundred exceeds, and the largest.
+    let gaps = |from, to| {
         let second = ended.iter().filter(|(replica, _)| *replica == 2);
         let gaps = second.flat_map(|(_, streamed)| streamed.gaps(from, to));
-        gaps.max().expect("gaps")
+        let mut gaps: Vec<Duration> = gaps.collect();
+        gaps.sort_unstable();
+        let p99 = gaps[gaps.len() * 99 / 100];
+        (p99, *gaps.last().expect("gaps"))
     };
-    let ordinary = largest(ordinary_from, killed);
-    let afterwards = largest(killed, Instant::now());
-    println!("the largest gap of the other replica's streams: {ordinary:?} before, {afterwards:?} after");
+    let ordinary = gaps(ordinary_from, killed);
+    let afterwards = gaps(killed, Instant::now());
+    println!(
+        "gaps of the other replica's streams, p99 and largest: {ordinary:?} before, {afterwards:?} after"
+    );
     assert!(
-        afterwards <= ordinary * LARGEST_GAPS,
+        afterwards.0 <= ordinary.0 * P99_GAPS && afterwards.1 <= ordinary.1 * LARGEST_GAPS,
         "{afterwards:?} after the loss, {ordinary:?} before"
     );
     cluster.until_idle().await;

@@ -1,6 +1,6 @@
 //! Which placement a device works for, and what it refuses because of that.
 //!
-//! Pure: states and fences in, decisions out; the handle and the thread of a device act on them.
+//! States and fences in, decisions out; the handle and the thread of a device act on them.
 //!
 //! **PL-3:** a device never goes back to a lower generation of the replica it works for.
 
@@ -56,6 +56,9 @@ pub fn covers(released: Fence, held: Fence) -> bool {
 
 /// Refuses work for `asked` unless the device serves it.
 pub fn serving(state: &DeviceState, asked: Fence) -> Result<(), DeviceError> {
+    if state.fence().is_some_and(|fence| fence != asked) {
+        metrics::counter!("tramontane_fenced_messages_total").increment(1);
+    }
     let serving = match state {
         DeviceState::Ready { fence } if *fence == asked => return Ok(()),
         #[cfg(feature = "deliberate-bugs")]

@@ -121,20 +121,31 @@ impl DeviceHandle {
         self.state.clone()
     }
 
-    /// Its part of the worker's report.
+    /// Its part of the worker's report. A thread that hangs cannot say so itself: its device has failed.
     pub fn report(&self) -> DeviceReport {
-        let state = match self.state.borrow().clone() {
+        let shared = &self.owner.shared;
+        let hangs = shared.busy.hangs(shared.timeout, Instant::now());
+        let failed = hangs.map(|(fence, taken)| DeviceState::Failed {
+            fence,
+            reason: format!("the device hangs: its thread has been at one piece of work for {taken:.0?}"),
+        });
+        let state = failed.unwrap_or_else(|| self.told_state());
+        DeviceReport {
+            index: shared.index,
+            held_bytes: shared.held_bytes.load(Ordering::Relaxed),
+            state,
+        }
+    }
+
+    /// What the thread said last.
+    fn told_state(&self) -> DeviceState {
+        match self.state.borrow().clone() {
             DeviceState::Loading { fence, .. } => DeviceState::Loading {
                 fence,
                 loaded_bytes: self.owner.shared.progress.loaded_bytes(),
                 total_bytes: self.owner.shared.progress.total_bytes(),
             },
             state @ (DeviceState::Idle | DeviceState::Ready { .. } | DeviceState::Failed { .. }) => state,
-        };
-        DeviceReport {
-            index: self.owner.shared.index,
-            held_bytes: self.owner.shared.held_bytes.load(Ordering::Relaxed),
-            state,
         }
     }
 
@@ -338,5 +349,52 @@ impl DeviceHandle {
             .sender
             .try_send(command)
             .map_err(|_| DeviceError::Stopped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use tramontane_model::ids::{Generation, ReplicaId};
+
+    use super::*;
+
+    #[test]
+    fn a_device_whose_thread_hangs_has_failed() {
+        let fence = Fence {
+            replica: ReplicaId(1),
+            generation: Generation(2),
+        };
+        let info = DeviceInfo {
+            name: "a GPU".to_owned(),
+            driver: String::new(),
+            kind: String::new(),
+            memory_bytes: 1,
+            is_cpu: false,
+        };
+        let shared = Arc::new(Shared::new(DeviceIndex(0), info, 1, Duration::ZERO));
+        let (sender, _inbox) = sync_channel(1);
+        let (_publisher, state) = watch::channel(DeviceState::Ready { fence });
+        let handle = DeviceHandle::new(Arc::clone(&shared), sender, state);
+        assert_eq!(handle.report().state, DeviceState::Ready { fence });
+        let long_ago = Instant::now()
+            .checked_sub(Duration::from_secs(3))
+            .expect("after the start");
+        shared.busy.set(Some((fence, long_ago)));
+        let DeviceState::Failed {
+            fence: failed,
+            reason,
+        } = handle.report().state
+        else {
+            panic!("{:?}", handle.report());
+        };
+        assert_eq!(failed, fence);
+        assert_eq!(
+            reason,
+            "the device hangs: its thread has been at one piece of work for 3s"
+        );
+        shared.busy.set(None);
+        assert_eq!(handle.report().state, DeviceState::Ready { fence });
     }
 }

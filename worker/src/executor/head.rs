@@ -5,9 +5,11 @@
 //! are waited for once the device computes the logits.
 
 use tramontane_model::footprint::LOGIT_ROWS;
+use tramontane_model::grammar::GrammarError;
 use tramontane_model::ids::SequenceId;
 use tramontane_model::sampling::SampledToken;
-use tramontane_model::step::{RowRole, StepBatch, StepResult};
+use tramontane_model::step::{RowRole, SequenceChunk, StepBatch, StepResult, Unsampled};
+use tramontane_proto::MAX_REASON_BYTES;
 
 use super::DeviceError;
 use super::masks::Constraint;
@@ -41,7 +43,8 @@ impl<B: DeviceBuffer> OwnedStage<B> {
                 problem,
             })?;
         }
-        for chunk in batch.chunks.iter().filter(|chunk| chunk.sample) {
+        let looked_at = |chunk: &&SequenceChunk| chunk.sample || !chunk.scored.is_empty();
+        for chunk in batch.chunks.iter().filter(looked_at) {
             let sequence = chunk.sequence;
             if !self.sampling.contains_key(&sequence)
                 && !opened().any(|(chunk, _)| chunk.sequence == sequence)
@@ -76,24 +79,33 @@ impl<B: DeviceBuffer> OwnedStage<B> {
 }
 
 impl<D: Backend> StageRun<'_, D> {
-    /// Samples every chunk that asks for it; waits until the step has run in any case.
+    /// Samples every chunk that asks for it and scores its tokens; waits until the step has run in any case.
     pub(super) fn sample(&mut self) -> Result<StepResult, DeviceError> {
         let mut tokens: Vec<Option<(SequenceId, SampledToken)>> = vec![None; self.batch.chunks.len()];
+        let mut unsampled = Vec::new();
+        let mut scored: Vec<Vec<SampledToken>> = vec![Vec::new(); self.batch.chunks.len()];
         for samples in self.plan.samples.chunks(LOGIT_ROWS as usize) {
-            let results = self.sample_rows(samples)?;
+            let results = self.sample_rows(samples, &mut unsampled)?;
             for (sample, result) in samples.iter().zip(results) {
                 let sequence = self.batch.chunks[sample.chunk].sequence;
-                if let Some(open) = self.stage.sampling.get(&sequence) {
+                let token = SampledToken {
+                    token: result.token,
+                    logprob: result.logprob,
+                    top: result.top,
+                };
+                if sample.scores.is_some() {
+                    scored[sample.chunk].push(token);
+                    continue;
+                }
+                // Of one that can have no token nothing more is asked.
+                if unsampled
+                    .iter()
+                    .all(|failed: &Unsampled| failed.sequence != sequence)
+                    && let Some(open) = self.stage.sampling.get(&sequence)
+                {
                     open.sampled(result.token);
                 }
-                tokens[sample.chunk] = Some((
-                    sequence,
-                    SampledToken {
-                        token: result.token,
-                        logprob: result.logprob,
-                        top: result.top,
-                    },
-                ));
+                tokens[sample.chunk] = Some((sequence, token));
             }
         }
         if self.plan.samples.is_empty() && !self.plan.order.is_empty() {
@@ -103,6 +115,15 @@ impl<D: Backend> StageRun<'_, D> {
             fence: self.batch.fence,
             step: self.batch.step,
             tokens: tokens.into_iter().flatten().collect(),
+            scored: self
+                .batch
+                .chunks
+                .iter()
+                .zip(scored)
+                .filter(|(_, scored)| !scored.is_empty())
+                .map(|(chunk, scored)| (chunk.sequence, scored))
+                .collect(),
+            unsampled,
         })
     }
 
@@ -112,6 +133,9 @@ impl<D: Backend> StageRun<'_, D> {
         let each = samples.iter().zip(LOGIT_ROWS..).map(|(sample, copy)| {
             let chunk = &self.batch.chunks[sample.chunk];
             let open = self.open(sample)?;
+            if let Some(token) = sample.scores {
+                return Ok((open.scoring(token), Changes::default()));
+            }
             let position = chunk.first_position + chunk.tokens.len() as u32;
             let mut params = open.params(position, vocab_size);
             let changes = open.changes(position, self.deadline);
@@ -130,8 +154,12 @@ impl<D: Backend> StageRun<'_, D> {
         open.ok_or(DeviceError::NotOpened { step, sequence })
     }
 
-    /// Samples at most [`LOGIT_ROWS`] rows, generated ones first.
-    fn sample_rows(&mut self, samples: &[SampledRow]) -> Result<Vec<SampleResult>, DeviceError> {
+    /// Samples at most [`LOGIT_ROWS`] rows, generated ones first; says which of them can have no token.
+    fn sample_rows(
+        &mut self,
+        samples: &[SampledRow],
+        unsampled: &mut Vec<Unsampled>,
+    ) -> Result<Vec<SampleResult>, DeviceError> {
         let (Some(buffers), Some(head)) = (&self.stage.head, self.device.weights.head()) else {
             return Err(OpError::shape("head", "it is not loaded").into());
         };
@@ -158,7 +186,7 @@ impl<D: Backend> StageRun<'_, D> {
             rows,
         })?;
         let mut is_constrained = false;
-        for sample in samples {
+        for sample in samples.iter().filter(|sample| sample.scores.is_none()) {
             is_constrained |= self.open(sample)?.is_constrained();
         }
         if is_constrained {
@@ -166,6 +194,10 @@ impl<D: Backend> StageRun<'_, D> {
             self.device.backend.submit()?;
         }
         let (params, changes) = self.params(samples)?;
+        for (sample, changes) in samples.iter().zip(&changes) {
+            let sequence = self.batch.chunks[sample.chunk].sequence;
+            unsampled.extend(changes.failure.as_ref().map(|why| refused(sequence, why)));
+        }
         let (backend, spec) = (&mut *self.device.backend, &self.device.model.spec);
         backend.write(&buffers.params, 0, bytemuck::cast_slice(&params))?;
         let masks: Vec<u32> = changes
@@ -206,5 +238,17 @@ impl<D: Backend> StageRun<'_, D> {
         };
         let read = self.device.read(&[range], self.deadline)?;
         Ok(SampleResult::parse(&read.concat(), &params)?)
+    }
+}
+
+/// Why a sequence has no next token. A mask that came too late may come in time for another attempt.
+fn refused(sequence: SequenceId, why: &GrammarError) -> Unsampled {
+    let mut reason = why.to_string();
+    let cut = (0..=MAX_REASON_BYTES.min(reason.len())).rfind(|&at| reason.is_char_boundary(at));
+    reason.truncate(cut.unwrap_or(0));
+    Unsampled {
+        sequence,
+        reason,
+        passing: *why == GrammarError::Cancelled,
     }
 }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError};
 use std::time::Instant;
 
-use tokio::sync::Semaphore;
 use tramontane_model::ids::DeviceRef;
 use tramontane_proto::ExpertWork;
 
@@ -16,6 +15,7 @@ use super::command::{Command, Control, ControlCommand, StepCommand};
 use super::exchange::{
     Answer, ExchangeError, ExchangeEvent, ExpertAnswer, ExpertExchange, ExpertLinks, ExpertRequest,
 };
+use super::shared::Shared;
 
 /// Steps that may wait on a device.
 pub const STEP_PLACES: usize = 64;
@@ -102,7 +102,7 @@ pub(super) struct InboxExchange<'a> {
     inbox: &'a mut Inbox,
     links: &'a dyn ExpertLinks,
     sender: &'a SyncSender<Command>,
-    places: &'a Arc<Semaphore>,
+    shared: &'a Shared,
     /// Grows over all steps of the thread, so that a late answer is never taken for another.
     next_ticket: &'a mut u64,
     /// The group of each request that has no answer yet.
@@ -114,14 +114,14 @@ impl<'a> InboxExchange<'a> {
         inbox: &'a mut Inbox,
         links: &'a dyn ExpertLinks,
         sender: &'a SyncSender<Command>,
-        places: &'a Arc<Semaphore>,
+        shared: &'a Shared,
         next_ticket: &'a mut u64,
     ) -> Self {
         Self {
             inbox,
             links,
             sender,
-            places,
+            shared,
             next_ticket,
             open: BTreeMap::new(),
         }
@@ -130,7 +130,7 @@ impl<'a> InboxExchange<'a> {
 
 impl ExpertExchange for InboxExchange<'_> {
     fn send(&mut self, group: u32, holder: &DeviceRef, work: ExpertWork) -> Result<(), ExchangeError> {
-        let place = Arc::clone(self.places)
+        let place = Arc::clone(&self.shared.places.answers)
             .try_acquire_owned()
             .map_err(|_| ExchangeError::Group {
                 group,
@@ -164,7 +164,11 @@ impl ExpertExchange for InboxExchange<'_> {
                 };
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.inbox.receiver.recv_timeout(left) {
+            // Whoever waits for others does not hang.
+            let work = self.shared.busy.take();
+            let received = self.inbox.receiver.recv_timeout(left);
+            self.shared.busy.set(work.map(|fence| (fence, Instant::now())));
+            match received {
                 Ok(command) => self.inbox.sort(command),
                 Err(RecvTimeoutError::Timeout) => return Err(ExchangeError::Deadline),
                 Err(RecvTimeoutError::Disconnected) => return Err(ExchangeError::Interrupted),

@@ -4,14 +4,14 @@
 //! that only when it samples the sequence again. The prediction is never more than that: what counts is the ids that come
 //! in as rows, and where they differ the matcher starts anew, so that a mask is a function of the ids alone (DET-1).
 //!
-//! A grammar that fails, or that is not ready in time, leaves the end token only; that is logged and counted.
+//! A grammar that fails, or a mask that is not ready in time, ends the attempt; that is logged and counted.
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tramontane_model::grammar::{Cancel, Compiler, Grammar, GrammarError, Matcher, Pool, Words, only};
+use tramontane_model::grammar::{Cancel, Compiler, Grammar, GrammarError, Matcher, Pool, Words};
 use tramontane_model::ids::SequenceId;
 use tramontane_model::step::{Opening, SequenceChunk};
 use tramontane_model::tekken::{TEKKEN_FILE, Vocabulary};
@@ -25,8 +25,8 @@ const MAX_THREADS: usize = 4;
 const MASK_DEADLINE: Duration = Duration::from_secs(5);
 /// How long to wait before a full queue is tried again.
 const RETRY: Duration = Duration::from_millis(1);
-/// The token that ends an answer: its name, and its id in every vocabulary of the family.
-const END: (&str, u32) = ("</s>", 2);
+/// The token that ends an answer.
+const END: &str = "</s>";
 
 /// Makes masks for the sequences of a last stage.
 #[derive(Clone, Debug)]
@@ -74,8 +74,8 @@ impl Shared {
             let unusable = GrammarError::Vocabulary;
             let vocabulary = Vocabulary::load(&self.path, self.vocab_size);
             let vocabulary = vocabulary.map_err(|error| unusable(error.to_string()))?;
-            let end = vocabulary.special_id(END.0);
-            let end = end.ok_or_else(|| unusable(format!("it has no {}", END.0)))?;
+            let end = vocabulary.special_id(END);
+            let end = end.ok_or_else(|| unusable(format!("it has no {END}")))?;
             Compiler::new(&Words {
                 special: vocabulary.special.len(),
                 tokens: &vocabulary.tokens,
@@ -168,7 +168,7 @@ impl Constraint {
     }
 
     /// Which tokens may follow those that came in: waits for it.
-    pub(super) fn mask(&self, deadline: Instant) -> Vec<u32> {
+    pub(super) fn mask(&self, deadline: Instant) -> Result<Vec<u32>, GrammarError> {
         let started = Instant::now();
         let deadline = deadline.min(started + MASK_DEADLINE);
         let mut state = self.work.state();
@@ -191,23 +191,13 @@ impl Constraint {
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         };
         metrics::histogram!("tramontane_grammar_wait_seconds").record(started.elapsed().as_secs_f64());
-        made.unwrap_or_else(|error| {
+        made.inspect_err(|error| {
             if !std::mem::replace(&mut state.failed, true) {
                 metrics::counter!("tramontane_grammar_failures_total").increment(1);
                 let (sequence, generated) = (self.work.sequence, self.generated.len());
-                tracing::warn!(%sequence, generated, %error, "an answer is ended: its grammar failed");
+                tracing::warn!(%sequence, generated, %error, "an attempt is ended: its grammar failed");
             }
-            self.only_end()
         })
-    }
-
-    fn only_end(&self) -> Vec<u32> {
-        let shared = &self.maker.0;
-        let end = match shared.compiler.get() {
-            Some(Ok(compiler)) => compiler.end(),
-            Some(Err(_)) | None => END.1,
-        };
-        only(end, shared.vocab_size)
     }
 
     fn ask(&self, state: &mut State, wanted: Vec<u32>) {

@@ -8,6 +8,7 @@
 //! keeps its promise for any number of rows, and experts are combined in their order whoever computed them.
 
 mod buffers;
+mod busy;
 mod command;
 mod error;
 mod exchange;

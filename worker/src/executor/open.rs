@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use tramontane_model::grammar::GrammarError;
 use tramontane_model::sampling::SamplingParams;
 use tramontane_model::step::{Opening, SequenceChunk};
 
@@ -34,6 +35,8 @@ pub(super) struct Changes {
     pub(super) adjustments: Vec<Adjustment>,
     /// Which tokens are left, if not all are.
     pub(super) mask: Option<Vec<u32>>,
+    /// Why none is: what is sampled is then no token of the sequence.
+    pub(super) failure: Option<GrammarError>,
 }
 
 impl Changes {
@@ -136,8 +139,14 @@ impl OpenSequence {
             },
             min_p: sampling.min_p,
             copy: NO_ROW,
-            reserved: [0; 2],
+            forced: NO_ROW,
+            reserved: 0,
         }
+    }
+
+    /// How a token of the prompt is scored.
+    pub(super) fn scoring(&self, token: u32) -> SampleParams {
+        SampleParams::forced(token, self.sampling.prompt_logprobs.unwrap_or(0))
     }
 
     /// Whether what is done to its logits is computed beside the device.
@@ -154,13 +163,22 @@ impl OpenSequence {
 
     /// What is done to the logits of the token at `position`; waits for its mask.
     pub(super) fn changes(&self, position: u32, deadline: Instant) -> Changes {
-        let mask = self
-            .constraint
-            .as_ref()
-            .map(|constraint| constraint.mask(deadline));
+        let mask = match &self.constraint {
+            None => None,
+            Some(constraint) => match constraint.mask(deadline) {
+                Ok(mask) => Some(mask),
+                Err(failure) => {
+                    return Changes {
+                        failure: Some(failure),
+                        ..Changes::default()
+                    };
+                }
+            },
+        };
         Changes {
             adjustments: self.adjustments(position, mask.as_deref()),
             mask,
+            failure: None,
         }
     }
 
@@ -272,6 +290,7 @@ mod tests {
                 tokens: tokens.to_vec(),
                 role: RowRole::Given,
                 sample: true,
+                scored: vec![],
                 block_table: vec![0],
             };
             sequence.take_in(&chunk);
@@ -398,6 +417,7 @@ mod tests {
         let list = |count: u32| Changes {
             adjustments: (0..count).map(Adjustment::none).collect(),
             mask: None,
+            failure: None,
         };
         let masked = |count: u32| Changes {
             mask: Some(vec![1]),

@@ -12,15 +12,17 @@ use tramontane_model::step::{RowRole, SequenceChunk, StepBatch, StepLimits};
 use super::DeviceError;
 use crate::ops::{RowMeta, Rows};
 
-/// A row whose logits are sampled.
+/// A row whose logits are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SampledRow {
     /// The row on the device.
     pub(super) row: u32,
     /// Its role.
     pub(super) role: RowRole,
-    /// The chunk that ends with it.
+    /// The chunk that it is in; its last row if it is sampled.
     pub(super) chunk: usize,
+    /// The token of the prompt that follows it and is to be scored; none if its logits are sampled.
+    pub(super) scores: Option<u32>,
 }
 
 /// A step, laid out.
@@ -89,7 +91,7 @@ impl StepPlan {
             tables: vec![0; batch.chunks.len() * width],
             table_rows: batch.chunks.len() as u32,
             table_width: width as u32,
-            samples: Vec::with_capacity(batch.samples()),
+            samples: Vec::with_capacity(batch.looked_at()),
         };
         for (table, chunk) in plan.tables.chunks_exact_mut(width.max(1)).zip(&batch.chunks) {
             let blocks = used(chunk);
@@ -118,6 +120,7 @@ impl StepPlan {
 
     fn add(&mut self, index: usize, first_row: u32, chunk: &SequenceChunk, spec: &ModelSpec, kv: KvShape) {
         let positions = chunk.first_position..;
+        let first = self.order.len() as u32;
         for ((token, position), row) in chunk.tokens.iter().zip(positions).zip(first_row..) {
             let block = chunk.block_table[(position / kv.block_tokens) as usize];
             self.order.push(row);
@@ -129,11 +132,19 @@ impl StepPlan {
                 query_scale: query_scale(spec.query_scaling.as_ref(), position),
             });
         }
+        self.samples
+            .extend((first..).zip(&chunk.scored).map(|(row, &token)| SampledRow {
+                row,
+                role: chunk.role,
+                chunk: index,
+                scores: Some(token),
+            }));
         if chunk.sample {
             self.samples.push(SampledRow {
                 row: self.order.len() as u32 - 1,
                 role: chunk.role,
                 chunk: index,
+                scores: None,
             });
         }
     }
@@ -176,6 +187,7 @@ mod tests {
             tokens: tokens.to_vec(),
             role,
             sample: true,
+            scored: vec![],
             block_table: block_table.to_vec(),
         }
     }
@@ -199,19 +211,38 @@ mod tests {
             chunk(3, &[10, 11, 12], RowRole::Given, &[5, 2]),
             chunk(9, &[20], RowRole::Generated, &[7, 6, 1]),
             chunk(300, &[30], RowRole::Given, &[3; 76]),
+            SequenceChunk {
+                sample: false,
+                scored: vec![41, 42],
+                ..chunk(0, &[40, 41], RowRole::Given, &[4])
+            },
         ]);
         let plan = StepPlan::new(&batch, &spec, KV, &RotaryTable::new(&spec.rope));
-        assert_eq!(plan.rows, Rows::new(1, 4));
-        assert_eq!(plan.order, [3, 0, 1, 2, 4]);
-        assert_eq!(plan.tokens, [20, 10, 11, 12, 30]);
+        assert_eq!(plan.rows, Rows::new(1, 6));
+        assert_eq!(plan.order, [3, 0, 1, 2, 4, 5, 6]);
+        assert_eq!(plan.tokens, [20, 10, 11, 12, 30, 40, 41]);
         assert!(!plan.is_in_order());
         let slots: Vec<u32> = plan.meta.iter().map(|meta| meta.slot).collect();
-        assert_eq!(slots, [4 + 1, 5 * 4 + 3, 2 * 4, 2 * 4 + 1, 3 * 4]);
-        assert_eq!((plan.table_rows, plan.table_width), (3, 76));
+        assert_eq!(
+            slots,
+            [4 + 1, 5 * 4 + 3, 2 * 4, 2 * 4 + 1, 3 * 4, 4 * 4, 4 * 4 + 1]
+        );
+        assert_eq!((plan.table_rows, plan.table_width), (4, 76));
         assert_eq!(plan.tables[..3], [5, 2, 0]);
         assert_eq!(plan.tables[76..80], [7, 6, 1, 0]);
-        let sampled: Vec<(u32, usize)> = plan.samples.iter().map(|row| (row.row, row.chunk)).collect();
-        assert_eq!(sampled, [(0, 1), (3, 0), (4, 2)]);
+        let looked_at = plan.samples.iter();
+        let looked_at: Vec<(u32, usize, Option<u32>)> =
+            looked_at.map(|row| (row.row, row.chunk, row.scores)).collect();
+        assert_eq!(
+            looked_at,
+            [
+                (0, 1, None),
+                (3, 0, None),
+                (4, 2, None),
+                (5, 3, Some(41)),
+                (6, 3, Some(42))
+            ]
+        );
         // The miniature's queries grow at position 256.
         assert_eq!(plan.meta[3].query_scale, 1.0);
         assert!(plan.meta[4].query_scale > 1.06);

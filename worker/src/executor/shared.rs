@@ -2,13 +2,14 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant as TokioInstant, timeout_at};
 use tramontane_model::ids::DeviceIndex;
 
 use super::DeviceError;
+use super::busy::Busy;
 use super::fencing::Target;
 use super::inbox::{ANSWER_PLACES, CONTROL_PLACES, EXPERT_PLACES, STEP_PLACES};
 use crate::ops::DeviceInfo;
@@ -46,11 +47,20 @@ pub(super) struct Shared {
     pub(super) held_bytes: AtomicU64,
     /// The latest order that makes an assignment void; what the thread loads for an earlier one is given up.
     pub(super) order: AtomicU64,
+    /// What the thread is at.
+    pub(super) busy: Busy,
+    /// How long the device may take over one piece of work.
+    pub(super) timeout: Duration,
     target: Mutex<Target>,
 }
 
 impl Shared {
-    pub(super) fn new(index: DeviceIndex, info: DeviceInfo, max_binding_bytes: u64) -> Self {
+    pub(super) fn new(
+        index: DeviceIndex,
+        info: DeviceInfo,
+        max_binding_bytes: u64,
+        timeout: Duration,
+    ) -> Self {
         Self {
             index,
             info,
@@ -59,6 +69,8 @@ impl Shared {
             progress: LoadProgress::default(),
             held_bytes: AtomicU64::new(0),
             order: AtomicU64::new(0),
+            busy: Busy::default(),
+            timeout,
             target: Mutex::default(),
         }
     }

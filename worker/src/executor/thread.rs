@@ -56,7 +56,12 @@ impl DeviceHandle {
                     return;
                 }
             };
-            let shared = Shared::new(options.index, backend.info().clone(), backend.max_binding_bytes());
+            let shared = Shared::new(
+                options.index,
+                backend.info().clone(),
+                backend.max_binding_bytes(),
+                options.timeout,
+            );
             let shared = Arc::new(shared);
             let (sender, receiver) = sync_channel(CAPACITY);
             let (publisher, state) = watch::channel(DeviceState::Idle);
@@ -201,11 +206,13 @@ impl<B: Backend, F: FnMut() -> Result<B, OpError>> DeviceThread<'_, B, F> {
                 inbox,
                 links.as_ref(),
                 &self.sender,
-                &self.shared.places.answers,
+                &self.shared,
                 &mut self.next_ticket,
             );
             let started = Instant::now();
+            self.shared.busy.set(Some((batch.fence, started)));
             let result = guarded(|| executor.run(&batch, input, &mut exchange, deadline));
+            self.shared.busy.set(None);
             record_step(&batch, &result, started.elapsed());
             result
         });
@@ -224,7 +231,12 @@ impl<B: Backend, F: FnMut() -> Result<B, OpError>> DeviceThread<'_, B, F> {
         let result: Result<ExpertResults, DeviceError> =
             self.serving(work.fence, deadline)
                 .and_then(|()| match &mut self.executor {
-                    Some(executor) => guarded(|| executor.run_experts(&work, deadline)),
+                    Some(executor) => {
+                        self.shared.busy.set(Some((work.fence, Instant::now())));
+                        let result = guarded(|| executor.run_experts(&work, deadline));
+                        self.shared.busy.set(None);
+                        result
+                    }
                     None => Err(DeviceError::Stopped),
                 });
         self.note(work.fence, &result);

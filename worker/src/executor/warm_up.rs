@@ -113,6 +113,7 @@ fn chunk(sequence: SequenceId, role: RowRole, rows: u32) -> SequenceChunk {
         tokens,
         role,
         sample: true,
+        scored: vec![],
         block_table: vec![0],
     }
 }

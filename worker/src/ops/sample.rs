@@ -8,7 +8,7 @@
 //! token id) alone: Philox 4x32-10 (Salmon et al. 2011).
 //!
 //! The token may be chosen from an adjusted copy of its row ([`super::Adjust`]); log-probabilities and the most likely
-//! tokens are those of the row itself.
+//! tokens are those of the row itself. A token may be given instead of chosen, for its log-probability alone.
 
 use super::rows::check_rows;
 use super::{DeviceBuffer, NO_ROW, OpError};
@@ -43,8 +43,10 @@ pub struct SampleParams {
     pub min_p: f32,
     /// Row of the logits that the token is chosen from, or [`NO_ROW`] for the row itself.
     pub copy: u32,
+    /// The token to take whatever the logits say, or [`NO_ROW`] to choose one.
+    pub forced: u32,
     /// Keeps rows 48 bytes long; 0.
-    pub reserved: [u32; 2],
+    pub reserved: u32,
 }
 
 /// Words of one row's [`SampleParams`].
@@ -64,7 +66,16 @@ impl SampleParams {
             top_k: 0,
             min_p: 0.0,
             copy: NO_ROW,
-            reserved: [0; 2],
+            forced: NO_ROW,
+            reserved: 0,
+        }
+    }
+
+    /// Takes `token`, reporting its log-probability and the `top` most likely tokens.
+    pub const fn forced(token: u32, top: u32) -> Self {
+        Self {
+            forced: token,
+            ..Self::greedy(top)
         }
     }
 }

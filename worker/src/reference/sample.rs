@@ -60,7 +60,9 @@ fn by_logit(logits: &[f32]) -> Vec<usize> {
 fn sample_row(logits: &[f32], copy: &[f32], params: &SampleParams) -> Vec<u32> {
     let logprobs = log_softmax(logits, 1.0);
     let (order, chosen) = (by_logit(logits), by_logit(copy));
-    let token = if params.temperature > 0.0 {
+    let token = if (params.forced as usize) < logits.len() {
+        params.forced as usize
+    } else if params.temperature > 0.0 {
         drawn(copy, params, &chosen)
     } else {
         chosen[0]

@@ -2,7 +2,7 @@
 //!
 //! One task owns the scheduler. Deciding is the scheduler's part; here are the clock, the channels and the deadlines.
 //!
-//! **BQ-1:** a request's tokens wait in a channel with room for all that it may emit, so that a slow reader holds up
+//! **BQ-1:** a request's tokens wait in a channel with room for all that it may bring, so that a slow reader holds up
 //! nobody, itself included.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -92,6 +92,12 @@ impl HeadHandle {
     /// Submits a request; its tokens come through the receiver, which ends after `Ended` or an error.
     pub async fn submit(&self, submission: Submission) -> Result<mpsc::Receiver<Update>, SubmitError> {
         let room = (submission.max_tokens as usize).saturating_sub(submission.emitted.len());
+        // Every piece of a scored prompt tells of at least one token.
+        let scored = submission
+            .sampling
+            .prompt_logprobs
+            .map(|_| submission.prompt.len());
+        let room = room.saturating_add(scored.unwrap_or(0));
         let room = room.saturating_add(2).min(tokio::sync::Semaphore::MAX_PERMITS);
         let (updates, receiver) = mpsc::channel(room);
         let (answer, answered) = oneshot::channel();
@@ -382,6 +388,12 @@ impl Head {
                     };
                     (request, attempt, Ok(progress))
                 }
+                Event::Prompt {
+                    request,
+                    attempt,
+                    first,
+                    tokens,
+                } => (request, attempt, Ok(Progress::Prompt { first, tokens })),
                 Event::Ended {
                     request,
                     attempt,
@@ -398,12 +410,12 @@ impl Head {
             let over = !matches!(
                 &update,
                 Ok(GenerateUpdate {
-                    progress: Progress::Token { .. },
+                    progress: Progress::Token { .. } | Progress::Prompt { .. },
                     ..
                 })
             );
             if let Some(client) = self.requests.get(&key) {
-                // The channel has room for every token; a closed one belongs to a stream that is gone.
+                // The channel has room for everything; a closed one belongs to a stream that is gone.
                 let _ = client.updates.try_send(update);
             }
             if over {
@@ -433,6 +445,7 @@ fn ended(reason: EndReason) -> Result<Progress, LinkLost> {
         EndReason::Length => Ended::Length,
         EndReason::Cancelled => Ended::Cancelled,
         EndReason::DeadlineExceeded => Ended::Deadline,
+        EndReason::Grammar(why) => Ended::Grammar(why.to_string()),
         EndReason::Failed(why) => return Err(LinkLost(why.to_string())),
     }))
 }

@@ -307,6 +307,7 @@ mod tests {
             tokens: vec![0; rows],
             role: RowRole::Given,
             sample: false,
+            scored: vec![],
             block_table: vec![0],
         };
         let chunks = if rows == 0 { vec![] } else { vec![chunk] };
@@ -353,6 +354,8 @@ mod tests {
             fence: FENCE,
             step: StepId(7),
             tokens: vec![],
+            scored: vec![],
+            unsampled: vec![],
         };
         for message in [
             LinkMessage::Hello {

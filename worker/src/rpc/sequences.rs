@@ -114,6 +114,7 @@ mod tests {
             tokens: vec![1],
             role: RowRole::Given,
             sample: true,
+            scored: vec![],
             block_table: vec![0],
         };
         StepBatch {

@@ -38,10 +38,10 @@ impl Serving for ServingServer {
         request: Request<pb::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let submitted = GenerateSubmission::try_from(request.into_inner())?;
-        let head = self
-            .heads
-            .get(submitted.fence)
-            .ok_or_else(|| Status::failed_precondition(format!("{} is not served here", submitted.fence)))?;
+        let head = self.heads.get(submitted.fence).ok_or_else(|| {
+            metrics::counter!("tramontane_fenced_messages_total").increment(1);
+            Status::failed_precondition(format!("{} is not served here", submitted.fence))
+        })?;
         let (request, attempt) = (submitted.request, submitted.attempt);
         let (trace, fence) = (submitted.trace, submitted.fence);
         let submission = Submission {
@@ -84,6 +84,7 @@ fn refused(error: &SubmitError) -> Status {
         }
         SubmitError::Refused(Refusal::DeadlinePassed { .. }) => Status::deadline_exceeded(message),
         SubmitError::Refused(Refusal::Duplicate { .. } | Refusal::Superseded { .. }) => {
+            metrics::counter!("tramontane_fenced_messages_total").increment(1);
             Status::already_exists(message)
         }
         SubmitError::Refused(

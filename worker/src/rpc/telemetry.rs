@@ -53,7 +53,7 @@ pub(crate) fn describe() {
     );
     describe_counter!(
         "tramontane_fenced_messages_total",
-        "Messages of another generation that were dropped"
+        "Messages of another generation, and submissions of an older attempt, that were dropped"
     );
     describe_counter!(
         "tramontane_pipelines_lost_total",

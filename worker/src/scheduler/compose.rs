@@ -221,6 +221,8 @@ impl Scheduler {
             sequence: chunk.sequence,
             end: running.computed,
             sampled: chunk.sample,
+            scored: chunk.scored.clone(),
+            first_scored: chunk.first_position as usize + 1,
         });
         let rows = chunk.tokens.len();
         plan.chunks.push(chunk);

@@ -21,6 +21,18 @@ pub enum Event {
         /// How many tokens of the prompt were found in the prefix cache; with the attempt's first token only.
         cached_prompt_tokens: Option<u32>,
     },
+    /// Log-probabilities of tokens of the prompt, where they were asked for: in order, each once for an attempt, all of
+    /// them before its first token.
+    Prompt {
+        /// The request.
+        request: RequestId,
+        /// Which attempt at it.
+        attempt: u32,
+        /// Position in the prompt of the first of them.
+        first: u32,
+        /// The prompt's tokens.
+        tokens: Vec<SampledToken>,
+    },
     /// An accepted attempt is over: once for each, whatever the reason (ST-2).
     Ended {
         /// The request.
@@ -45,6 +57,8 @@ pub enum EndReason {
     Cancelled,
     /// Its deadline passed.
     DeadlineExceeded,
-    /// The replica cannot go on; says why. The request can be submitted elsewhere with what was emitted.
+    /// What it is held to cannot be gone on with, here or anywhere; says why.
+    Grammar(Arc<str>),
+    /// It, or its replica, cannot go on; says why. The request can be submitted elsewhere with what was emitted.
     Failed(Arc<str>),
 }

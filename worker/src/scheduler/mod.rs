@@ -75,6 +75,10 @@ struct FlightChunk {
     /// Rows of the sequence once the step is through.
     end: usize,
     sampled: bool,
+    /// Tokens of the prompt that the step scores.
+    scored: Vec<u32>,
+    /// Position in the prompt of the first of them.
+    first_scored: usize,
 }
 
 /// Numbers for metrics and status.

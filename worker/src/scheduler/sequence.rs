@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tramontane_model::ids::{Origin, RequestId, SequenceId, StepId, TraceId};
-use tramontane_model::sampling::SamplingParams;
+use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_model::step::{Opening, RowRole, SequenceChunk};
 use tramontane_model::time::Tick;
 
@@ -49,6 +49,8 @@ pub(super) struct Request {
     tokens: Vec<u32>,
     /// How many of `tokens` are the prompt.
     prompt: usize,
+    /// Tokens at the front of the prompt whose log-probabilities nobody waits for, or no longer.
+    scored: usize,
     /// Most tokens that the sequence may come to.
     most_tokens: usize,
     /// One for each full block of `tokens`; empty without a prefix cache.
@@ -82,6 +84,8 @@ impl Request {
             attempt,
             deadline,
             priority,
+            // No token comes before the first.
+            scored: sampling.prompt_logprobs.map_or(prompt, |_| 1),
             sampling,
             max_tokens,
             stop_tokens: if ignore_eos { Vec::new() } else { stop_tokens },
@@ -115,6 +119,29 @@ impl Request {
     /// Prompt and the longest output it may come to.
     pub(super) fn most_tokens(&self) -> u64 {
         self.most_tokens as u64
+    }
+
+    /// Rows that may come from the cache: not the last known token's, and none whose logits are still to be told.
+    pub(super) fn reusable(&self) -> usize {
+        if self.scored < self.prompt {
+            self.scored - 1
+        } else {
+            self.known() - 1
+        }
+    }
+
+    /// Takes in log-probabilities of the prompt from position `first` on; returns those that are new, and where they begin.
+    pub(super) fn score(
+        &mut self,
+        first: usize,
+        mut tokens: Vec<SampledToken>,
+    ) -> Option<(u32, Vec<SampledToken>)> {
+        let begin = self.scored;
+        let known = begin.checked_sub(first).filter(|&known| known < tokens.len())?;
+        tokens.drain(..known);
+        self.scored += tokens.len();
+        // Within the prompt, below the token limit, a u32.
+        Some((begin as u32, tokens))
     }
 
     /// Takes an emitted token in and gives its index.
@@ -249,6 +276,7 @@ impl Running {
             tokens,
             prompt,
             sampling,
+            scored,
             ..
         } = &self.request;
         let start = self.computed;
@@ -266,6 +294,11 @@ impl Running {
             role
         };
         let end = role_end.min(start + max_rows);
+        let scores = if scored < prompt {
+            tokens[..*prompt].get(start + 1..(end + 1).min(*prompt))
+        } else {
+            None
+        };
         self.computed = end;
         self.in_flight.push_back(step);
         SequenceChunk {
@@ -276,6 +309,7 @@ impl Running {
             tokens: tokens[start..end].to_vec(),
             role,
             sample: end == tokens.len(),
+            scored: scores.unwrap_or_default().to_vec(),
             block_table: self.table.ids()[..blocks.needed(end)].to_vec(),
         }
     }

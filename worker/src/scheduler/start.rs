@@ -1,7 +1,8 @@
 //! How a waiting request gets a place in the cache, and what it finds there.
 //!
 //! A sequence starts after the longest prefix that full blocks of the cache hold; its last known token is always
-//! computed, because its logits are needed. A request whose next block a running sequence is computing waits for it
+//! computed, because its logits are needed, and so is every token whose logits tell the next one's log-probability. A
+//! request whose next block a running sequence is computing waits for it
 //! rather than compute it again. It waits for nothing else: that sequence has a place in the cache and moves on, and
 //! if it leaves, its claim goes with it.
 
@@ -56,10 +57,10 @@ impl Scheduler {
         self.blocks.cost(tokens, cached) + self.running.len() <= self.blocks.free()
     }
 
-    /// The blocks of the cache that hold the beginning of a request, its last known token excluded.
+    /// The blocks of the cache that hold the beginning of a request, as far as its rows need not be computed.
     fn cached_prefix(&self, request: &Request) -> Vec<u32> {
         let block_tokens = self.config.kv.block_tokens as usize;
-        let most = (request.known() - 1) / block_tokens;
+        let most = request.reusable() / block_tokens;
         let mut cached = Vec::new();
         while cached.len() < most
             && let Some(hash) = request.hash(cached.len())
@@ -76,7 +77,7 @@ impl Scheduler {
     /// Whether a running sequence is computing the request's block `at`.
     fn is_being_computed(&self, request: &Request, at: usize) -> bool {
         let end = (at + 1) * self.config.kv.block_tokens as usize;
-        let Some(hash) = request.hash(at).filter(|_| end < request.known()) else {
+        let Some(hash) = request.hash(at).filter(|_| end <= request.reusable()) else {
             return false;
         };
         let mut running = self.running.values();

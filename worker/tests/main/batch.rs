@@ -80,6 +80,7 @@ fn step(executor: &mut Executor<GpuBackend>, chunks: &[Chunk<'_>]) -> Vec<Sample
         tokens: tokens.to_vec(),
         role,
         sample: true,
+        scored: vec![],
         block_table: (0..BLOCKS)
             .map(|block| block * 32 + sequence as u32 % 32)
             .collect(),
@@ -206,6 +207,7 @@ impl Growing {
             tokens: self.tokens[start..self.done].to_vec(),
             role,
             sample: true,
+            scored: vec![],
             block_table: (0..BLOCKS).map(|block| block * 32 + blocks).collect(),
         }
     }

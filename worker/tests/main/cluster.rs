@@ -72,10 +72,10 @@ impl Membership for Leader {
             lease_ms: 2000,
         };
         sender
-            .send(Ok(welcome.into()))
+            .send(Ok(welcome.clone().into()))
             .await
             .map_err(|_| Status::aborted("gone"))?;
-        self.sessions.lock().await.push(sender);
+        self.sessions.lock().await.push(sender.clone());
         let reports = self.reports.clone();
         tokio::spawn(async move {
             let info = joining.info;
@@ -83,6 +83,8 @@ impl Membership for Leader {
                 let Ok(WorkerUpdate::Report(report)) = WorkerUpdate::try_from(message) else {
                     return;
                 };
+                // A leader that says nothing is left; a worker that takes nothing has other troubles.
+                let _ = sender.try_send(Ok(welcome.clone().into()));
                 reports.send_modify(|all| {
                     all.insert(info.worker.clone(), (info.address.clone(), report));
                 });
@@ -104,6 +106,8 @@ pub(crate) struct Cluster {
     pub(crate) steps: StepBounds,
     /// How much of its prompt the last request found in the prefix cache.
     pub(crate) cached_prompt_tokens: Option<u32>,
+    /// What the last request was told of its prompt's tokens.
+    pub(crate) prompt_scores: Vec<SampledToken>,
 }
 
 /// Layers of a stage, its owner, and its expert groups' ends with their holders.
@@ -180,6 +184,7 @@ impl Cluster {
             next_request: 1,
             fence: None,
             cached_prompt_tokens: None,
+            prompt_scores: Vec::new(),
             steps: StepBounds {
                 max_rows: 128,
                 max_prefill_rows,
@@ -283,10 +288,11 @@ impl Cluster {
                 }
             }
         };
-        let (tokens, ended, cached) = tokio::time::timeout(DEADLINE, answer)
+        let (tokens, ended, (cached, scored)) = tokio::time::timeout(DEADLINE, answer)
             .await
             .expect("an answer in time");
         self.cached_prompt_tokens = cached;
+        self.prompt_scores = scored;
         (tokens, ended)
     }
 
@@ -311,11 +317,12 @@ impl Drop for Cluster {
 async fn collect(
     client: &mut ServingClient<tonic::transport::Channel>,
     request: pb::GenerateRequest,
-) -> Result<(Vec<SampledToken>, Ended, Option<u32>), Status> {
+) -> Result<(Vec<SampledToken>, Ended, (Option<u32>, Vec<SampledToken>)), Status> {
     let already = request.emitted.len();
     let mut stream = client.generate(request).await?.into_inner();
     let mut tokens = Vec::new();
     let mut cached = None;
+    let mut scored = Vec::new();
     while let Some(event) = stream.message().await? {
         match GenerateUpdate::try_from(event)?.progress {
             Progress::Token {
@@ -330,7 +337,12 @@ async fn collect(
                 assert_eq!(index as usize, already + tokens.len(), "ST-1");
                 tokens.push(token);
             }
-            Progress::Ended(ended) => return Ok((tokens, ended, cached)),
+            Progress::Prompt { first, tokens: piece } => {
+                assert!(tokens.is_empty(), "the prompt after a token");
+                assert_eq!(first as usize, 1 + scored.len());
+                scored.extend(piece);
+            }
+            Progress::Ended(ended) => return Ok((tokens, ended, (cached, scored))),
         }
     }
     Err(Status::internal("the stream ended without an end"))
@@ -338,6 +350,7 @@ async fn collect(
 
 fn worker_config(name: &str, devices: usize, coordinator: SocketAddr) -> WorkerConfig {
     WorkerConfig {
+        device_timeout: Duration::from_secs(60),
         name: WorkerId::new(name).expect("a valid name"),
         coordinators: vec![coordinator.to_string()],
         join_token: TOKEN.to_vec(),

@@ -19,7 +19,7 @@ pub struct AskId(pub u64);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AskRefusal {
     /// Only the leader does this.
-    #[error("this coordinator does not lead{}", match .leader { Some(id) => format!("; coordinator {id} does"), None => ", and no leader is known; try again".to_owned() })]
+    #[error("this coordinator does not lead{}", match .leader { Some(id) => format!("; coordinator {id} does"), None => ", and no leader is known: an election is on, or no majority of the coordinators can be reached; requests go on, changes wait; try again".to_owned() })]
     NotLeader {
         /// Who leads, as far as is known here.
         leader: Option<CoordinatorId>,

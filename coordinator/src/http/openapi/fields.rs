@@ -4,7 +4,7 @@
 //! ask for, with the types they take and the ranges they hold to.
 
 use serde_json::{Value, json};
-use tramontane_model::sampling::MAX_LOGIT_BIASES;
+use tramontane_model::sampling::{MAX_LOGIT_BIASES, MAX_TOP_LOGPROBS};
 
 use super::super::ModelCard;
 use super::super::choices::MAX_N;
@@ -117,12 +117,6 @@ pub(in crate::http) const SHARED: &[Field] = &[
 /// Fields of both that limit what is generated.
 pub(in crate::http) const LIMITS: &[Field] = &[
     field(
-        "max_tokens",
-        Kind::Integer(1, None),
-        None,
-        "Most tokens to generate.",
-    ),
-    field(
         "max_completion_tokens",
         Kind::Integer(1, None),
         None,
@@ -138,6 +132,12 @@ pub(in crate::http) const LIMITS: &[Field] = &[
 
 /// Fields of chats only.
 pub(in crate::http) const CHAT: &[Field] = &[
+    field(
+        "max_tokens",
+        Kind::Integer(1, None),
+        None,
+        "Most tokens to generate.",
+    ),
     field(
         "messages",
         Kind::Named("Messages"),
@@ -174,6 +174,7 @@ pub(in crate::http) const CHAT: &[Field] = &[
         None,
         "Alternatives per token; only where logprobs is true.",
     ),
+    PROMPT_LOGPROBS,
     field("random_seed", Kind::Seed, None, "Mistral's name of seed."),
     field(
         "safe_prompt",
@@ -189,6 +190,13 @@ pub(in crate::http) const CHAT: &[Field] = &[
     ),
 ];
 
+const PROMPT_LOGPROBS: Field = field(
+    "prompt_logprobs",
+    Kind::Integer(0, Some(MAX_TOP_LOGPROBS as i64)),
+    None,
+    "Report the log-probabilities of the prompt's tokens with so many alternatives; not where stream is true.",
+);
+
 /// Fields of plain completions only.
 pub(in crate::http) const COMPLETION: &[Field] = &[
     field(
@@ -196,6 +204,12 @@ pub(in crate::http) const COMPLETION: &[Field] = &[
         Kind::Named("Prompt"),
         None,
         "What to continue; required.",
+    ),
+    field(
+        "max_tokens",
+        Kind::Integer(0, None),
+        None,
+        "Most tokens to generate; 0 only where echo or prompt_logprobs ask for the prompt.",
     ),
     field(
         "echo",
@@ -207,8 +221,9 @@ pub(in crate::http) const COMPLETION: &[Field] = &[
         "logprobs",
         Kind::Integer(0, Some(20)),
         None,
-        "Report log-probabilities with so many alternatives.",
+        "Report log-probabilities with so many alternatives; with echo also those of the prompt.",
     ),
+    PROMPT_LOGPROBS,
 ];
 
 /// Fields of `/tokenize`.

@@ -15,7 +15,7 @@ use axum::http::Method;
 use serde_json::{Map, Value, json};
 
 use super::table::Routes;
-use super::{Api, ModelCard};
+use super::{Api, ModelCard, idempotency};
 use choosing::CHOOSING;
 use fields::{CHAT, COMPLETION, DETOKENIZE, Field, LIMITS, SHARED, TOKENIZE};
 use responses::RESPONSES;
@@ -178,6 +178,12 @@ pub(super) fn document(model: &ModelCard, vocab_size: usize) -> Value {
 }
 
 impl Operation {
+    /// Whether the answer may be a stream.
+    #[cfg(test)]
+    pub(super) fn streams(&self) -> bool {
+        self.event.is_some()
+    }
+
     fn describe(&self, model: &ModelCard) -> Value {
         let named = |name: &str| json!({"schema": {"$ref": format!("#/components/schemas/{name}")}});
         let mut content = Map::new();
@@ -219,6 +225,15 @@ impl Operation {
         if self.path.contains("{id}") {
             operation["parameters"] = json!([{"name": "id", "in": "path", "required": true, "schema": {
                 "type": "string"}}]);
+        }
+        if idempotency::ROUTES.contains(&self.path) {
+            operation["parameters"] = json!([{
+                "name": idempotency::HEADER,
+                "in": "header",
+                "required": false,
+                "description": "Tells a request that comes again: it gets the same answer, on any coordinator.",
+                "schema": {"type": "string", "pattern": format!("^[!-~]{{1,{}}}$", idempotency::MAX_KEY_BYTES)},
+            }]);
         }
         if !self.body.is_empty() {
             let fields = self.body.iter().copied().flatten();

@@ -64,7 +64,7 @@ impl CreateResponse {
         let mut input = Input::take(&mut fields)?;
         let one_call = fields.take::<bool>("parallel_tool_calls")? == Some(false);
         let (max_context, vocab_size) = (api.model.max_context, api.tokenizer.vocab_size());
-        let mut params = Params::read(&mut fields, &["max_output_tokens"], max_context, vocab_size)?;
+        let mut params = Params::read(&mut fields, &[("max_output_tokens", 1)], max_context, vocab_size)?;
         refuse_what_is_kept(&mut fields)?;
         let (structured, format) = structured::take_text(&mut fields, params.structured.take())?;
         let logprobs = logprobs(&mut fields)?;
@@ -208,7 +208,7 @@ async fn answer(api: &Api, call: &Call, request: Request) -> Result<Response, Ap
     let ask = Ask {
         permit,
         max_tokens: params.budget("input", prompt.len(), max_context, max_context)?,
-        sampling: params.sampling(logprobs, grammar)?,
+        sampling: params.sampling(call.key(), (logprobs, None), grammar)?,
         prompt: prompt.into(),
         ignore_eos: params.ignore_eos,
         priority: params.priority,
@@ -221,11 +221,12 @@ async fn answer(api: &Api, call: &Call, request: Request) -> Result<Response, Ap
     let how = (calls, in_reasoning);
     let answer = Answer::chat(started, &api.tokenizer, how, params.stop, prompt_tokens);
     let reply = ChatReply {
-        id: call.id().to_string(),
+        id: call.answer_id().to_string(),
         model: api.model.name.clone(),
         tokenizer: Arc::clone(&api.tokenizer),
         token_ids: params.token_ids,
         logprobs: logprobs.is_some(),
+        prompt_logprobs: None,
         include_usage: true,
     };
     let writer = Writer::new(reply, unix_seconds(), shown);

@@ -158,7 +158,7 @@ async fn a_prompt_can_be_repeated() {
 }
 
 #[tokio::test]
-async fn a_repeated_prompt_has_no_log_probabilities() {
+async fn a_repeated_prompt_shows_its_log_probabilities_but_for_the_first_token() {
     let world = saying(&[1784, 2]);
     let fields = json!({"prompt": [2735, 1784], "echo": true, "logprobs": 0, "n": 2});
     let reply = world.complete(fields).await.json();
@@ -168,8 +168,9 @@ async fn a_repeated_prompt_has_no_log_probabilities() {
         assert_eq!(logprobs["tokens"], json!([" cap", "The", "The", "</s>"]));
         assert_eq!(logprobs["text_offset"], json!([0, 4, 7, 10]));
         let values = logprobs["token_logprobs"].as_array().unwrap();
-        assert_eq!(values[..3], [json!(null), json!(null), json!(logprob)]);
-        assert_eq!(logprobs["top_logprobs"][1], json!(null));
+        assert_eq!(values[..3], [json!(null), json!(logprob), json!(logprob)]);
+        assert_eq!(logprobs["top_logprobs"][0], json!(null));
+        assert_eq!(logprobs["top_logprobs"][1], json!({"The": logprob}));
     }
 }
 

@@ -55,6 +55,29 @@ async fn a_dying_head_changes_nothing_in_the_answer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_cannot_be_held_to_is_an_error_of_its_own_and_is_tried_once() {
+    let stuck = || Act::EndAfter(2, Ended::Grammar("no token can come next".to_owned()));
+    let world = faulty(vec![stuck(), stuck()]);
+    let fields = json!({"prompt": [7]});
+    let reply = world.complete(fields.clone()).await;
+    assert_eq!(reply.status, StatusCode::INTERNAL_SERVER_ERROR);
+    let error = &reply.json()["error"];
+    assert_eq!(error["code"], "grammar_failed");
+    assert!(
+        error["message"]
+            .as_str()
+            .unwrap()
+            .contains("no token can come next"),
+        "{error}"
+    );
+    let mut streaming = fields;
+    streaming["stream"] = json!(true);
+    let events = world.complete(streaming).await.events();
+    assert!(events.last().unwrap().contains("grammar_failed"), "{events:?}");
+    assert_eq!(world.heads.seen().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_error_within_a_stream_is_its_last_event() {
     let world = faulty(vec![Act::EndAfter(2, Ended::Deadline)]);
     let reply = world.complete(json!({"prompt": [7], "stream": true})).await;

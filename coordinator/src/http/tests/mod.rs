@@ -8,8 +8,10 @@ mod choices;
 mod completions;
 mod connections;
 mod faults;
+mod idempotency;
 mod mistral;
 mod openapi;
+mod prompt_scores;
 mod reasoning;
 mod responses;
 mod routes;
@@ -232,6 +234,10 @@ impl World {
             .uri(path)
             .body(body.into())
             .unwrap();
+        self.ask(request).await
+    }
+
+    async fn ask(&self, request: Request<Body>) -> Reply {
         let response = self.app.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         Reply {

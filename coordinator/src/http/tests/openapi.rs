@@ -180,8 +180,10 @@ async fn types_and_ranges_are_what_the_parsers_hold_to() {
             }
             for value in inside(field.kind) {
                 let mut body = with(&value);
-                if field.name == "top_logprobs" {
-                    body["logprobs"] = json!(true);
+                match field.name {
+                    "top_logprobs" => body["logprobs"] = json!(true),
+                    "max_tokens" if value == json!(0) => body["echo"] = json!(true),
+                    _ => {}
                 }
                 let reply = world.post(operation.path, body).await;
                 assert_eq!(

@@ -55,6 +55,7 @@ pub(super) fn ended(reason: EndReason) -> Result<Progress, HeadError> {
         EndReason::Length => Ended::Length,
         EndReason::Cancelled => Ended::Cancelled,
         EndReason::DeadlineExceeded => Ended::Deadline,
+        EndReason::Grammar(why) => Ended::Grammar(why.to_string()),
         EndReason::Failed(why) => return Err(unavailable(&why)),
     }))
 }

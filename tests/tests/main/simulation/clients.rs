@@ -261,6 +261,8 @@ pub(super) async fn ask(desk: Desk, client: usize, tries: u64, gateway: Gateway,
                 tell(Report::Token(token.token, Mark::read(&token)));
                 tokens += 1;
             }
+            // No request here asks for its prompt's log-probabilities.
+            Some(Event::Prompt(_)) => {}
             Some(Event::Ended(result)) => return tell(Report::Ended(result)),
             None => return,
         }

@@ -213,6 +213,8 @@ impl Stage {
             fence: batch.fence,
             step: batch.step,
             tokens,
+            scored: Vec::new(),
+            unsampled: Vec::new(),
         })
     }
 }

@@ -281,6 +281,12 @@ impl World {
                     };
                     ((request, attempt), Ok(progress))
                 }
+                Event::Prompt {
+                    request,
+                    attempt,
+                    first,
+                    tokens,
+                } => ((request, attempt), Ok(Progress::Prompt { first, tokens })),
                 Event::Ended {
                     request,
                     attempt,
@@ -292,7 +298,7 @@ impl World {
                     (key, ended(reason))
                 }
             };
-            let over = !matches!(message, Ok(Progress::Token { .. }));
+            let over = !matches!(message, Ok(Progress::Token { .. } | Progress::Prompt { .. }));
             let message = match message {
                 Ok(progress) => Message::Update(GenerateUpdate {
                     fence: head.fence,

@@ -1,8 +1,10 @@
 //! How requests begin and end: stop tokens, lengths, attempts, deadlines, the last stage's closes, a lost replica.
 
+use std::sync::Arc;
+
 use tramontane_model::ids::{RequestId, SequenceId, StepId};
 use tramontane_model::sampling::SamplingParams;
-use tramontane_model::step::StepResult;
+use tramontane_model::step::{StepResult, Unsampled};
 use tramontane_model::time::Tick;
 
 use super::pipeline::alone;
@@ -232,7 +234,53 @@ fn a_result_without_a_step_is_refused() {
         fence: config().fence,
         step: StepId(0),
         tokens: vec![],
+        scored: vec![],
+        unsampled: vec![],
     };
     let refused = world.scheduler.complete(result, &mut vec![]);
     assert_eq!(refused, Err(ProtocolError::NothingInFlight(StepId(0))));
+}
+
+#[test]
+fn a_sequence_that_can_have_no_token_ends_and_the_others_go_on() {
+    let mut world = world();
+    for request in [1, 2, 3] {
+        world
+            .submit(submission(request, &prompt(5), 4))
+            .expect("accepted");
+    }
+    world.compose_all();
+    world.pipeline.run_all();
+    let result = world.pipeline.results.front_mut().expect("a result");
+    let sampled: Vec<SequenceId> = result.tokens.iter().map(|(sequence, _)| *sequence).collect();
+    let unsampled = |sequence, passing| Unsampled {
+        sequence,
+        reason: "no token can come next".to_owned(),
+        passing,
+    };
+    result.unsampled = vec![unsampled(SequenceId(77), true)];
+    let wrong = world.scheduler.complete(result.clone(), &mut vec![]);
+    assert!(matches!(
+        wrong,
+        Err(ProtocolError::Unsampled {
+            sequence: SequenceId(77),
+            ..
+        })
+    ));
+    result.unsampled = vec![unsampled(sampled[0], false)];
+    world.complete();
+    let why: Arc<str> = "no token can come next".into();
+    let ended = |world: &World, request| world.clients[&RequestId(request)].ended.clone();
+    assert_eq!(ended(&world, 1), Some(EndReason::Grammar(Arc::clone(&why))));
+    assert!(world.clients[&RequestId(1)].tokens.is_empty());
+
+    world.compose_all();
+    world.pipeline.run_all();
+    let result = world.pipeline.results.front_mut().expect("a result");
+    let second = result.tokens[0].0;
+    result.unsampled = vec![unsampled(second, true)];
+    world.complete();
+    let failed = [2, 3].map(|request| ended(&world, request));
+    assert!(failed.contains(&Some(EndReason::Failed(why))), "{failed:?}");
+    world.finish();
 }

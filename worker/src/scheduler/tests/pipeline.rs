@@ -9,13 +9,31 @@ use std::collections::{BTreeMap, VecDeque};
 use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::SequenceId;
 use tramontane_model::sampling::{SampledToken, SamplingParams};
-use tramontane_model::step::{RowRole, StepBatch, StepResult};
+use tramontane_model::step::{RowRole, SequenceChunk, StepBatch, StepResult};
 use tramontane_sim::cache::{Cache, Cell, mix, read};
 
 use crate::scheduler::SchedulerConfig;
 
 fn choose(state: u64, sampling: &SamplingParams, vocab_size: u32) -> u32 {
     ((mix(state, sampling.seed) >> 32) % u64::from(vocab_size)) as u32
+}
+
+/// The log-probability of a token of the prompt, from what the last stage's cache holds before it.
+fn score(state: u64, token: u32) -> f32 {
+    -((mix(state, u64::from(token)) >> 48) as f32)
+}
+
+/// The log-probabilities of a prompt's tokens from the second on: the oracle.
+pub(super) fn scores_alone(stages: usize, prompt: &[u32]) -> Vec<SampledToken> {
+    let scored = (1..prompt.len()).map(|at| {
+        let before = prompt[..at].iter().map(|&token| (token, RowRole::Given));
+        SampledToken {
+            token: prompt[at],
+            logprob: score(read(0, stages - 1, before), prompt[at]),
+            top: vec![],
+        }
+    });
+    scored.collect()
 }
 
 /// The tokens of a sequence that has the stages to itself: the oracle. Ends with `stop`, if there is one.
@@ -49,6 +67,24 @@ struct Open {
     sampling: SamplingParams,
     next_position: u32,
     role: RowRole,
+}
+
+/// Scores what follows a chunk's rows, after all that the last stage has of the sequence.
+fn scores(stages: &[Stage], chunk: &SequenceChunk) -> Vec<SampledToken> {
+    let last = stages.len() - 1;
+    let scored = chunk.scored.iter().zip(1..).map(|(&token, rows)| {
+        let before = SequenceChunk {
+            tokens: chunk.tokens[..rows].to_vec(),
+            ..chunk.clone()
+        };
+        let state = stages[last].cache.read(&before, last, 0).expect("written");
+        SampledToken {
+            token,
+            logprob: score(state, token),
+            top: vec![],
+        }
+    });
+    scored.collect()
 }
 
 pub(super) struct Pipeline {
@@ -121,6 +157,7 @@ impl Pipeline {
             assert!(self.open.remove(closed).is_some(), "{closed} was not open");
         }
         let mut tokens = Vec::new();
+        let mut scored = Vec::new();
         for (chunk, &state) in batch.chunks.iter().zip(states) {
             if let Some(opening) = &chunk.open {
                 let opened = Open {
@@ -135,6 +172,13 @@ impl Pipeline {
             assert!(chunk.role >= open.role, "a prompt row after a generated one");
             open.next_position += chunk.tokens.len() as u32;
             open.role = chunk.role;
+            if !chunk.scored.is_empty() {
+                assert!(
+                    open.sampling.prompt_logprobs.is_some(),
+                    "scores that nobody asked for"
+                );
+                scored.push((chunk.sequence, scores(&self.stages, chunk)));
+            }
             if chunk.sample {
                 let token = choose(state, &open.sampling, self.config.vocab_size);
                 let sampled = SampledToken {
@@ -149,6 +193,8 @@ impl Pipeline {
             fence: batch.fence,
             step: batch.step,
             tokens,
+            scored,
+            unsampled: vec![],
         });
     }
 

@@ -261,3 +261,33 @@ fn a_preempted_sequence_comes_back_to_what_is_left_of_its_blocks() {
     assert!(world.scheduler.stats().prefix_hit_tokens > 0);
     assert_eq!(cached(&world, 2), Some(0), "told of its first start only");
 }
+
+#[test]
+fn a_prompt_that_is_scored_is_computed_whole_and_told_once() {
+    let mut world = world(64, 1);
+    world.submit(submission(1, &prompt(12), 3)).expect("accepted");
+    finish(&mut world);
+    let scored = |request, prompt: &[u32]| {
+        let mut scored = submission(request, prompt, 3);
+        scored.sampling.prompt_logprobs = Some(2);
+        scored
+    };
+    // Two that begin alike do not wait for one another: neither has a use for what the other computes.
+    for request in [2, 3] {
+        world.submit(scored(request, &prompt(12))).expect("accepted");
+    }
+    assert_eq!(finish(&mut world)[0], [(0, 12), (0, 12)]);
+    for request in [2, 3] {
+        assert_eq!(cached(&world, request), Some(0));
+        assert_eq!(world.clients[&RequestId(request)].scores.len(), 11);
+    }
+    // A long one comes in pieces, and one of a single token has nothing to be told of.
+    world.submit(scored(4, &prompt(40))).expect("accepted");
+    world.submit(scored(5, &prompt(1))).expect("accepted");
+    finish(&mut world);
+    assert_eq!(world.clients[&RequestId(4)].scores.len(), 39);
+    assert_eq!(world.clients[&RequestId(5)].scores.len(), 0);
+    // What it has left in the cache is of use to others.
+    world.submit(submission(6, &prompt(40), 3)).expect("accepted");
+    assert_eq!(finish(&mut world)[0], [(36, 4)]);
+}

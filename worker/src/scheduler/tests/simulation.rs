@@ -135,6 +135,7 @@ impl Simulation {
                 cache_salt: vec![1; usize::from(salt)],
                 sampling: SamplingParams {
                     seed,
+                    prompt_logprobs: seed.is_multiple_of(4).then_some(0),
                     ..SamplingParams::GREEDY
                 },
                 max_tokens,

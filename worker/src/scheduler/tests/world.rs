@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tramontane_model::ids::RequestId;
+use tramontane_model::sampling::SampledToken;
 use tramontane_model::step::{RowRole, StepBatch};
 use tramontane_model::time::Tick;
 
-use super::pipeline::{Pipeline, alone};
+use super::pipeline::{Pipeline, alone, scores_alone};
 use super::{CACHE_KEY, STOP};
 use crate::scheduler::{EndReason, Event, Refusal, Scheduler, SchedulerConfig, Submission};
 
@@ -17,6 +18,8 @@ pub(super) struct Client {
     /// The latest attempt.
     pub(super) attempt: u32,
     pub(super) tokens: Vec<u32>,
+    /// What its latest attempt was told of its prompt's tokens.
+    pub(super) scores: Vec<SampledToken>,
     /// How its latest attempt ended.
     pub(super) ended: Option<EndReason>,
     /// What its latest attempt was told of its prompt.
@@ -55,11 +58,13 @@ impl World {
             submission,
             attempt: key.1,
             tokens: emitted,
+            scores: Vec::new(),
             ended: None,
             cached_prompt_tokens: None,
         });
         client.attempt = key.1;
         client.ended = None;
+        client.scores.clear();
         client.cached_prompt_tokens = None;
         self.take(events);
         Ok(())
@@ -182,6 +187,10 @@ impl World {
             let room = config.token_limit() as usize - prompt.len();
             let (most, stop) = (room.min(*max_tokens as usize), (!ignore_eos).then_some(STOP));
             let expected = alone(self.stages, config.vocab_size, prompt, sampling, most, stop);
+            if sampling.prompt_logprobs.is_some() {
+                let scores = scores_alone(self.stages, prompt);
+                assert!(scores.starts_with(&client.scores), "{request}");
+            }
             assert!(
                 expected.starts_with(&client.tokens),
                 "{request}: {:?}, alone {expected:?}",
@@ -190,7 +199,9 @@ impl World {
             let reason = match client.ended {
                 Some(EndReason::Stop) => EndReason::Stop,
                 Some(EndReason::Length) => EndReason::Length,
-                Some(EndReason::Cancelled | EndReason::DeadlineExceeded | EndReason::Failed(_)) | None => {
+                Some(EndReason::Cancelled | EndReason::DeadlineExceeded | EndReason::Failed(_))
+                | Some(EndReason::Grammar(_))
+                | None => {
                     continue;
                 }
             };
@@ -244,12 +255,31 @@ impl World {
                         "ST-1: a token of an older attempt: {request}"
                     );
                     assert_eq!(client.tokens.len(), index as usize, "ST-1: {request}");
+                    let wanted = client.submission.sampling.prompt_logprobs;
+                    let scored = wanted.map_or(0, |_| client.submission.prompt.len() - 1);
+                    assert_eq!(
+                        client.scores.len(),
+                        scored,
+                        "a token before the prompt: {request}"
+                    );
                     client.tokens.push(token.token);
                     if cached_prompt_tokens.is_some() {
                         assert_eq!(client.cached_prompt_tokens, None, "told twice: {request}");
                         client.cached_prompt_tokens = cached_prompt_tokens;
                     }
                     assert!(client.cached_prompt_tokens.is_some(), "not told: {request}");
+                }
+                Event::Prompt {
+                    request,
+                    attempt,
+                    first,
+                    tokens,
+                } => {
+                    let client = self.clients.get_mut(&request).expect("a known request");
+                    assert_eq!(client.attempt, attempt, "{request}");
+                    assert_eq!(client.scores.len() + 1, first as usize, "{request}");
+                    assert!(!tokens.is_empty(), "{request}");
+                    client.scores.extend(tokens);
                 }
                 Event::Ended {
                     request,

@@ -90,6 +90,27 @@ fn compare<B: Backend>(
 }
 
 #[test]
+fn a_token_that_is_given_is_taken_with_its_log_probability() {
+    let logits: Vec<Vec<f32>> = Numbers::new(23).rows(12, 1000);
+    let given = |row: u32| SampleParams {
+        forced: row * 90,
+        ..drawn(row, 0.5 * (row % 3) as f32, 0.5, row)
+    };
+    let params: Vec<SampleParams> = (0..12).map(given).collect();
+    let expected = sample(&mut Rig(&mut CpuBackend::new(1 << 30, 1 << 30)), &logits, &params);
+    for (row, result) in (0..).zip(&expected) {
+        assert_eq!(result.token, row * 90);
+        let sum: f64 = logits[row as usize]
+            .iter()
+            .map(|&logit| f64::from(logit).exp())
+            .sum();
+        let logit = f64::from(logits[row as usize][result.token as usize]);
+        assert!((f64::from(result.logprob) - (logit - sum.ln())).abs() < 1e-5);
+    }
+    on_every_kernel(|device| compare(&mut Rig(device), &logits, &params, &expected));
+}
+
+#[test]
 fn equal_logits_go_to_the_lowest_id() {
     let mut row = vec![0.0_f32; 64];
     for id in [9, 33, 61] {

@@ -5,7 +5,7 @@ use super::*;
 #[tokio::test]
 async fn completions_name_the_field() {
     let right = "it must be a string, an array of token ids, or an array of either";
-    let mut cases = shared_cases("max_tokens");
+    let mut cases = shared_cases("max_completion_tokens");
     cases.extend(sampling_cases());
     cases.extend([
         case(

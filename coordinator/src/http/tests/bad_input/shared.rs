@@ -176,10 +176,15 @@ pub(super) fn shared_cases(limit: &str) -> Vec<Case> {
             "metadata",
             "metadata: more than 16 pairs, the most that are taken",
         ),
-        unsupported(
-            json!({"prompt_logprobs": 1}),
+        case(
+            json!({"prompt_logprobs": 21}),
             "prompt_logprobs",
-            "is not supported yet, leave it out",
+            "prompt_logprobs: is 21, it must be a whole number from 0 to 20",
+        ),
+        unsupported(
+            json!({"prompt_logprobs": 1, "stream": true}),
+            "prompt_logprobs",
+            "is not supported where stream is true",
         ),
         unsupported(
             json!({"best_of": 3}),
