@@ -15,7 +15,7 @@ use super::history::Machine;
 use super::runs::run;
 
 /// Seeds within which a planted fault must show.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 600;
 
 /// The rule that a planted fault breaks in the simulated world; none if that world does not reach it.
 fn broken_rule(bug: Bug) -> Option<&'static str> {

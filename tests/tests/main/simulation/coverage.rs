@@ -3,7 +3,7 @@
 macro_rules! coverage {
     ($($(#[$doc:meta])* $field:ident: $least:literal,)*) => {
         /// Counts, over one run or many.
-        #[derive(Clone, Copy, Debug, Default)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub(super) struct Coverage {
             $($(#[$doc])* pub(super) $field: u64,)*
         }

@@ -33,7 +33,9 @@ impl World {
             }
             69..78 => self.net.heal(),
             78..84 => self.fail_device(worker),
-            _ => self.reset_some(),
+            84..96 => self.reset_some(),
+            96..98 if self.scenario.replans => self.replan(),
+            _ => self.hand_over(),
         }
         let next = 30 + self.rng.below(700);
         self.after(next, Happening::Fault);
@@ -180,9 +182,9 @@ impl World {
         let client = self.clients.iter().position(|client| !client.over);
         if let Some(client) = client {
             let one = &self.clients[client];
+            let (at, tokens, stream) = (one.at, one.tokens.len(), self.stream_of(client, one.tries));
             return Some(format!(
-                "client {client} waits, {} tokens so far",
-                one.tokens.len()
+                "client {client} waits at coordinator {at:?} with {tokens} tokens: {stream}"
             ));
         }
         for (number, worker) in self.workers.iter().enumerate() {

@@ -9,9 +9,10 @@ use tramontane_model::members::SchedulerLoad;
 use tramontane_model::placement::Replica;
 use tramontane_model::step::StepResult;
 use tramontane_model::time::Tick;
-use tramontane_proto::{Ended, GenerateSubmission, GenerateUpdate, Progress};
-use tramontane_worker::scheduler::{EndReason, Event, Refusal, Scheduler, SchedulerConfig, Submission};
+use tramontane_proto::{GenerateSubmission, GenerateUpdate, Progress};
+use tramontane_worker::scheduler::{EndReason, Event, Scheduler, SchedulerConfig};
 
+use super::answers::{ended, refused, submission};
 use super::clients::Mark;
 use super::invariants::{ensure, kv2};
 use super::network::{ConnId, Message, Proc, Step};
@@ -46,50 +47,6 @@ impl Head {
             kv_blocks_used: stats.kv_blocks_used as u32,
             kv_blocks_total: stats.kv_blocks_total as u32,
         }
-    }
-}
-
-fn unavailable(detail: &str) -> HeadError {
-    HeadError::Unavailable {
-        address: String::new(),
-        detail: detail.to_owned(),
-    }
-}
-
-/// What a gateway hears of a refusal.
-fn refused(refusal: &Refusal) -> HeadError {
-    let (address, detail) = (String::new(), refusal.to_string());
-    match refusal {
-        Refusal::QueueFull { .. } | Refusal::TokensFull { .. } => HeadError::QueueFull { address, detail },
-        Refusal::Failed(_)
-        | Refusal::DeadlinePassed { .. }
-        | Refusal::Duplicate { .. }
-        | Refusal::Superseded { .. } => HeadError::Unavailable { address, detail },
-        Refusal::EmptyPrompt
-        | Refusal::TooLong { .. }
-        | Refusal::Token { .. }
-        | Refusal::MaxTokens { .. }
-        | Refusal::StopTokens(_)
-        | Refusal::CacheSalt(_)
-        | Refusal::Priority(_)
-        | Refusal::Sampling(_) => HeadError::Rejected { address, detail },
-    }
-}
-
-fn submission(submitted: GenerateSubmission, now: Tick) -> Submission {
-    Submission {
-        request: submitted.request,
-        trace: submitted.trace,
-        attempt: submitted.attempt,
-        priority: submitted.priority,
-        prompt: submitted.prompt,
-        emitted: submitted.emitted,
-        cache_salt: submitted.cache_salt,
-        sampling: submitted.sampling,
-        max_tokens: submitted.max_tokens,
-        stop_tokens: submitted.stop_tokens,
-        ignore_eos: submitted.ignore_eos,
-        deadline: now.after_ms(submitted.timeout_ms),
     }
 }
 
@@ -372,15 +329,4 @@ impl World {
             format!("attempt {} of request {} was cancelled by another", key.1, key.0)
         }));
     }
-}
-
-fn ended(reason: EndReason) -> Result<Progress, HeadError> {
-    Ok(Progress::Ended(match reason {
-        EndReason::Stop => Ended::Stop,
-        EndReason::Length => Ended::Length,
-        EndReason::Cancelled => Ended::Cancelled,
-        EndReason::DeadlineExceeded => Ended::Deadline,
-        EndReason::Grammar(why) => Ended::Grammar(why.to_string()),
-        EndReason::Failed(why) => return Err(unavailable(&why)),
-    }))
 }

@@ -19,6 +19,8 @@ pub(super) struct History {
     pub(super) violation: Option<Violation>,
     /// Devices that were ready for a placement at some time.
     pub(super) ready: BTreeSet<(DeviceRef, Fence)>,
+    /// Somebody asked to plan anew.
+    pub(super) asked: bool,
     model: Option<ModelFootprint>,
 }
 
@@ -96,6 +98,6 @@ impl History {
             }
         }
         pl3::check(before, after, &self.ready)?;
-        pl4::check(before, &proposal.command, after)
+        pl4::check(before, &proposal.command, after, self.asked)
     }
 }

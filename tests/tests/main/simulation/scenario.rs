@@ -26,6 +26,8 @@ pub(super) struct Scenario {
     pub(super) replicas: Option<u32>,
     pub(super) wishes: Wishes,
     pub(super) steps: StepBounds,
+    /// Whether operators ask to plan anew now and then.
+    pub(super) replans: bool,
     pub(super) requests: usize,
     pub(super) fault_ms: u64,
 }
@@ -58,6 +60,7 @@ impl Scenario {
                 prefix_cache: !rng.chance(10),
                 target_ms: 40,
             },
+            replans: rng.chance(30),
             requests: 16 + rng.below(32) as usize,
             fault_ms: 6_000 + rng.below(20_000),
         }

@@ -9,6 +9,7 @@ use tramontane_coordinator::gateway::HeadError;
 use tramontane_model::ids::RequestId;
 use tramontane_proto::Progress;
 
+use super::answers::unavailable;
 use super::clients::Mark;
 use super::heads::{Answer, Outgoing, Updates, updates};
 use super::network::{ConnId, Message, Proc};
@@ -28,13 +29,6 @@ pub(super) struct Streams {
     by_key: BTreeMap<u64, ConnId>,
     /// Attempts that were given up, and what is still on its way to them.
     given_up: BTreeMap<ConnId, (u64, RequestId)>,
-}
-
-fn unavailable(detail: &str) -> HeadError {
-    HeadError::Unavailable {
-        address: String::new(),
-        detail: detail.to_owned(),
-    }
 }
 
 impl World {
@@ -123,6 +117,18 @@ impl World {
                 .insert(conn, (stream.coordinator, stream.request));
             stream.fail(unavailable("the connection broke"));
         }
+    }
+
+    /// The attempts of a client's latest try, for whoever wonders why it waits.
+    pub(super) fn stream_of(&self, client: usize, tries: u64) -> String {
+        let request = RequestId((client as u128) << 64 | u128::from(tries));
+        let streams = self.streams.open.iter();
+        let own = streams.filter(|(_, stream)| stream.request == request);
+        let each = own.map(|(&conn, stream)| {
+            let ends = [self.net.is_open(conn, 0), self.net.is_open(conn, 1)];
+            format!("{conn:?} open {ends:?} taken {}", stream.updates.is_some())
+        });
+        each.collect::<Vec<_>>().join(", ")
     }
 
     pub(super) fn forget_streams(&mut self, coordinator: u64) {

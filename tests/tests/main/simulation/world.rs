@@ -11,12 +11,12 @@ use tokio::time::Instant;
 use tramontane_coordinator::control::state::ModelEntry;
 use tramontane_sim::Rng;
 
-use super::clients::{self, Client, Desk, Report, Request};
+use super::clients::{Client, Desk};
 use super::coordinator::Coordinator;
 use super::coverage::Coverage;
 use super::heads::Outgoing;
 use super::history;
-use super::invariants::{Checked, Violation, bq1, det1, st1, st2};
+use super::invariants::{Checked, Violation};
 use super::network::{ConnId, Message, Network, Proc, Weather};
 use super::scenario::{self, Scenario, TICK_MS};
 use super::streams::Streams;
@@ -159,21 +159,6 @@ impl World {
         self.at(at, Happening::Fault);
     }
 
-    fn new_client(&mut self, at: u64) {
-        let client = self.clients.len();
-        self.clients.push(Client {
-            request: Arc::new(Request::random(&mut self.rng)),
-            tries: 0,
-            at: None,
-            task: None,
-            asked: 0,
-            accepted: false,
-            tokens: Vec::new(),
-            over: false,
-        });
-        self.at(at, Happening::Ask { client });
-    }
-
     pub(super) fn at(&mut self, at: u64, happening: Happening) {
         self.next_event += 1;
         self.queue.insert((at.max(self.now), self.next_event), happening);
@@ -287,6 +272,13 @@ impl World {
 
     /// Puts aside what happens to a process that is stopped.
     fn unless_frozen(&mut self, happening: Happening) -> Option<Happening> {
+        // What waits in the network does so whether or not somebody waits for it: nothing overtakes it.
+        if let Happening::Message { conn, end, .. } = &happening
+            && let Some(until) = self.net.hold(*conn, *end, self.now)
+        {
+            self.at(until, happening);
+            return None;
+        }
         let process = match &happening {
             Happening::Raft { to, .. } => Some(Proc::Coordinator(*to)),
             Happening::Message { conn, end, .. } | Happening::Closed { conn, end } => {
@@ -318,174 +310,8 @@ impl World {
         self.trace.add(now, || format!("{process:?} goes on"));
     }
 
-    /// Sends over a connection; what cannot be sent is lost with it.
-    pub(super) fn send(&mut self, conn: ConnId, from: Proc, message: Message) {
-        if let Some((end, at)) = self.net.send(conn, from, self.now, &mut self.rng) {
-            let message = Box::new(message);
-            self.at(at, Happening::Message { conn, end, message });
-        }
-    }
-
-    pub(super) fn connect(&mut self, from: Proc, to: Proc) -> ConnId {
-        let conn = self.net.connect(from, to);
-        if self.net.is_parted(from, to) {
-            let patience = 1000 + self.rng.below(4000);
-            self.after(patience, Happening::Keepalive { conn });
-        }
-        conn
-    }
-
-    /// Closes a process's end; the other end hears of it, unless nothing gets through.
-    pub(super) fn hang_up(&mut self, conn: ConnId, from: Proc) {
-        let Some(own) = self.net.own_end(conn, from) else {
-            return;
-        };
-        if let Some((end, other)) = self.net.close(conn, own) {
-            let delay = if self.net.is_parted(from, other) {
-                1000 + self.rng.below(7000)
-            } else if self.healed {
-                1 + self.rng.below(4)
-            } else {
-                1 + self.rng.below(300)
-            };
-            self.after(delay, Happening::Closed { conn, end });
-        }
-    }
-
-    /// Breaks a connection: each end learns of it in its own time.
-    pub(super) fn reset(&mut self, conn: ConnId, within: u64) {
-        for end in 0..2 {
-            if self.net.is_open(conn, end) {
-                let delay = self.rng.below(within);
-                self.after(delay, Happening::Closed { conn, end });
-            }
-        }
-    }
-
-    fn arrive(&mut self, conn: ConnId, end: usize, message: Box<Message>) {
-        let Some(process) = self.net.end(conn, end) else {
-            return;
-        };
-        if let Some(until) = self.net.hold(conn, end, self.now) {
-            return self.at(until, Happening::Message { conn, end, message });
-        }
-        if !self.net.is_open(conn, end) {
-            return self.late_update(conn, *message);
-        }
-        let is_up = match process {
-            Proc::Coordinator(id) => self.coordinators[&id].up.is_some(),
-            Proc::Worker(number) => self.workers[number].up.is_some(),
-        };
-        if !is_up {
-            return self.hang_up(conn, process);
-        }
-        match process {
-            Proc::Coordinator(id) => self.coordinator_message(id, conn, *message),
-            Proc::Worker(number) => self.worker_message(number, conn, *message),
-        }
-    }
-
-    fn closed(&mut self, conn: ConnId, end: usize) {
-        let Some(process) = self.net.end(conn, end) else {
-            return;
-        };
-        if !self.net.is_open(conn, end) {
-            return;
-        }
-        self.net.close(conn, end);
-        match process {
-            Proc::Coordinator(id) => self.coordinator_closed(id, conn),
-            Proc::Worker(number) => self.worker_closed(number, conn),
-        }
-    }
-
-    /// A client asks a coordinator that runs, or waits for one.
-    fn ask(&mut self, client: usize) {
-        let up: Vec<u64> = self.running_coordinators();
-        let at = up.get(self.rng.below(up.len() as u64) as usize).copied();
-        let gateway = at.and_then(|id| Some(self.coordinators[&id].up.as_ref()?.gateway.clone()));
-        let (Some(id), Some(gateway)) = (at, gateway) else {
-            return self.after(200, Happening::Ask { client });
-        };
-        let now = self.now;
-        let one = &mut self.clients[client];
-        one.tries += 1;
-        one.at = Some(id);
-        one.asked = now;
-        one.accepted = false;
-        one.tokens.clear();
-        let request = Arc::clone(&one.request);
-        let (desk, tries) = (self.desk.clone(), one.tries);
-        let task = tokio::spawn(clients::ask(desk, client, tries, gateway, request));
-        one.task = Some(task.abort_handle());
-        self.trace
-            .add(now, || format!("client {client} asks coordinator {id}"));
-    }
-
-    fn see_to_desk(&mut self) {
-        // What tasks told in this order.
-        for (client, tries, report) in self.desk.reports() {
-            if self.clients[client].tries == tries && !self.clients[client].over {
-                self.told(client, report);
-            }
-        }
-        for outgoing in self.desk.outgoing() {
-            self.after(0, Happening::Outgoing(outgoing));
-        }
-    }
-
-    fn told(&mut self, client: usize, report: Report) {
-        let now = self.now;
-        self.trace.add(now, || format!("client {client}: {report:?}"));
-        let one = &mut self.clients[client];
-        let request = Arc::clone(&one.request);
-        match report {
-            Report::Accepted => {
-                one.accepted = true;
-                let at = one.at;
-                let live = self
-                    .clients
-                    .iter()
-                    .filter(|one| one.at == at && one.accepted && !one.over);
-                let live = live.count();
-                self.check(bq1::check(live, scenario::gateway().max_live_requests));
-            }
-            Report::Token(token, mark) => {
-                let tokens = one.tokens.len();
-                one.tokens.push(token);
-                self.coverage.tokens += 1;
-                self.check(st1::check(client, tokens, mark));
-                self.check(det1::check(client, tokens, token, request.expected()));
-            }
-            Report::Ended(end) => {
-                let late = now + 2 >= one.asked + request.timeout_ms;
-                let tokens = std::mem::take(&mut one.tokens);
-                (one.over, one.at) = (true, None);
-                match &end {
-                    Ok(_) => self.coverage.completed += 1,
-                    Err(_) => self.coverage.deadlines += 1,
-                }
-                self.check(st2::check(client, &request, &tokens, &end, late));
-            }
-            Report::Left => (one.over, one.at) = (true, None),
-            Report::Refused => {
-                one.at = None;
-                let pause = 200 + self.rng.below(800);
-                self.after(pause, Happening::Ask { client });
-            }
-        }
-    }
-
     pub(super) fn next_run(&mut self) -> u64 {
         self.next_run += 1;
         self.next_run
-    }
-
-    /// Two more requests that must be answered once all is well.
-    pub(super) fn ask_for_proof(&mut self) {
-        for _ in 0..2 {
-            let at = self.now + 100;
-            self.new_client(at);
-        }
     }
 }

@@ -62,14 +62,12 @@ impl Promised {
     fn take(&mut self, recorder: &Recorder, last_term: impl Fn(u64) -> u64) {
         for message in &recorder.messages {
             self.term = self.term.max(message.term);
-            match message.get_msg_type() {
-                MessageType::MsgAppendResponse if !message.reject => {
-                    self.confirmed = (message.index, last_term(message.index));
-                }
-                MessageType::MsgRequestVoteResponse if !message.reject => {
-                    self.vote = Some((message.term, message.to));
-                }
-                _ => {}
+            let kind = message.get_msg_type();
+            if kind == MessageType::MsgAppendResponse && !message.reject {
+                self.confirmed = (message.index, last_term(message.index));
+            }
+            if kind == MessageType::MsgRequestVoteResponse && !message.reject {
+                self.vote = Some((message.term, message.to));
             }
         }
         for (_, event) in &recorder.events {

@@ -8,7 +8,13 @@ use tramontane_model::placement::Replica;
 
 use super::{Checked, ensure};
 
-pub(in super::super) fn check(before: &ClusterState, command: &Command, after: &ClusterState) -> Checked {
+/// From one state to the next; `asked` says that somebody wants a new plan, at whatever time it comes.
+pub(in super::super) fn check(
+    before: &ClusterState,
+    command: &Command,
+    after: &ClusterState,
+    asked: bool,
+) -> Checked {
     let mut used = BTreeSet::new();
     let live = after.replicas.values().filter_map(ReplicaEntry::live);
     for device in live.flat_map(Replica::devices) {
@@ -21,14 +27,14 @@ pub(in super::super) fn check(before: &ClusterState, command: &Command, after: &
         if after.replicas.get(id).and_then(ReplicaEntry::live) == Some(placement) {
             continue;
         }
-        ensure("PL-4", is_of(command, placement), || {
+        ensure("PL-4", asked || is_of(command, placement), || {
             format!("{} was given up because of {command:?}", placement.fence())
         })?;
     }
     Ok(())
 }
 
-/// Whether a command tells of a loss of the placement's own. Nobody asks for a new plan in this world.
+/// Whether a command tells of a loss of the placement's own.
 fn is_of(command: &Command, placement: &Replica) -> bool {
     let worker = if let Command::WorkerLost { worker, .. } = command {
         Some(worker)

@@ -1,17 +1,19 @@
 //! A worker in the world: its membership, what it does for each replica, its one device, and the links between stages, as
 //! in the program (`worker/src/rpc/{session,assignments,stage}.rs`).
 
-use std::collections::BTreeMap;
+mod membership;
+mod steps;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use tramontane_model::ids::{DeviceIndex, DeviceRef, Fence, ReplicaId, WorkerId};
 use tramontane_model::members::{DeviceInfo, WorkerInfo, WorkerReport};
 use tramontane_model::placement::Replica;
-use tramontane_proto::Directive;
 
-use super::device::{Device, Done, Refused};
+use super::device::Device;
 use super::head::Head;
 use super::history;
-use super::network::{ConnId, Message, Proc, Step};
+use super::network::{ConnId, Message, Proc};
 use super::scenario::HEARTBEAT_MS;
 use super::world::{Happening, World};
 
@@ -58,6 +60,8 @@ pub(super) struct Running {
     links: BTreeMap<(usize, u64), Link>,
     /// Links of others that end here.
     incoming: BTreeMap<ConnId, Pipeline>,
+    /// Openings of which a step was refused: the link is lost with it, and what comes after it in it.
+    refused: BTreeSet<u64>,
 }
 
 /// One opening of a pipeline.
@@ -162,6 +166,7 @@ impl World {
             heads: BTreeMap::new(),
             links: BTreeMap::new(),
             incoming: BTreeMap::new(),
+            refused: BTreeSet::new(),
         }));
         let now = self.now;
         self.trace.add(now, || format!("worker {number} starts"));
@@ -227,29 +232,6 @@ impl World {
         }
     }
 
-    fn join(&mut self, number: usize, running: &mut Running) {
-        let coordinators = self.scenario.coordinators;
-        let to = running.redirected.take().unwrap_or_else(|| {
-            running.next_coordinator += 1;
-            1 + running.next_coordinator % coordinators
-        });
-        let conn = self.connect(Proc::Worker(number), Proc::Coordinator(to));
-        running.session = Session::Joining {
-            conn,
-            since: self.now,
-        };
-        let info = self.workers[number].info();
-        self.send(conn, Proc::Worker(number), Message::Join(info));
-    }
-
-    fn join_again(&mut self, number: usize, running: &mut Running) {
-        running.session = Session::None;
-        let pause = running.pause;
-        running.pause = (pause * 2).min(BACKOFF_MS.1);
-        let pause = if running.redirected.is_some() { 1 } else { pause };
-        self.timer(number, pause, Timer::Join);
-    }
-
     pub(super) fn worker_message(&mut self, number: usize, conn: ConnId, message: Message) {
         self.with_worker(number, |world, running| match message {
             Message::Directive(directive) => world.directed(number, running, conn, directive),
@@ -298,187 +280,6 @@ impl World {
                 world.down(number, running, head, fence, run);
             }
         });
-    }
-
-    fn session_closed(&mut self, number: usize, running: &mut Running, closed: ConnId) {
-        let current = match running.session {
-            Session::None => return,
-            Session::Joining { conn, .. } | Session::Member { conn } => conn,
-        };
-        if current == closed {
-            self.join_again(number, running);
-        }
-    }
-
-    fn directed(&mut self, number: usize, running: &mut Running, conn: ConnId, directive: Directive) {
-        let is_current = match running.session {
-            Session::None => false,
-            Session::Joining { conn: current, .. } | Session::Member { conn: current } => current == conn,
-        };
-        if !is_current {
-            return;
-        }
-        match directive {
-            Directive::Welcome { .. } => {
-                running.session = Session::Member { conn };
-                running.pause = BACKOFF_MS.0;
-                self.report_now(number, running);
-                self.timer(number, HEARTBEAT_MS, Timer::Beat(conn));
-            }
-            Directive::Assign { replica, .. } => self.assign(number, running, replica),
-            Directive::Release(fence) => {
-                let held = running.assigned.get(&fence.replica);
-                if held.is_some_and(|held| held.generation <= fence.generation) {
-                    self.unassign(number, running, fence.replica);
-                }
-                running.device.release(fence);
-                self.report_now(number, running);
-            }
-            Directive::Leave { .. } => {}
-        }
-    }
-
-    fn assign(&mut self, number: usize, running: &mut Running, replica: Replica) {
-        let fence = replica.fence();
-        if let Some(current) = running.assigned.get(&replica.id) {
-            if current.generation > replica.generation {
-                self.coverage.stale_steps += 1;
-                return;
-            }
-            if *current == replica {
-                return;
-            }
-        }
-        self.unassign(number, running, replica.id);
-        let now = self.now;
-        self.trace
-            .add(now, || format!("worker {number} is assigned {fence}"));
-        if !uses(&replica, number) {
-            running.device.release(fence);
-            return;
-        }
-        let own = |stage: &tramontane_model::placement::Stage| number_of(&stage.owner.worker) == number;
-        let stage = replica.stages.iter().position(own);
-        match running.device.assign(&replica, stage) {
-            Ok(true) => {
-                let order = running.device.order;
-                let takes = 50 + self.rng.below(500);
-                self.timer(number, takes, Timer::Loaded(order));
-            }
-            Ok(false) => {}
-            // The whole assignment is not followed.
-            Err(_) => return,
-        }
-        if stage == Some(0) {
-            self.new_head(number, running, &replica);
-        }
-        running.assigned.insert(replica.id, replica);
-        self.report_now(number, running);
-    }
-
-    fn unassign(&mut self, number: usize, running: &mut Running, replica: ReplicaId) {
-        if running.assigned.remove(&replica).is_some() {
-            self.end_head(number, running, replica);
-        }
-    }
-
-    /// Sends over a pipeline's link to another worker; what is lost with a link stays lost.
-    fn link(
-        &mut self,
-        number: usize,
-        running: &mut Running,
-        to: usize,
-        pipeline: Pipeline,
-        message: Message,
-    ) {
-        let (own, other) = (Proc::Worker(number), Proc::Worker(to));
-        let conn = match running.links.get(&(to, pipeline.run)) {
-            Some(link) if link.conn.is_some() || pipeline.run != CONTROL => link.conn,
-            Some(_) | None => Some(self.connect(own, other)),
-        };
-        running.links.insert((to, pipeline.run), Link { pipeline, conn });
-        if let Some(conn) = conn {
-            self.send(conn, own, message);
-        }
-    }
-
-    /// A step reaches the device of one of its stages.
-    pub(super) fn enqueue_step(&mut self, number: usize, running: &mut Running, step: Step) {
-        running.device.steps.push_back(step);
-        self.next_step(number, running);
-    }
-
-    fn next_step(&mut self, number: usize, running: &mut Running) {
-        while !running.device.is_busy {
-            let Some(step) = running.device.steps.pop_front() else {
-                return;
-            };
-            let (fence, run, head) = (step.batch.fence, step.run, step.head);
-            match running.device.run(step) {
-                Ok(Some(done)) => {
-                    running.device.is_busy = true;
-                    running.device.running = Some(done);
-                    let slow = !self.healed && self.rng.chance(1);
-                    let takes = if slow { 300 } else { 2 + self.rng.below(30) };
-                    self.timer(number, takes, Timer::StepDone);
-                }
-                Ok(None) => self.coverage.stale_steps += 1,
-                Err(Refused::Violation(violation)) => self.check(Err(violation)),
-                Err(Refused::Fenced) => {
-                    self.coverage.stale_steps += 1;
-                    self.down(number, running, head, fence, run);
-                }
-            }
-        }
-    }
-
-    fn down(&mut self, number: usize, running: &mut Running, head: usize, fence: Fence, run: u64) {
-        if head != number {
-            let pipeline = Pipeline {
-                fence,
-                run: CONTROL,
-                head,
-            };
-            return self.link(number, running, head, pipeline, Message::Down { fence, run });
-        }
-        let own = running.heads.get(&fence.replica);
-        if own.is_some_and(|own| own.fence == fence && own.run == Some(run)) {
-            self.lose_pipeline(number, running, fence);
-        }
-    }
-
-    fn step_done(&mut self, number: usize, running: &mut Running) {
-        running.device.is_busy = false;
-        match running.device.running.take() {
-            Some(Done::Sampled { run, head, result }) if head == number => {
-                self.result(number, running, run, result);
-            }
-            Some(Done::Sampled { run, head, result }) => {
-                let fence = result.fence;
-                let pipeline = Pipeline { fence, run, head };
-                self.link(number, running, head, pipeline, Message::Result { run, result });
-            }
-            Some(Done::Forward(step)) => self.forward(number, running, *step),
-            None => {}
-        }
-        self.next_step(number, running);
-    }
-
-    fn forward(&mut self, number: usize, running: &mut Running, step: Step) {
-        let replica = running.assigned.get(&step.batch.fence.replica);
-        let replica = replica.filter(|replica| replica.fence() == step.batch.fence);
-        let Some(next) = replica.and_then(|replica| replica.stages.get(step.stage)) else {
-            // The placement is gone: so are its links.
-            let (fence, run, head) = (step.batch.fence, step.run, step.head);
-            return self.down(number, running, head, fence, run);
-        };
-        let to = number_of(&next.owner.worker);
-        let pipeline = Pipeline {
-            fence: step.batch.fence,
-            run: step.run,
-            head: step.head,
-        };
-        self.link(number, running, to, pipeline, Message::Step(Box::new(step)));
     }
 
     /// A worker's device fails.
