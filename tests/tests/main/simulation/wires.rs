@@ -48,12 +48,12 @@ impl World {
         }
     }
 
-    pub(super) fn arrive(&mut self, conn: ConnId, end: usize, message: Box<Message>) {
+    pub(super) fn arrive(&mut self, conn: ConnId, end: usize, message: Message) {
         let Some(process) = self.net.end(conn, end) else {
             return;
         };
         if !self.net.is_open(conn, end) {
-            return self.late_update(conn, *message);
+            return self.late_update(conn, message);
         }
         let is_up = match process {
             Proc::Coordinator(id) => self.coordinators[&id].up.is_some(),
@@ -63,8 +63,8 @@ impl World {
             return self.hang_up(conn, process);
         }
         match process {
-            Proc::Coordinator(id) => self.coordinator_message(id, conn, *message),
-            Proc::Worker(number) => self.worker_message(number, conn, *message),
+            Proc::Coordinator(id) => self.coordinator_message(id, conn, message),
+            Proc::Worker(number) => self.worker_message(number, conn, message),
         }
     }
 

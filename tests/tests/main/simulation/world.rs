@@ -245,7 +245,7 @@ impl World {
                 is_snapshot,
                 bytes,
             } => self.raft_message(from, to, is_snapshot, &bytes),
-            Happening::Message { conn, end, message } => self.arrive(conn, end, message),
+            Happening::Message { conn, end, message } => self.arrive(conn, end, *message),
             Happening::Closed { conn, end } => self.closed(conn, end),
             Happening::Keepalive { conn } => {
                 if self.net.parted().contains(&conn) {
