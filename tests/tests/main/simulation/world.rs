@@ -27,8 +27,6 @@ use super::worker::{Timer, Worker};
 const HEALED_WITHIN_MS: u64 = 150_000;
 /// Most events: more are a loop.
 const MAX_EVENTS: u64 = 2_000_000;
-/// Numbers below it are for what goes before others.
-const FIRST_EVENT: u64 = 1 << 32;
 
 /// What is to happen.
 #[derive(Debug)]
@@ -81,8 +79,6 @@ pub(super) struct World {
     started: Instant,
     queue: BTreeMap<(u64, u64), Happening>,
     next_event: u64,
-    /// Counts down, for what goes before others.
-    last_first: u64,
     pub(super) rng: Rng,
     pub(super) net: Network,
     pub(super) trace: Trace,
@@ -111,8 +107,7 @@ impl World {
             now: 0,
             started: Instant::now(),
             queue: BTreeMap::new(),
-            next_event: FIRST_EVENT,
-            last_first: FIRST_EVENT,
+            next_event: 0,
             net: Network::new(Weather::FOUL),
             trace: Trace::new(traced),
             desk: Desk::default(),
@@ -235,9 +230,12 @@ impl World {
     }
 
     fn happen(&mut self, happening: Happening) {
-        let Some(happening) = self.unless_frozen(happening) else {
-            return;
-        };
+        if let Some(happening) = self.unless_frozen(happening) {
+            self.occur(happening);
+        }
+    }
+
+    fn occur(&mut self, happening: Happening) {
         match happening {
             Happening::Raft {
                 from,
@@ -301,13 +299,12 @@ impl World {
     }
 
     pub(super) fn resume(&mut self, process: Proc) {
-        // Before everything else that happens now: it comes in the order in which it would have come.
-        for happening in self.frozen.remove(&process).unwrap_or_default().into_iter().rev() {
-            self.last_first -= 1;
-            self.queue.insert((self.now, self.last_first), happening);
-        }
         let now = self.now;
         self.trace.add(now, || format!("{process:?} goes on"));
+        // In the order in which it came, and before everything else: it has left the network, which holds none of it back.
+        for happening in self.frozen.remove(&process).unwrap_or_default() {
+            self.occur(happening);
+        }
     }
 
     pub(super) fn next_run(&mut self) -> u64 {
