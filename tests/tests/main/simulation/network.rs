@@ -1,7 +1,7 @@
 //! The network: single messages that are lost, repeated, late and overtaken, and connections that keep their order until
 //! they break.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tramontane_coordinator::gateway::HeadError;
 use tramontane_model::ids::Fence;
@@ -57,7 +57,7 @@ pub(super) struct Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ConnId(pub(super) u64);
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Conn {
     ends: [Proc; 2],
     /// Whether each end still has it open.
@@ -66,6 +66,8 @@ struct Conn {
     not_before: [u64; 2],
     /// What has arrived at an end waits until then, because something before it does.
     held: [u64; 2],
+    /// What is on its way to each end, in the order in which it was sent.
+    sent: [VecDeque<Message>; 2],
 }
 
 /// How bad it is, in percent of messages.
@@ -148,13 +150,22 @@ impl Network {
             open: [true, true],
             not_before: [0, 0],
             held: [0, 0],
+            sent: [VecDeque::new(), VecDeque::new()],
         };
         self.conns.insert(ConnId(self.next_conn), conn);
         ConnId(self.next_conn)
     }
 
-    /// When what `from` sends now arrives, and at which end; nothing if it has the connection no longer.
-    pub(super) fn send(&mut self, id: ConnId, from: Proc, now: u64, rng: &mut Rng) -> Option<(usize, u64)> {
+    /// When something arrives because of what `from` sends now, and at which end; nothing if it has the connection no
+    /// longer.
+    pub(super) fn send(
+        &mut self,
+        id: ConnId,
+        from: Proc,
+        message: Message,
+        now: u64,
+        rng: &mut Rng,
+    ) -> Option<(usize, u64)> {
         let delay = self.delay(rng);
         let conn = self.conns.get_mut(&id)?;
         let own = usize::from(conn.ends[0] != from);
@@ -163,7 +174,13 @@ impl Network {
         }
         let at = (now + delay).max(conn.not_before[1 - own]);
         conn.not_before[1 - own] = at;
+        conn.sent[1 - own].push_back(message);
         Some((1 - own, at))
+    }
+
+    /// What arrives at an end: the first of what is on its way, whatever made it arrive.
+    pub(super) fn receive(&mut self, id: ConnId, end: usize) -> Option<Message> {
+        self.conns.get_mut(&id)?.sent[end].pop_front()
     }
 
     /// Until when what arrives at an end now must wait.

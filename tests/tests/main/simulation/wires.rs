@@ -6,9 +6,8 @@ use super::world::{Happening, World};
 impl World {
     /// Sends over a connection; what cannot be sent is lost with it.
     pub(super) fn send(&mut self, conn: ConnId, from: Proc, message: Message) {
-        if let Some((end, at)) = self.net.send(conn, from, self.now, &mut self.rng) {
-            let message = Box::new(message);
-            self.at(at, Happening::Message { conn, end, message });
+        if let Some((end, at)) = self.net.send(conn, from, message, self.now, &mut self.rng) {
+            self.at(at, Happening::Arrival { conn, end });
         }
     }
 
@@ -48,8 +47,8 @@ impl World {
         }
     }
 
-    pub(super) fn arrive(&mut self, conn: ConnId, end: usize, message: Message) {
-        let Some(process) = self.net.end(conn, end) else {
+    pub(super) fn arrive(&mut self, conn: ConnId, end: usize) {
+        let Some((process, message)) = self.net.end(conn, end).zip(self.net.receive(conn, end)) else {
             return;
         };
         if !self.net.is_open(conn, end) {

@@ -17,7 +17,7 @@ use super::coverage::Coverage;
 use super::heads::Outgoing;
 use super::history;
 use super::invariants::{Checked, Violation};
-use super::network::{ConnId, Message, Network, Proc, Weather};
+use super::network::{ConnId, Network, Proc, Weather};
 use super::scenario::{self, Scenario, TICK_MS};
 use super::streams::Streams;
 use super::trace::Trace;
@@ -39,10 +39,9 @@ pub(super) enum Happening {
         bytes: Vec<u8>,
     },
     /// Something arrives at an end of a connection.
-    Message {
+    Arrival {
         conn: ConnId,
         end: usize,
-        message: Box<Message>,
     },
     /// An end learns that the connection is gone.
     Closed {
@@ -243,7 +242,7 @@ impl World {
                 is_snapshot,
                 bytes,
             } => self.raft_message(from, to, is_snapshot, &bytes),
-            Happening::Message { conn, end, message } => self.arrive(conn, end, *message),
+            Happening::Arrival { conn, end } => self.arrive(conn, end),
             Happening::Closed { conn, end } => self.closed(conn, end),
             Happening::Keepalive { conn } => {
                 if self.net.parted().contains(&conn) {
@@ -271,7 +270,7 @@ impl World {
     /// Puts aside what happens to a process that is stopped.
     fn unless_frozen(&mut self, happening: Happening) -> Option<Happening> {
         // What waits in the network does so whether or not somebody waits for it: nothing overtakes it.
-        if let Happening::Message { conn, end, .. } = &happening
+        if let Happening::Arrival { conn, end } = &happening
             && let Some(until) = self.net.hold(*conn, *end, self.now)
         {
             self.at(until, happening);
@@ -279,9 +278,7 @@ impl World {
         }
         let process = match &happening {
             Happening::Raft { to, .. } => Some(Proc::Coordinator(*to)),
-            Happening::Message { conn, end, .. } | Happening::Closed { conn, end } => {
-                self.net.end(*conn, *end)
-            }
+            Happening::Arrival { conn, end } | Happening::Closed { conn, end } => self.net.end(*conn, *end),
             Happening::Tick { id, .. } => Some(Proc::Coordinator(*id)),
             Happening::Worker { number, .. } => Some(Proc::Worker(*number)),
             Happening::Outgoing(outgoing) => self.streams.sender(outgoing).map(Proc::Coordinator),
