@@ -18,8 +18,8 @@ test: vulkan build
 	@tests/clients/install.sh $(TARGET)
 	$(CARGO) $(TEST) --release --locked --workspace
 
-# What takes minutes: 200 streams at once, generated requests to every route, processes that are killed. docs/soak.md has
-# results.
+# What takes minutes: 200 streams at once, generated requests to every route, processes that are killed, rolling restarts,
+# 20,000 simulated clusters. docs/soak.md has results.
 soak: vulkan build
 	@tests/clients/install.sh $(TARGET) soak
 	$(CARGO) $(TEST) --release --locked --workspace $(SHOWN) soak_ -- --ignored

@@ -52,7 +52,7 @@ fn equal_seeds_of_the_simulation_give_equal_runs() {
 }
 
 #[test]
-#[ignore = "takes a quarter of an hour on two cores"]
+#[ignore = "minutes: make soak"]
 fn soak_simulation_of_20000_seeds() {
     let coverage = run_seeds(seeds(0..20_000));
     println!("{coverage:?}");
