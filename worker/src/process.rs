@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::select_all;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tramontane_model::checkpoint::CheckpointError;
@@ -270,7 +271,7 @@ fn report(devices: &[DeviceHandle], loads: &SchedulerLoads, leaving: bool) -> Wo
     }
 }
 
-/// Keeps the report current; a change shows within a tick.
+/// Keeps the report current: a device's change of state shows at once, everything else within a tick.
 async fn keep_reports(
     worker: &WorkerId,
     devices: &[DeviceHandle],
@@ -280,8 +281,14 @@ async fn keep_reports(
 ) {
     let mut ticks = tokio::time::interval(REPORT_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut states: Vec<_> = devices.iter().map(DeviceHandle::state).collect();
     loop {
-        ticks.tick().await;
+        // A device that is ready is waited for.
+        let changes = states.iter_mut().map(|state| Box::pin(state.changed()));
+        tokio::select! {
+            _ = ticks.tick() => {}
+            (Ok(()), ..) = select_all(changes) => {}
+        }
         let current = report(devices, &loads.borrow(), leave.is_cancelled());
         for device in &current.devices {
             let labels = [
@@ -289,6 +296,7 @@ async fn keep_reports(
                 ("device", device.index.to_string()),
             ];
             metrics::gauge!("tramontane_device_held_bytes", &labels).set(device.held_bytes as f64);
+            metrics::gauge!("tramontane_standby_bytes", &labels).set(device.standby.loaded_bytes as f64);
         }
         reports.send_if_modified(|published| {
             let changed = *published != current;

@@ -11,4 +11,5 @@ pub mod controller;
 pub mod footprint;
 pub mod limits;
 pub mod planner;
+pub mod standby;
 pub mod state;

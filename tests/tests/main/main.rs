@@ -25,4 +25,5 @@ mod replicas;
 mod rolling;
 mod schemathesis;
 mod simulation;
+mod standbys;
 mod workers;

@@ -10,6 +10,8 @@
 mod buffers;
 mod busy;
 mod command;
+mod copies;
+mod copying;
 mod error;
 mod exchange;
 pub mod fencing;

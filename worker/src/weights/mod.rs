@@ -3,6 +3,7 @@
 //! Only what is placed on the device is read. No ops run here, and nothing is decoded: weights stay as stored, but for
 //! FP8 block scales, which are widened to f32.
 
+mod copies;
 mod error;
 mod load;
 mod progress;
@@ -15,6 +16,7 @@ use tramontane_model::checkpoint::{Checkpoint, CheckpointError};
 use tramontane_model::spec::ModelSpec;
 use tramontane_model::tensors::ModelBytes;
 
+pub use copies::Copies;
 pub use error::WeightError;
 pub use progress::{LoadProgress, LoadWatch};
 pub use slices::{DeviceSlices, ExpertSlice, GroupRoute, StageSlice, WeightSlice};

@@ -4,6 +4,7 @@ mod kept;
 mod large;
 mod proven;
 mod shapes;
+mod standbys;
 
 use tramontane_model::ids::{DeviceIndex, DeviceRef, Generation, ReplicaId, WorkerId};
 use tramontane_model::placement::Replica;
@@ -78,6 +79,7 @@ fn run(
         wishes,
         steps: StepBounds::default(),
         previous,
+        standbys: &[],
     };
     let found = plan(&request);
     if let Ok(Plan { replica, .. }) = &found {
