@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
 use tonic::{Code, Request, Response, Status, Streaming};
-use tramontane_proto::net::{Identity, Listener, NetError, Peer, TlsFiles, Traffic, channel, server};
+use tramontane_proto::net::{
+    Identity, Listener, NetError, Peer, TlsFiles, Traffic, channel, is_refused, server,
+};
 use tramontane_proto::v1::raft_client::RaftClient;
 use tramontane_proto::v1::raft_server::{Raft, RaftServer};
 use tramontane_proto::v1::{RaftDelivered, RaftEnvelope};
@@ -198,4 +200,22 @@ fn certificate_files_that_do_not_fit_are_named() {
     )
     .expect("writes");
     assert!(error(&files).contains("certificate and key do not fit"));
+}
+
+#[tokio::test]
+async fn an_address_where_nobody_listens_is_told_from_one_where_somebody_does() {
+    let limit = Duration::from_secs(5);
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let listener = Listener::bind(any, &Identity::Loopback).await.expect("binds");
+    let address = listener.address().to_string();
+    assert!(!is_refused(&address, &Identity::Loopback, limit).await);
+    drop(listener);
+    assert!(is_refused(&address, &Identity::Loopback, limit).await);
+    // Beyond loopback nothing is tried without certificates, and what is no address is not refused.
+    for address in ["192.0.2.1:1", "nowhere"] {
+        assert!(
+            !is_refused(address, &Identity::Loopback, limit).await,
+            "{address}"
+        );
+    }
 }

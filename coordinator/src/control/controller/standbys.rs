@@ -1,5 +1,6 @@
 //! When spare memory is filled with copies of weights: once everything that is placed serves and nothing else is to be
-//! proposed. What serves does not notice.
+//! proposed. Devices that compute are given copies only when no worker has come or gone for a while: one that was lost
+//! often comes back, and loading takes some of their time just when streams are brought back.
 
 use std::collections::BTreeMap;
 
@@ -18,9 +19,9 @@ use crate::control::footprint::DeviceLimits;
 use crate::control::planner::standbys::{Spare, fill, read_after};
 use crate::control::state::{ClusterState, ReplicaEntry, Standing};
 
-/// The standbys that were chosen last, and what for.
+/// The standbys that were chosen last, and what for; the flag says whether devices that compute came into question.
 #[derive(Debug, Default)]
-pub(super) struct Chosen(Option<(Basis, Vec<Standby>)>);
+pub(super) struct Chosen(Option<((Basis, bool), Vec<Standby>)>);
 
 impl Placing {
     /// Proposes the standbys that there should be, if they are others than there are.
@@ -36,7 +37,8 @@ impl Placing {
         if !rests || !around.proposals.is_open(&Purpose::Placement) {
             return;
         }
-        let basis = Basis::now(turn, around, &self.failures);
+        let settled = turn.now.ms_since(around.members.changed) >= turn.options.settle_ms;
+        let basis = (Basis::now(turn, around, &self.failures), settled);
         let known = self.chosen.0.take().filter(|(made_of, _)| *made_of == basis);
         let standbys = match known {
             Some((_, standbys)) => standbys,
@@ -44,8 +46,9 @@ impl Placing {
             None => fill(&Spare {
                 footprint: &turn.options.model.footprint,
                 replicas: &serving,
-                candidates: &candidates_of(turn.state, basis.leaving()),
-                left_out: basis.out(),
+                candidates: &candidates_of(turn.state, basis.0.leaving()),
+                on_busy: settled,
+                left_out: basis.0.out(),
                 present: &turn.state.standbys,
             }),
         };

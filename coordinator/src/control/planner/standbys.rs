@@ -34,6 +34,8 @@ pub struct Spare<'a> {
     pub replicas: &'a [&'a Replica],
     /// Every device that may be used, those of the replicas among them; none twice.
     pub candidates: &'a [Candidate],
+    /// Whether devices that compute may be given copies that they do not keep yet: loading takes some of their time.
+    pub on_busy: bool,
     /// Devices that are to be given no copies.
     pub left_out: &'a BTreeSet<DeviceRef>,
     /// The standbys that there are.
@@ -291,6 +293,10 @@ impl<'a> Filling<'a> {
         }
         if room.shares.contains(&share) {
             return true;
+        }
+        let keeps = self.spare.present.has(&room.candidate.device, &share);
+        if room.replica.is_some() && !self.spare.on_busy && !keeps {
+            return false;
         }
         if self.given.len() >= MAX_SHARES || room.computes.iter().any(|other| other.overlaps(&share)) {
             return false;

@@ -6,6 +6,7 @@ mod placing;
 mod random;
 mod replicas;
 mod sessions;
+mod standbys;
 mod status;
 
 use std::collections::BTreeMap;

@@ -31,6 +31,7 @@ fn filled(candidates: &[Candidate], replicas: &[&Replica], present: &[Standby]) 
             footprint: &footprint,
             replicas,
             candidates,
+            on_busy: true,
             left_out: &BTreeSet::new(),
             present,
         })
@@ -227,7 +228,20 @@ fn a_device_that_is_free_takes_copies_over_from_one_that_computes() {
     let after = filled(&three, &[&replica], &before);
     assert_eq!(shown(&after).len(), 1, "{after:?}");
     assert_eq!(after[0].device, device_of("w3"));
-    // And keeps them when another comes that is as good.
+    // One that computes is given no new ones while more workers may come, and keeps what it has.
+    let quiet = |present: &[Standby]| {
+        fill(&Spare {
+            footprint: &footprint(6),
+            replicas: &[&replica],
+            candidates: &three[..2],
+            on_busy: false,
+            left_out: &BTreeSet::new(),
+            present,
+        })
+    };
+    assert_eq!(quiet(&[]), []);
+    assert_eq!(quiet(&before), before);
+    // And a free one keeps them when another comes that is as good.
     let four = workers(&[100_000; 4]);
     assert_eq!(filled(&four, &[&replica], &after), after);
 }
@@ -247,6 +261,7 @@ fn many_devices_are_filled_within_bounds() {
         footprint: &footprint,
         replicas: &[&replica],
         candidates: &all,
+        on_busy: true,
         left_out: &BTreeSet::new(),
         present: &[],
     });
