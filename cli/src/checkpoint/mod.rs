@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 
 #[derive(Args)]
 pub(crate) struct CheckpointArgs {
@@ -41,4 +42,11 @@ pub(crate) fn run(args: &CheckpointArgs) -> Result<()> {
         Command::Manifest(args) => sums::manifest(&args.dir, args.force),
         Command::Verify(args) => sums::verify(&args.dir),
     }
+}
+
+/// Bytes, their rate and the time that is left; on a terminal only.
+fn bar(total: u64) -> ProgressBar {
+    let template = "{bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(total).with_style(style)
 }

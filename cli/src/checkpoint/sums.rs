@@ -3,15 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
-use tramontane_model::checkpoint::{Checkpoint, INDEX_FILE, MANIFEST_FILE, Manifest};
-use tramontane_model::spec::PARAMS_FILE;
-use tramontane_model::tekken::TEKKEN_FILE;
+use tramontane_model::checkpoint::{Checkpoint, MANIFEST_FILE, Manifest};
 
+use super::bar;
 use crate::amounts::bytes;
-
-/// Files beside the weights that a manifest names where they are there.
-const OTHER_FILES: [&str; 4] = [PARAMS_FILE, TEKKEN_FILE, INDEX_FILE, "SYSTEM_PROMPT.txt"];
 
 pub(super) fn manifest(dir: &Path, force: bool) -> Result<()> {
     let path = dir.join(MANIFEST_FILE);
@@ -20,7 +15,7 @@ pub(super) fn manifest(dir: &Path, force: bool) -> Result<()> {
     }
     let checkpoint = Checkpoint::open_files(dir)?;
     let bar = bar(checkpoint.weight_bytes());
-    let manifest = Manifest::of(&checkpoint, &OTHER_FILES, &|bytes| bar.inc(bytes))?;
+    let manifest = Manifest::of(&checkpoint, &|bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
     // Whoever reads it finds a whole one or none.
     let unfinished = dir.join(format!("{MANIFEST_FILE}.new"));
@@ -57,11 +52,4 @@ pub(super) fn verify(dir: &Path) -> Result<()> {
         bytes(manifest.total_bytes())
     );
     Ok(())
-}
-
-/// Bytes, their rate and the time that is left; on a terminal only.
-fn bar(total: u64) -> ProgressBar {
-    let template = "{bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(total).with_style(style)
 }

@@ -1,6 +1,7 @@
 //! The model as a coordinator knows it: names, sizes and tokenizer. Weights are not read.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use tramontane_model::checkpoint::Checkpoint;
@@ -15,6 +16,8 @@ use crate::text::Tokenizer;
 pub(super) struct ServedModel {
     /// What the cluster is told of it.
     pub(super) entry: ModelEntry,
+    /// Its files, for workers that have none.
+    pub(super) checkpoint: Arc<Checkpoint>,
     /// Its tokenizer.
     pub(super) tokenizer: Tokenizer,
     /// Most tokens of prompt and answer together.
@@ -44,6 +47,7 @@ impl ServedModel {
         let created = written.ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         Ok(Self {
             entry,
+            checkpoint: Arc::new(checkpoint),
             tokenizer,
             max_context: spec.max_context,
             created: created.map_or(0, |since| since.as_secs()),

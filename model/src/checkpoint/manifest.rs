@@ -20,7 +20,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use super::json::Members;
-use super::{Checkpoint, CheckpointError, Fault, Faults, TensorView};
+use super::{Checkpoint, CheckpointError, Fault, Faults, OTHER_FILES, TensorView};
 
 /// Name of the file in a checkpoint's folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -151,17 +151,13 @@ impl Manifest {
         }))
     }
 
-    /// Sums a checkpoint: its weight files, its other files of the names in `others` that are there, and every tensor.
-    pub fn of(
-        checkpoint: &Checkpoint,
-        others: &[&str],
-        progress: &dyn Fn(u64),
-    ) -> Result<Self, CheckpointError> {
+    /// Sums a checkpoint: its weight files, the others that it has, and every tensor.
+    pub fn of(checkpoint: &Checkpoint, progress: &dyn Fn(u64)) -> Result<Self, CheckpointError> {
         let mut files = BTreeMap::new();
         for (name, bytes) in checkpoint.weight_files() {
             files.insert(name.to_owned(), sum_of_file(bytes, progress));
         }
-        for &name in others {
+        for name in OTHER_FILES.into_iter().filter(|&name| name != MANIFEST_FILE) {
             let path = checkpoint.dir().join(name);
             if let Some(bytes) = read_if_there(&path)? {
                 files.insert(name.to_owned(), sum_of_file(&bytes, &|_| {}));

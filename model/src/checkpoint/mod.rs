@@ -13,6 +13,7 @@ mod index;
 mod json;
 mod manifest;
 mod map;
+mod parts;
 mod validate;
 mod view;
 
@@ -24,6 +25,7 @@ pub use fingerprint::Fingerprint;
 pub use header::MAX_HEADER_BYTES;
 pub use index::{INDEX_FILE, SINGLE_FILE};
 pub use manifest::{FileSum, MANIFEST_FILE, Manifest, Sum};
+pub use parts::{FileHead, FilePart, OTHER_FILES};
 pub use validate::Inventory;
 pub use view::{TensorView, Weight};
 

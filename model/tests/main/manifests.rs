@@ -29,7 +29,7 @@ fn summed() -> TempDir {
 
 fn sum(dir: &Path) -> Manifest {
     let checkpoint = Checkpoint::open_files(dir).expect("sound files");
-    let manifest = Manifest::of(&checkpoint, &["params.json", "none.txt"], &|_| {}).expect("sums");
+    let manifest = Manifest::of(&checkpoint, &|_| {}).expect("sums");
     let text = serde_json::to_vec(&manifest).expect("JSON");
     fs::write(dir.join(MANIFEST_FILE), text).expect("written");
     manifest
@@ -73,7 +73,7 @@ fn sums_are_those_of_files_and_stored_tensors() {
         assert_eq!(manifest["files"][file]["sha256"], sha256sum(&bytes), "{file}");
         assert_eq!(manifest["files"][file]["bytes"], bytes.len());
     }
-    assert_eq!(manifest["files"].as_object().expect("files").len(), 4);
+    assert_eq!(manifest["files"].as_object().expect("files").len(), 6);
     let tensors = read_all(copy.path());
     assert_eq!(
         manifest["tensors"].as_object().expect("tensors").len(),

@@ -5,17 +5,20 @@
 
 mod error;
 mod load;
+pub mod mirror;
 mod progress;
 mod slices;
 mod store;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use tramontane_model::checkpoint::{Checkpoint, CheckpointError};
 use tramontane_model::spec::ModelSpec;
 use tramontane_model::tensors::ModelBytes;
 
 pub use error::WeightError;
+pub use mirror::{Mirror, MirrorError};
 pub use progress::{LoadProgress, LoadWatch};
 pub use slices::{DeviceSlices, ExpertSlice, GroupRoute, StageSlice, WeightSlice};
 pub use store::{FeedForward, Head, LayerFeedForward, OwnerLayer, WeightStore};
@@ -26,9 +29,11 @@ pub struct ModelFiles {
     /// The model.
     pub spec: ModelSpec,
     /// Its files.
-    pub checkpoint: Checkpoint,
+    pub checkpoint: Arc<Checkpoint>,
     /// Bytes on devices of each of its parts.
     pub bytes: ModelBytes,
+    /// Where what is not in its folder is fetched from, if it is one that is filled.
+    pub mirror: Option<Mirror>,
 }
 
 impl ModelFiles {
@@ -39,8 +44,9 @@ impl ModelFiles {
         let bytes = checkpoint.validate(&spec)?.bytes;
         Ok(Self {
             spec,
-            checkpoint,
+            checkpoint: Arc::new(checkpoint),
             bytes,
+            mirror: None,
         })
     }
 }
