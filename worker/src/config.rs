@@ -130,16 +130,16 @@ impl Raw {
         self.check_numbers(faults);
         let name = faults.check(WorkerId::new(&self.name));
         let join_token = faults.check(read_join_token(&base.join(&self.join_token_file)));
-        let coordinators = self.coordinators;
+        let sources = self.model.sources(&self.coordinators);
         Some(WorkerConfig {
             name: name?,
-            coordinators,
+            coordinators: self.coordinators,
             join_token: join_token?,
             listen: self.rpc.listen,
             advertise: self.rpc.advertise,
             metrics_listen: self.metrics.map(|metrics| metrics.listen),
             tls: self.tls.map(|files| files.relative_to(base)),
-            model_sources: self.model.sources(&coordinators),
+            model_sources: sources,
             model_dir: base.join(self.model.dir),
             device_timeout: Duration::from_millis(self.device_timeout_ms),
             devices: self.devices,

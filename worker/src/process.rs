@@ -1,7 +1,6 @@
 //! A worker, running: its devices, its services and its membership, from a configuration until it is stopped.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -157,6 +157,7 @@ impl<D: Backend> Executor<D> {
                 | WeightError::Rows(_)
                 | WeightError::Formats { .. }
                 | WeightError::TooLarge { .. }
+                | WeightError::Files { .. }
                 | WeightError::Device { .. }) => error.into(),
             })?;
         self.backend.submit()?;

@@ -359,6 +359,7 @@ fn worker_config(name: &str, devices: usize, coordinator: SocketAddr) -> WorkerC
         metrics_listen: None,
         tls: None,
         model_dir: repository().join("cli/assets/mini-large-3"),
+        model_sources: Vec::new(),
         devices: vec![
             DeviceConfig {
                 adapter: None,

@@ -110,7 +110,7 @@ impl Mirror {
         name: &str,
         offset: u64,
         bytes: u64,
-        progress: &dyn Fn(u64) -> bool,
+        progress: &(dyn Fn(u64) -> bool + Sync),
     ) -> Result<(), MirrorError> {
         self.runtime.block_on(self.fetch(name, offset, bytes, progress))
     }
@@ -120,7 +120,7 @@ impl Mirror {
         name: &str,
         offset: u64,
         bytes: u64,
-        progress: &dyn Fn(u64) -> bool,
+        progress: &(dyn Fn(u64) -> bool + Sync),
     ) -> Result<(), MirrorError> {
         let part = Part {
             name: name.to_owned(),

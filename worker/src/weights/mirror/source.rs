@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Takes in bytes at a place of the file.
-pub(super) type Write<'a> = dyn FnMut(u64, &[u8]) -> Result<(), MirrorError> + 'a;
+pub(super) type Write<'a> = dyn FnMut(u64, &[u8]) -> Result<(), MirrorError> + Send + 'a;
 
 /// The addresses that are asked.
 #[derive(Debug)]
