@@ -103,7 +103,7 @@ fn the_served_family_is_taken() {
         },
         bf16
     );
-    let small4 = spec("tests/fixtures/params/small-4.json");
+    let small4 = spec("tests/fixtures/micro-small4/params.json");
     assert_eq!((small4.moe_layers(), small4.dense_hidden_dim), (0..3, 0));
     assert_eq!(spec(MINI).moe_layers(), 1..6);
 }
@@ -112,25 +112,25 @@ fn the_served_family_is_taken() {
 fn formats_and_graphs_that_are_not_served_are_refused_by_name() {
     for (path, key, found, expected) in [
         (
-            "nvfp4",
+            "micro-nvfp4/params",
             "quantization.format",
             "nvfp4-pack-quantized",
             "FP8_BLOCK",
         ),
         (
-            "fp8-tensor",
+            "micro-fp8-tensor/params",
             "quantization.qformat_weight",
             "one scale per tensor",
             "FP8_BLOCK",
         ),
         (
-            "ministral",
+            "params/ministral",
             "kv_lora_rank",
             "",
             "grouped-query attention, as in Ministral, is not served",
         ),
     ] {
-        let faults = faults(&fixture(&format!("tests/fixtures/params/{path}.json")));
+        let faults = faults(&fixture(&format!("tests/fixtures/{path}.json")));
         let fault = faults
             .iter()
             .find(|fault| fault.key == key)

@@ -402,7 +402,7 @@ mod tests {
 
     #[test]
     fn a_model_of_experts_only_has_no_dense_tensor() {
-        let spec = spec("tests/fixtures/params/small-4.json");
+        let spec = spec("tests/fixtures/micro-small4/params.json");
         let dense = |tensor: &TensorSpec| {
             matches!(
                 tensor.id,
