@@ -14,16 +14,18 @@ mod json;
 mod map;
 mod validate;
 mod view;
+mod weight;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-pub use error::{CheckpointError, Fault, Faults, MAX_FAULTS, NoSuchRows, NotFinite};
+pub use error::{BadValue, CheckpointError, Fault, Faults, MAX_FAULTS, NoSuchRows};
 pub use fingerprint::Fingerprint;
 pub use header::MAX_HEADER_BYTES;
 pub use index::{INDEX_FILE, SINGLE_FILE};
 pub use validate::Inventory;
-pub use view::{TensorView, Weight};
+pub use view::TensorView;
+pub use weight::Weight;
 
 use crate::spec::{ModelSpec, PARAMS_FILE, SpecError, read_bounded};
 use header::Entry;
