@@ -1,12 +1,15 @@
 //! `tramontane checkpoint`: what is done to a checkpoint's files before they are served.
 
 mod sums;
+mod synth;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+
+pub(crate) use synth::Format;
 
 #[derive(Args)]
 pub(crate) struct CheckpointArgs {
@@ -18,6 +21,8 @@ pub(crate) struct CheckpointArgs {
 enum Command {
     /// Write manifest.json: the SHA-256 of every file and tensor. Workers check what they load against it.
     Manifest(ManifestArgs),
+    /// Write a checkpoint of real dimensions with random weights.
+    Synth(synth::SynthArgs),
     /// Read every file and compare it with manifest.json.
     Verify(VerifyArgs),
 }
@@ -40,6 +45,7 @@ struct VerifyArgs {
 pub(crate) fn run(args: &CheckpointArgs) -> Result<()> {
     match &args.command {
         Command::Manifest(args) => sums::manifest(&args.dir, args.force),
+        Command::Synth(args) => synth::run(args),
         Command::Verify(args) => sums::verify(&args.dir),
     }
 }

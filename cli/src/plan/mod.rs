@@ -8,16 +8,17 @@ mod report;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use tramontane_coordinator::config::PlacementConfig;
 use tramontane_coordinator::control::needs::footprint;
 use tramontane_coordinator::control::planner::Wishes;
 use tramontane_coordinator::control::planner::outlook::Cluster;
 use tramontane_model::checkpoint::{Checkpoint, CheckpointError};
-use tramontane_model::spec::{ModelSpec, PARAMS_FILE, Quantization};
+use tramontane_model::spec::{ModelSpec, PARAMS_FILE};
 use tramontane_model::step::StepBounds;
 use tramontane_model::tensors::ModelBytes;
 
+use crate::checkpoint::Format;
 use inventory::Inventory;
 use report::Report;
 
@@ -52,24 +53,6 @@ pub(crate) struct PlanArgs {
     /// Print the plan as JSON.
     #[arg(long)]
     json: bool,
-}
-
-/// Weight formats as they are published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// Everything in BF16.
-    Bf16,
-    /// FP8 with one scale per block.
-    Fp8,
-}
-
-impl Format {
-    fn quantization(self) -> Quantization {
-        match self {
-            Self::Bf16 => Quantization::None,
-            Self::Fp8 => Quantization::Fp8Block,
-        }
-    }
 }
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {

@@ -16,18 +16,20 @@ mod map;
 mod parts;
 mod validate;
 mod view;
+mod weight;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-pub use error::{CheckpointError, Fault, Faults, MAX_FAULTS, NoSuchRows, NotFinite};
+pub use error::{BadValue, CheckpointError, Fault, Faults, MAX_FAULTS, NoSuchRows};
 pub use fingerprint::Fingerprint;
 pub use header::MAX_HEADER_BYTES;
 pub use index::{INDEX_FILE, SINGLE_FILE};
 pub use manifest::{FileSum, MANIFEST_FILE, Manifest, Sum};
 pub use parts::{FileHead, FilePart, OTHER_FILES};
 pub use validate::Inventory;
-pub use view::{TensorView, Weight};
+pub use view::TensorView;
+pub use weight::Weight;
 
 use crate::spec::{ModelSpec, PARAMS_FILE, SpecError, read_bounded};
 use header::Entry;

@@ -42,7 +42,7 @@ pub const MAX_EXPERTS_PER_TOKEN: u32 = 32;
 pub const MAX_SHARED_EXPERTS: u32 = 16;
 /// Longest context, in tokens.
 pub const MAX_CONTEXT: u32 = 1 << 24;
-/// Every width of a matrix row or a head is a multiple of this: rows of any format are whole 16-byte words.
+/// Every width of a matrix row or a head is a multiple of this: rows of any format are whole 8-byte words.
 pub const WIDTH_MULTIPLE: u32 = 16;
 
 const _: () = {

@@ -10,6 +10,7 @@
 mod buffers;
 mod busy;
 mod command;
+mod decoding;
 mod error;
 mod exchange;
 pub mod fencing;

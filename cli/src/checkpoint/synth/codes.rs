@@ -143,7 +143,9 @@ impl Values {
             Self::E2m1 => random.bytes(bytes),
             Self::E4m3Scale(least) => {
                 random.bytes(bytes);
-                let codes: Vec<u8> = (0..8).map(|eighth| e4m3_near(least * (1.0 + eighth as f32 / 7.0))).collect();
+                let codes: Vec<u8> = (0..8)
+                    .map(|eighth| e4m3_near(least * (1.0 + eighth as f32 / 7.0)))
+                    .collect();
                 for code in bytes.iter_mut() {
                     *code = codes[usize::from(*code) % codes.len()];
                 }

@@ -103,7 +103,9 @@ pub(super) fn run(args: &SynthArgs) -> Result<()> {
 
 /// What is written of each tensor of the model, in the order of the forward pass.
 fn tensors(spec: &ModelSpec) -> Vec<codes::Tensor> {
-    language_tensors(spec).flat_map(|tensor| codes::stored(&tensor)).collect()
+    language_tensors(spec)
+        .flat_map(|tensor| codes::stored(&tensor))
+        .collect()
 }
 
 /// Makes the folder, or sees that it is empty.
@@ -111,7 +113,10 @@ fn prepare(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("{} cannot be made", dir.display()))?;
     let mut entries = std::fs::read_dir(dir).with_context(|| dir.display().to_string())?;
     if entries.next().is_some() {
-        bail!("{} is not empty: name a folder that is not there yet", dir.display());
+        bail!(
+            "{} is not empty: name a folder that is not there yet",
+            dir.display()
+        );
     }
     Ok(())
 }

@@ -10,12 +10,7 @@ const SMALL_4: &str = include_str!("../../../assets/shapes/small-4.json");
 const MINISTRAL_8B: &str = include_str!("../../../assets/shapes/ministral-8b.json");
 
 /// The parameters, without the vision tower.
-pub(super) fn of(
-    shape: Shape,
-    layers: Option<u32>,
-    experts: Option<u32>,
-    format: Format,
-) -> Result<Value> {
+pub(super) fn of(shape: Shape, layers: Option<u32>, experts: Option<u32>, format: Format) -> Result<Value> {
     let text = match shape {
         Shape::MistralLarge3 => LARGE_3,
         Shape::Small4 => SMALL_4,

@@ -13,7 +13,9 @@ const LETTERS: u32 = 26;
 /// A tekken.json of so many ids.
 pub(super) fn of(vocab_size: u32) -> Result<Vec<u8>> {
     let mut tekken: Value = serde_json::from_slice(MINI)?;
-    let special = tekken["config"]["default_num_special_tokens"].as_u64().unwrap_or(0);
+    let special = tekken["config"]["default_num_special_tokens"]
+        .as_u64()
+        .unwrap_or(0);
     let tokens = u64::from(vocab_size).saturating_sub(special);
     let known = tekken["vocab"].as_array().cloned().unwrap_or_default();
     let bytes = known.into_iter().take(256);
