@@ -22,6 +22,7 @@ use crate::config::{DeviceConfig, WorkerConfig};
 use crate::executor::{DeviceError, DeviceHandle, DeviceOptions};
 use crate::rpc::assignments::{Assignments, Heads, LeaveAnswer, SchedulerLoads};
 use crate::rpc::expert::{ExpertServer, Holdings};
+use crate::rpc::loading::LoadLog;
 use crate::rpc::serving::ServingServer;
 use crate::rpc::session::{Session, SessionError};
 use crate::rpc::stage::{LinkEnds, StageServer};
@@ -305,6 +306,7 @@ async fn keep_reports(
     leave: &CancellationToken,
     reports: watch::Sender<WorkerReport>,
 ) {
+    let mut loads_begun = LoadLog::default();
     let mut ticks = tokio::time::interval(REPORT_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -316,6 +318,7 @@ async fn keep_reports(
                 ("device", device.index.to_string()),
             ];
             metrics::gauge!("tramontane_device_held_bytes", &labels).set(device.held_bytes as f64);
+            loads_begun.look(Instant::now(), device);
         }
         reports.send_if_modified(|published| {
             let changed = *published != current;
