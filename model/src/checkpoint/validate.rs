@@ -1,4 +1,4 @@
-//! Does a checkpoint hold the model that its params.json describes: every tensor there, of the right shape and dtype.
+//! Does a checkpoint hold the model that its parameters describe: every tensor there, of the right shape and dtype.
 
 use std::collections::BTreeSet;
 
@@ -8,8 +8,8 @@ use super::view::{TensorView, Weight};
 use crate::dtype::Dtype;
 use crate::spec::ModelSpec;
 use crate::tensors::{
-    ModelBytes, TensorId, TensorSpec, WeightFormat, expert_tensors, is_vision_tensor, language_tensors,
-    tensor_spec,
+    ModelBytes, Shape, TensorId, TensorSpec, WeightFormat, expert_tensors, is_vision_tensor,
+    language_tensors, tensor_spec,
 };
 
 /// Most names of unknown tensors kept for the log.
@@ -114,12 +114,23 @@ impl Checkpoint {
             }
             (WeightFormat::Fp8Block, None) | (WeightFormat::Bf16, _) => None,
         };
+        if let (Some(_), Some(split), Shape::Matrix { rows, .. }) = (&scales, tensor.half_split, tensor.shape)
+            && let Some((start, end)) = split.across_blocks(rows)
+        {
+            return Err(Fault::SplitAcrossBlocks {
+                file: values.file.to_owned(),
+                name: values.name.to_owned(),
+                start,
+                end,
+            });
+        }
         Ok(Weight {
             id: tensor.id,
             shape: tensor.shape,
             format,
             values,
             scales,
+            half_split: tensor.half_split,
         })
     }
 
@@ -127,14 +138,14 @@ impl Checkpoint {
     fn of_shape(&self, name: &str, expected: Vec<u64>) -> Result<TensorView<'_>, Fault> {
         let Some(view) = self.tensor(name) else {
             return Err(Fault::Missing {
-                name: name.to_owned(),
+                name: self.name_in_files(name),
                 expected,
             });
         };
         if view.shape != expected {
             return Err(Fault::Shape {
                 file: view.file.to_owned(),
-                name: name.to_owned(),
+                name: view.name.to_owned(),
                 found: view.shape.to_vec(),
                 expected,
             });

@@ -6,7 +6,7 @@ use super::error::{NoSuchRows, NotFinite};
 use super::header::Entry;
 use crate::dtype::{self, Dtype};
 use crate::spec::FP8_BLOCK;
-use crate::tensors::{Shape, TensorId, WeightFormat};
+use crate::tensors::{HalfSplit, Shape, TensorId, WeightFormat};
 
 /// A tensor, or some of its rows, as stored.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +125,7 @@ pub struct Weight<'a> {
     pub(super) format: WeightFormat,
     pub(super) values: TensorView<'a>,
     pub(super) scales: Option<TensorView<'a>>,
+    pub(super) half_split: Option<HalfSplit>,
 }
 
 impl<'a> Weight<'a> {
@@ -148,6 +149,11 @@ impl<'a> Weight<'a> {
         self.values
     }
 
+    /// How the stored rows are ordered, if not as devices hold them.
+    pub fn half_split(&self) -> Option<HalfSplit> {
+        self.half_split
+    }
+
     /// Its stored scales, BF16 or F32, `[ceil(rows / 128), ceil(cols / 128)]`; there exactly for FP8.
     pub fn scales(&self) -> Option<TensorView<'a>> {
         self.scales
@@ -161,7 +167,7 @@ impl<'a> Weight<'a> {
         }
     }
 
-    /// The values times their scales, rounded once to f32: what the stored weight stands for.
+    /// The values times their scales, rounded once to f32: what the stored weight stands for, in the order of storage.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = self.values.to_f32();
         if let (Some(scales), Shape::Matrix { cols, .. }) = (self.scales, self.shape) {

@@ -13,6 +13,7 @@ mod coordinators;
 mod demo;
 mod every_field;
 mod failover;
+mod family;
 mod golden;
 mod hosts;
 mod load;

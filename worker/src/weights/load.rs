@@ -1,13 +1,19 @@
 //! Copies tensors from the mapped checkpoint to the device, in chunks.
 //!
 //! The host holds no copy of a tensor: a chunk goes from the mapped file to the backend, whose staging memory is
-//! bounded. Every chunk is checked for values that are not finite before it is written.
+//! bounded. Rows that are stored in another order than devices hold them are put in order chunk by chunk. Every chunk is
+//! checked for values that are not finite before it is written.
+
+use std::ops::Range;
 
 use tramontane_model::checkpoint::{TensorView, Weight};
 use tramontane_model::placement::ExpertRange;
-use tramontane_model::tensors::{self, FfnMatrix, LayerTensor, Shape, TensorId};
+use tramontane_model::spec::AttentionSpec;
+use tramontane_model::tensors::{self, FfnMatrix, HalfSplit, LayerTensor, Shape, TensorId};
 
-use super::store::{FeedForward, Head, LayerFeedForward, OwnerLayer};
+use super::store::{
+    FeedForward, GroupedAttention, Head, LatentAttention, LayerAttention, LayerFeedForward, OwnerLayer,
+};
 use super::{LoadWatch, ModelFiles, WeightError};
 use crate::ops::{
     Backend, BankPart, ExpertBank, ExpertLayout, Matrix, MatrixPart, OpError, Scales, Vector, WeightFormat,
@@ -62,14 +68,15 @@ impl<'a, D: Backend> Loader<'a, D> {
     pub(super) fn head(&mut self) -> Result<Head<D::Buffer>, WeightError> {
         Ok(Head {
             norm: self.vector(TensorId::FinalNorm)?,
-            output: self.matrix(TensorId::Head, 1)?,
+            output: match self.model.spec.tied_embeddings {
+                true => None,
+                false => Some(self.matrix(TensorId::Head, 1)?),
+            },
         })
     }
 
     pub(super) fn layer(&mut self, layer: u32) -> Result<OwnerLayer<D::Buffer>, WeightError> {
         let id = |tensor| TensorId::Layer { layer, tensor };
-        let mla = self.model.spec.mla();
-        let head_rows = mla.qk_nope_head_dim + mla.v_head_dim;
         let feed_forward = match self.model.spec.moe_at(layer) {
             None => LayerFeedForward::Dense(self.feed_forward(layer, LayerTensor::Dense)?),
             Some(moe) => LayerFeedForward::Moe {
@@ -82,15 +89,32 @@ impl<'a, D: Backend> Loader<'a, D> {
         };
         Ok(OwnerLayer {
             attention_norm: self.vector(id(LayerTensor::AttentionNorm))?,
-            wq_a: self.matrix(id(LayerTensor::WqA), 1)?,
-            q_a_norm: self.vector(id(LayerTensor::QANorm))?,
-            wq_b: self.matrix(id(LayerTensor::WqB), 1)?,
-            wkv_a: self.matrix(id(LayerTensor::WkvAWithMqa), 1)?,
-            kv_a_norm: self.vector(id(LayerTensor::KvANorm))?,
-            wkv_b: self.matrix(id(LayerTensor::WkvB), head_rows)?,
+            attention: self.attention(layer)?,
             wo: self.matrix(id(LayerTensor::Wo), 1)?,
             ffn_norm: self.vector(id(LayerTensor::FfnNorm))?,
             feed_forward,
+        })
+    }
+
+    fn attention(&mut self, layer: u32) -> Result<LayerAttention<D::Buffer>, WeightError> {
+        let id = |tensor| TensorId::Layer { layer, tensor };
+        Ok(match &self.model.spec.attention {
+            AttentionSpec::Mla(mla) => {
+                let head_rows = mla.qk_nope_head_dim + mla.v_head_dim;
+                LayerAttention::Latent(LatentAttention {
+                    wq_a: self.matrix(id(LayerTensor::WqA), 1)?,
+                    q_a_norm: self.vector(id(LayerTensor::QANorm))?,
+                    wq_b: self.matrix(id(LayerTensor::WqB), 1)?,
+                    wkv_a: self.matrix(id(LayerTensor::WkvAWithMqa), 1)?,
+                    kv_a_norm: self.vector(id(LayerTensor::KvANorm))?,
+                    wkv_b: self.matrix(id(LayerTensor::WkvB), head_rows)?,
+                })
+            }
+            AttentionSpec::Gqa(_) => LayerAttention::Grouped(GroupedAttention {
+                wq: self.matrix(id(LayerTensor::Wq), 1)?,
+                wk: self.matrix(id(LayerTensor::Wk), 1)?,
+                wv: self.matrix(id(LayerTensor::Wv), 1)?,
+            }),
         })
     }
 
@@ -171,7 +195,10 @@ impl<'a, D: Backend> Loader<'a, D> {
                 .backend
                 .alloc(&id.to_string(), bytes)
                 .map_err(device_error(id))?;
-            self.copy(id, weight.values().rows(range.clone())?, &buffer, 0)?;
+            match weight.half_split() {
+                None => self.copy(id, weight.values().rows(range.clone())?, &buffer, 0)?,
+                Some(split) => self.copy_in_order(&weight, split, range.clone(), &buffer)?,
+            }
             parts.push(MatrixPart {
                 rows: range,
                 buffer,
@@ -244,6 +271,37 @@ impl<'a, D: Backend> Loader<'a, D> {
             let at = offset + u64::from(start) * row_bytes;
             self.put(id, chunk, buffer, at)?;
             start = end;
+        }
+        Ok(())
+    }
+
+    /// Copies the rows `range` as devices hold them, chunk by chunk.
+    fn copy_in_order(
+        &mut self,
+        weight: &Weight<'_>,
+        split: HalfSplit,
+        range: Range<u32>,
+        buffer: &D::Buffer,
+    ) -> Result<(), WeightError> {
+        let (_, cols) = dims(weight.shape());
+        let row_bytes = format_of(weight).row_bytes(cols);
+        let step = u32::try_from(CHUNK_BYTES / row_bytes).unwrap_or(u32::MAX).max(1);
+        for start in range.clone().step_by(step as usize) {
+            if (self.watch.cancelled)() {
+                return Err(WeightError::Cancelled);
+            }
+            let mut chunk = Vec::new();
+            for row in start..start.saturating_add(step).min(range.end) {
+                let stored = split.stored(row);
+                let view = weight.values().rows(stored..stored + 1)?;
+                view.check_finite()?;
+                chunk.extend_from_slice(view.bytes());
+            }
+            let at = u64::from(start - range.start) * row_bytes;
+            self.backend
+                .write(buffer, at, &chunk)
+                .map_err(device_error(weight.id()))?;
+            self.watch.progress.add(chunk.len() as u64);
         }
         Ok(())
     }

@@ -153,8 +153,18 @@ pub(crate) fn replica(generation: u64, stages: &[StagePlan<'_>]) -> Replica {
 }
 
 impl Cluster {
-    /// Workers with so many devices each.
+    /// Workers with so many devices each, which serve the miniature.
     pub(crate) async fn start(workers: &[(&str, usize)], max_prefill_rows: u32) -> Self {
+        let model_dir = repository().join("cli/assets/mini-large-3");
+        Self::start_with(&model_dir, workers, max_prefill_rows).await
+    }
+
+    /// Workers with so many devices each, which serve the checkpoint in a folder.
+    pub(crate) async fn start_with(
+        model_dir: &Path,
+        workers: &[(&str, usize)],
+        max_prefill_rows: u32,
+    ) -> Self {
         let (sender, reports) = watch::channel(Reports::new());
         let leader = Leader {
             reports: sender,
@@ -169,7 +179,7 @@ impl Cluster {
             service.serve_with_incoming_shutdown(listener.into_stream(), stop.clone().cancelled_owned()),
         );
         for (name, devices) in workers {
-            let config = worker_config(name, *devices, coordinator);
+            let config = worker_config(model_dir, name, *devices, coordinator);
             let stop = stop.clone();
             tokio::spawn(async move {
                 process::run(config, CancellationToken::new(), stop, gpu::spawn, |_| {})
@@ -348,7 +358,7 @@ async fn collect(
     Err(Status::internal("the stream ended without an end"))
 }
 
-fn worker_config(name: &str, devices: usize, coordinator: SocketAddr) -> WorkerConfig {
+fn worker_config(model_dir: &Path, name: &str, devices: usize, coordinator: SocketAddr) -> WorkerConfig {
     WorkerConfig {
         device_timeout: Duration::from_secs(60),
         name: WorkerId::new(name).expect("a valid name"),
@@ -358,7 +368,7 @@ fn worker_config(name: &str, devices: usize, coordinator: SocketAddr) -> WorkerC
         advertise: None,
         metrics_listen: None,
         tls: None,
-        model_dir: repository().join("cli/assets/mini-large-3"),
+        model_dir: model_dir.to_owned(),
         devices: vec![
             DeviceConfig {
                 adapter: None,

@@ -5,6 +5,7 @@ mod batch;
 mod choosing;
 mod cluster;
 mod constrained;
+mod family;
 mod golden;
 mod ops;
 mod prefix_cache;
