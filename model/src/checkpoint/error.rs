@@ -272,6 +272,46 @@ pub enum Fault {
         /// The dtypes that are right.
         expected: String,
     },
+    /// A weight file or tensor that the manifest does not name.
+    #[error("{name} is not in manifest.json: make it anew with `tramontane checkpoint manifest`")]
+    NoSum {
+        /// The file or tensor.
+        name: String,
+    },
+    /// A tensor that the manifest names is in no file.
+    #[error("tensor {name} is in manifest.json and in no weight file")]
+    NoTensor {
+        /// The tensor.
+        name: String,
+    },
+    /// A file of another length than the manifest says.
+    #[error("{file}: has {found} bytes, manifest.json says {expected}")]
+    FileLength {
+        /// The file.
+        file: String,
+        /// Its length.
+        found: u64,
+        /// What it was.
+        expected: u64,
+    },
+    /// A file whose bytes are not those that the manifest was made of.
+    #[error("{file}: its SHA-256 is {found}, manifest.json says {expected}")]
+    FileSum {
+        /// The file.
+        file: String,
+        /// Its sum.
+        found: String,
+        /// What it was.
+        expected: String,
+    },
+    /// A tensor whose bytes are not those that the manifest was made of.
+    #[error("{file}: the bytes of tensor {name} are not those that manifest.json was made of")]
+    TensorSum {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+    },
     /// A quantised tensor without its scales.
     #[error(
         "{file}: tensor {name} has dtype {dtype} and needs tensor {scale} with shape {expected:?}, which is in no file"

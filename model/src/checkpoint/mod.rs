@@ -11,7 +11,9 @@ mod fingerprint;
 mod header;
 mod index;
 mod json;
+mod manifest;
 mod map;
+mod parts;
 mod validate;
 mod view;
 mod weight;
@@ -23,6 +25,8 @@ pub use error::{BadValue, CheckpointError, Fault, Faults, MAX_FAULTS, NoSuchRows
 pub use fingerprint::Fingerprint;
 pub use header::MAX_HEADER_BYTES;
 pub use index::{INDEX_FILE, SINGLE_FILE};
+pub use manifest::{FileSum, MANIFEST_FILE, Manifest, Sum};
+pub use parts::{FileHead, FilePart, OTHER_FILES};
 pub use validate::Inventory;
 pub use view::TensorView;
 pub use weight::Weight;
@@ -43,6 +47,7 @@ pub struct Checkpoint {
     files: Vec<WeightFile>,
     tensors: BTreeMap<String, Located>,
     fingerprint: Fingerprint,
+    manifest: Option<Manifest>,
 }
 
 #[derive(Debug)]
@@ -58,9 +63,20 @@ struct Located {
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint in a folder: finds its files, maps them and checks their headers, giving all faults at
-    /// once, up to a bound. Whether it holds what params.json describes is [`Checkpoint::validate`].
+    /// Opens the checkpoint in a folder: finds its files, maps them and checks their headers, against the manifest too
+    /// where there is one, giving all faults at once, up to a bound. Whether it holds what params.json describes is
+    /// [`Checkpoint::validate`].
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        let mut checkpoint = Self::open_files(dir)?;
+        checkpoint.manifest = Manifest::read(dir)?;
+        if let Some(manifest) = &checkpoint.manifest {
+            manifest.check_headers(&checkpoint)?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// As [`Checkpoint::open`], without a look at the manifest.
+    pub fn open_files(dir: &Path) -> Result<Self, CheckpointError> {
         let params = read_bounded(&dir.join(PARAMS_FILE))?;
         let listing = index::list(dir)?;
         let mut faults = Faults::default();
@@ -107,6 +123,7 @@ impl Checkpoint {
             files,
             tensors,
             fingerprint,
+            manifest: None,
         })
     }
 
@@ -128,6 +145,40 @@ impl Checkpoint {
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// The sums that its files and tensors are to have, if it has a manifest.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.manifest.as_ref()
+    }
+
+    /// Sums the stored bytes of a tensor, where there is a manifest, and refuses them if they are not what they were.
+    pub fn check_sum(&self, name: &str) -> Result<(), CheckpointError> {
+        let (Some(manifest), Some(view)) = (&self.manifest, self.tensor(name)) else {
+            return Ok(());
+        };
+        manifest.check_tensor(&view).map_err(|fault| {
+            let mut faults = Faults::default();
+            faults.push(fault);
+            let dir = self.dir.clone();
+            CheckpointError::Faults { dir, faults }
+        })
+    }
+
+    /// Bytes of all weight files.
+    pub fn weight_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.map.len() as u64).sum()
+    }
+
+    /// The weight files, by name, as they are stored.
+    pub(crate) fn weight_files(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.files.iter().map(|file| (file.name.as_str(), &*file.map))
+    }
+
+    /// Every tensor, in the order of the names.
+    pub(crate) fn views(&self) -> impl Iterator<Item = TensorView<'_>> {
+        let located = self.tensors.values();
+        located.map(|located| view_of(&self.files, located))
     }
 
     /// A tensor by its name.

@@ -63,14 +63,16 @@ impl<'a> Weight<'a> {
         self.scales
     }
 
-    /// Bytes in the files, those that are not used left out.
-    pub fn file_bytes(&self) -> u64 {
-        let views = [Some(self.values), self.scales, self.divisor];
-        views
+    /// The stored tensors that it is made of.
+    pub fn stored(&self) -> impl Iterator<Item = TensorView<'a>> + use<'a> {
+        [Some(self.values), self.scales, self.divisor]
             .into_iter()
             .flatten()
-            .map(|view| view.bytes.len() as u64)
-            .sum()
+    }
+
+    /// Bytes in the files, those that are not used left out.
+    pub fn file_bytes(&self) -> u64 {
+        self.stored().map(|view| view.bytes.len() as u64).sum()
     }
 
     /// What the codes are multiplied with, after a check that it can be: in FP8 each block's multiplier, row-major, or

@@ -193,9 +193,13 @@ impl MoeSpec {
 impl ModelSpec {
     /// Reads params.json of a checkpoint folder.
     pub fn load(dir: &Path) -> Result<Self, SpecError> {
-        let path = dir.join(PARAMS_FILE);
-        let bytes = read_bounded(&path)?;
-        Self::from_json(&bytes, &path)
+        Self::read(&dir.join(PARAMS_FILE))
+    }
+
+    /// Reads a file like params.json.
+    pub fn read(path: &Path) -> Result<Self, SpecError> {
+        let bytes = read_bounded(path)?;
+        Self::from_json(&bytes, path)
     }
 
     /// Parses params.json; `path` is only named in errors and in the log, which also gets the unknown keys.

@@ -165,6 +165,7 @@ impl<D: Backend> Executor<D> {
                 | WeightError::Value(_)
                 | WeightError::Rows(_)
                 | WeightError::TooLarge { .. }
+                | WeightError::Files { .. }
                 | WeightError::Device { .. }) => error.into(),
             })?;
         self.backend.submit()?;

@@ -35,6 +35,14 @@ pub enum WeightError {
         /// What there is.
         memory: u64,
     },
+    /// A tensor's bytes could not be fetched, or are not those that the manifest was made of.
+    #[error("{tensor}: {problem}")]
+    Files {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        problem: String,
+    },
     /// Loading was told to stop.
     #[error("loading was cancelled")]
     Cancelled,

@@ -9,7 +9,7 @@ use tramontane_model::placement::ExpertRange;
 use tramontane_model::tensors::{FfnMatrix, LayerTensor, Shape, TensorId};
 
 use super::store::{FeedForward, Head, LayerFeedForward, OwnerLayer};
-use super::{LoadWatch, ModelFiles, WeightError};
+use super::{LoadWatch, MirrorError, ModelFiles, WeightError};
 use crate::ops::{
     Backend, BankPart, ExpertBank, ExpertLayout, Matrix, MatrixPart, OpError, PART_ALIGN, Scales, Vector,
     WeightFormat, split_rows,
@@ -139,7 +139,7 @@ impl<'a, D: Backend> Loader<'a, D> {
                     (FfnMatrix::W2, layout.w2, layout.s2),
                 ] {
                     let tensor = id(expert, matrix);
-                    let weight = self.weight(tensor)?;
+                    let weight = self.stored(tensor)?;
                     self.copy(tensor, weight.values(), &buffer, record + values)?;
                     self.copy_scales(&weight, &buffer, record + scales)?;
                 }
@@ -155,7 +155,7 @@ impl<'a, D: Backend> Loader<'a, D> {
 
     /// Loads a matrix, split by rows at multiples of `unit` where it exceeds the binding limit.
     fn matrix(&mut self, id: TensorId, unit: u32) -> Result<Matrix<D::Buffer>, WeightError> {
-        let weight = self.weight(id)?;
+        let weight = self.stored(id)?;
         let (rows, cols) = dims(weight.shape());
         let format = weight.format();
         let row_bytes = format.row_bytes(cols);
@@ -188,7 +188,7 @@ impl<'a, D: Backend> Loader<'a, D> {
     }
 
     fn vector(&mut self, id: TensorId) -> Result<Vector<D::Buffer>, WeightError> {
-        let weight = self.weight(id)?;
+        let weight = self.stored(id)?;
         let (_, len) = dims(weight.shape());
         let bytes = u64::from(len) * 2;
         let buffer = self
@@ -201,6 +201,31 @@ impl<'a, D: Backend> Loader<'a, D> {
 
     fn weight(&self, id: TensorId) -> Result<Weight<'a>, WeightError> {
         Ok(self.model.checkpoint.weight(&self.model.spec, id)?)
+    }
+
+    /// A weight whose bytes are there and, where there is a manifest, what they were.
+    fn stored(&self, id: TensorId) -> Result<Weight<'a>, WeightError> {
+        let weight = self.weight(id)?;
+        let problem = |problem: String| WeightError::Files {
+            tensor: id.to_string(),
+            problem,
+        };
+        for view in weight.stored() {
+            if (self.watch.cancelled)() {
+                return Err(WeightError::Cancelled);
+            }
+            if let Some(mirror) = &self.model.mirror {
+                let go_on = |_| !(self.watch.cancelled)();
+                let fetched = mirror.need(view.file(), view.offset(), view.bytes().len() as u64, &go_on);
+                fetched.map_err(|error| match error {
+                    MirrorError::Cancelled => WeightError::Cancelled,
+                    other => problem(other.to_string()),
+                })?;
+            }
+            let summed = self.model.checkpoint.check_sum(view.name());
+            summed.map_err(|error| problem(error.to_string()))?;
+        }
+        Ok(weight)
     }
 
     /// Copies a view's rows to the device, chunk by chunk.

@@ -5,18 +5,21 @@
 
 mod error;
 mod load;
+pub mod mirror;
 mod progress;
 mod slices;
 mod store;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use tramontane_model::checkpoint::{Checkpoint, CheckpointError};
 use tramontane_model::spec::ModelSpec;
 use tramontane_model::tensors::{ModelBytes, WeightFormat};
 
 pub use error::WeightError;
+pub use mirror::{Mirror, MirrorError};
 pub use progress::{LoadProgress, LoadWatch};
 pub use slices::{DeviceSlices, ExpertSlice, GroupRoute, StageSlice, WeightSlice};
 pub use store::{FeedForward, Head, LayerFeedForward, OwnerLayer, WeightStore};
@@ -27,9 +30,11 @@ pub struct ModelFiles {
     /// The model.
     pub spec: ModelSpec,
     /// Its files.
-    pub checkpoint: Checkpoint,
+    pub checkpoint: Arc<Checkpoint>,
     /// Bytes on devices of each of its parts.
     pub bytes: ModelBytes,
+    /// Where what is not in its folder is fetched from, if it is one that is filled.
+    pub mirror: Option<Mirror>,
     /// The formats that its tensors have.
     pub formats: BTreeSet<WeightFormat>,
 }
@@ -42,9 +47,10 @@ impl ModelFiles {
         let inventory = checkpoint.validate(&spec)?;
         Ok(Self {
             spec,
-            checkpoint,
+            checkpoint: Arc::new(checkpoint),
             bytes: inventory.bytes,
             formats: inventory.formats,
+            mirror: None,
         })
     }
 }

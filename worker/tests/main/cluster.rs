@@ -374,6 +374,7 @@ fn worker_config(model_dir: &Path, name: &str, devices: usize, coordinator: Sock
         metrics_listen: None,
         tls: None,
         model_dir: model_dir.to_owned(),
+        model_sources: Vec::new(),
         devices: vec![
             DeviceConfig {
                 adapter: None,
