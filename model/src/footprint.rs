@@ -128,10 +128,6 @@ pub struct OwnerScratch {
     pub expert_weights: u64,
     /// Their results, `[rows * experts_per_token, dim]`.
     pub expert_results: u64,
-    /// Results that came from other devices, as they came, `[rows * experts_per_token, dim]`.
-    pub remote_results: u64,
-    /// Where those belong, `[rows * experts_per_token]`.
-    pub remote_places: u64,
 }
 
 /// Bytes of the buffers that only the owner of the last stage needs.
@@ -262,13 +258,11 @@ impl OwnerScratch {
             expert_ids: words(pairs, 1),
             expert_weights: words(pairs, 1),
             expert_results: words(pairs, spec.dim.into()),
-            remote_results: words(pairs, spec.dim.into()),
-            remote_places: words(pairs, 1),
         }
     }
 
     /// All buffers with their names.
-    pub fn each(&self) -> [(&'static str, u64); 23] {
+    pub fn each(&self) -> [(&'static str, u64); 21] {
         [
             ("tokens", self.tokens),
             ("row meta", self.meta),
@@ -291,8 +285,6 @@ impl OwnerScratch {
             ("expert ids", self.expert_ids),
             ("expert weights", self.expert_weights),
             ("expert results", self.expert_results),
-            ("remote expert results", self.remote_results),
-            ("places of remote results", self.remote_places),
         ]
     }
 

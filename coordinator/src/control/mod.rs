@@ -10,5 +10,6 @@ pub mod command;
 pub mod controller;
 pub mod footprint;
 pub mod limits;
+pub mod needs;
 pub mod planner;
 pub mod state;

@@ -1,27 +1,24 @@
 //! The model as a coordinator knows it: names, sizes and tokenizer. Weights are not read.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use tramontane_model::checkpoint::Checkpoint;
-use tramontane_model::footprint::{holder_scratch_bytes, owner_scratch_bytes};
-use tramontane_model::spec::ModelSpec;
 use tramontane_model::step::StepBounds;
 use tramontane_model::tekken;
-use tramontane_model::tensors::ModelBytes;
 
 use super::CoordinatorError;
-use crate::control::footprint::{LayerFootprint, ModelFootprint, ScratchModel};
+use crate::control::needs::footprint;
 use crate::control::state::ModelEntry;
 use crate::text::Tokenizer;
-
-/// Bytes of a value of the cache.
-const KV_VALUE_BYTES: u64 = 4;
 
 /// What of a checkpoint a coordinator needs.
 pub(super) struct ServedModel {
     /// What the cluster is told of it.
     pub(super) entry: ModelEntry,
+    /// Its files, for workers that have none.
+    pub(super) checkpoint: Arc<Checkpoint>,
     /// Its tokenizer.
     pub(super) tokenizer: Tokenizer,
     /// Most tokens of prompt and answer together.
@@ -52,39 +49,11 @@ impl ServedModel {
         let created = written.ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         Ok(Self {
             entry,
+            checkpoint: Arc::new(checkpoint),
             tokenizer,
             max_context: spec.max_context,
             created: created.map_or(0, |since| since.as_secs()),
         })
-    }
-}
-
-/// What the model asks of devices, for steps within `steps`.
-fn footprint(
-    spec: &ModelSpec,
-    bytes: &ModelBytes,
-    steps: StepBounds,
-    kv_block_tokens: u32,
-) -> ModelFootprint {
-    let kv_token_bytes = u64::from(spec.kv_values_per_token_layer()) * KV_VALUE_BYTES;
-    let layer = |layer: &tramontane_model::tensors::LayerBytes| LayerFootprint {
-        owner_bytes: layer.owner,
-        expert_bytes: layer.expert,
-        kv_token_bytes,
-    };
-    let capacity = steps.capacity();
-    let tied_bytes = if spec.tied_embeddings { bytes.embedding } else { 0 };
-    ModelFootprint {
-        layers: bytes.layers.iter().map(layer).collect(),
-        n_experts: spec.n_experts(),
-        experts_per_token: spec.moe.as_ref().map_or(0, |moe| moe.n_experts_per_token),
-        embedding_bytes: bytes.embedding,
-        head_bytes: bytes.head + tied_bytes,
-        tied_bytes,
-        scratch: ScratchModel {
-            owner_bytes: owner_scratch_bytes(spec, capacity, kv_block_tokens),
-            holder_bytes: holder_scratch_bytes(spec, capacity),
-        },
     }
 }
 

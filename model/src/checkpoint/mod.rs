@@ -13,19 +13,25 @@ mod fingerprint;
 mod header;
 mod index;
 mod json;
+mod manifest;
 mod map;
+mod parts;
 mod place;
 mod validate;
 mod view;
+mod weight;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-pub use error::{CheckpointError, Fault, Faults, MAX_FAULTS, NoSuchRows, NotFinite};
+pub use error::{BadValue, CheckpointError, Fault, Faults, MAX_FAULTS, NoSuchRows};
 pub use fingerprint::Fingerprint;
 pub use header::MAX_HEADER_BYTES;
+pub use manifest::{FileSum, MANIFEST_FILE, Manifest, Sum};
+pub use parts::{FileHead, FilePart};
 pub use validate::Inventory;
-pub use view::{TensorView, Weight};
+pub use view::TensorView;
+pub use weight::Weight;
 
 use crate::layout::{HuggingFaceNames, Layout};
 use crate::spec::{ModelSpec, SpecError, read_bounded};
@@ -47,6 +53,7 @@ pub struct Checkpoint {
     files: Vec<WeightFile>,
     tensors: BTreeMap<String, Located>,
     fingerprint: Fingerprint,
+    manifest: Option<Manifest>,
 }
 
 #[derive(Debug)]
@@ -62,9 +69,20 @@ struct Located {
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint in a folder: finds its files, maps them and checks their headers, giving all faults at
-    /// once, up to a bound. Whether it holds what its parameters describe is [`Checkpoint::validate`].
+    /// Opens the checkpoint in a folder: finds its files, maps them and checks their headers, against the manifest too
+    /// where there is one, giving all faults at once, up to a bound. Whether it holds what its parameters describe is
+    /// [`Checkpoint::validate`].
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        let mut checkpoint = Self::open_files(dir)?;
+        checkpoint.manifest = Manifest::read(dir)?;
+        if let Some(manifest) = &checkpoint.manifest {
+            manifest.check_headers(&checkpoint)?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// As [`Checkpoint::open`], without a look at the manifest.
+    pub fn open_files(dir: &Path) -> Result<Self, CheckpointError> {
         let layout = Layout::of(dir);
         let params = read_bounded(&dir.join(layout.params_file()))?;
         let listing = index::list(dir, layout)?;
@@ -122,6 +140,7 @@ impl Checkpoint {
             files,
             tensors,
             fingerprint,
+            manifest: None,
         })
     }
 
@@ -157,6 +176,40 @@ impl Checkpoint {
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// The sums that its files and tensors are to have, if it has a manifest.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.manifest.as_ref()
+    }
+
+    /// Sums the stored bytes of a tensor, where there is a manifest, and refuses them if they are not what they were.
+    pub fn check_sum(&self, view: &TensorView<'_>) -> Result<(), CheckpointError> {
+        let Some(manifest) = &self.manifest else {
+            return Ok(());
+        };
+        manifest.check_tensor(view).map_err(|fault| {
+            let mut faults = Faults::default();
+            faults.push(fault);
+            let dir = self.dir.clone();
+            CheckpointError::Faults { dir, faults }
+        })
+    }
+
+    /// Bytes of all weight files.
+    pub fn weight_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.map.len() as u64).sum()
+    }
+
+    /// The weight files, by name, as they are stored.
+    pub(crate) fn weight_files(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.files.iter().map(|file| (file.name.as_str(), &*file.map))
+    }
+
+    /// Every tensor, in the order of the names.
+    pub(crate) fn views(&self) -> impl Iterator<Item = TensorView<'_>> {
+        let located = self.tensors.values();
+        located.map(|located| view_of(&self.files, located))
     }
 
     /// A tensor by its name.

@@ -45,7 +45,7 @@ pub const MAX_EXPERTS_PER_TOKEN: u32 = 32;
 pub const MAX_SHARED_EXPERTS: u32 = 16;
 /// Longest context, in tokens.
 pub const MAX_CONTEXT: u32 = 1 << 24;
-/// Every width of a matrix row or a head is a multiple of this: rows of any format are whole 16-byte words.
+/// Every width of a matrix row or a head is a multiple of this: rows of any format are whole 8-byte words.
 pub const WIDTH_MULTIPLE: u32 = 16;
 
 const _: () = {
@@ -270,6 +270,18 @@ impl ModelSpec {
         let path = dir.join(layout.params_file());
         let bytes = read_bounded(&path)?;
         Self::parse(&bytes, &path, layout)
+    }
+
+    /// Reads a file like params.json, or like config.json if it is called that.
+    pub fn read(path: &Path) -> Result<Self, SpecError> {
+        let is_config = path
+            .file_name()
+            .is_some_and(|name| name == Layout::HuggingFace.params_file());
+        let layout = match is_config {
+            true => Layout::HuggingFace,
+            false => Layout::Consolidated,
+        };
+        Self::parse(&read_bounded(path)?, path, layout)
     }
 
     /// Parses params.json, as [`ModelSpec::parse`] does.

@@ -107,7 +107,17 @@ fn the_served_family_is_taken() {
         },
         bf16
     );
-    let small4 = spec("tests/fixtures/params/small-4.json");
+    for (path, quantization) in [
+        ("micro-fp8-tensor", Quantization::Fp8Tensor),
+        ("micro-nvfp4", Quantization::Nvfp4),
+    ] {
+        let same_graph = ModelSpec {
+            quantization,
+            ..bf16.clone()
+        };
+        assert_eq!(spec(&format!("tests/fixtures/{path}/params.json")), same_graph);
+    }
+    let small4 = spec("tests/fixtures/micro-small4/params.json");
     assert_eq!((small4.moe_layers(), small4.dense_hidden_dim), (0..3, 0));
     assert_eq!(spec(MINI).moe_layers(), 1..6);
 }
@@ -173,28 +183,66 @@ fn impossible_heads_are_refused_naming_the_key() {
 }
 
 #[test]
-fn formats_and_graphs_that_are_not_served_are_refused_by_name() {
-    for (path, key, found, expected) in [
+fn formats_that_are_not_served_are_refused_by_name() {
+    let group = "quantization.config_groups.NVFP4.weights";
+    for (path, key, value, expected) in [
         (
-            "nvfp4",
-            "quantization.format",
-            "nvfp4-pack-quantized",
-            "FP8_BLOCK",
+            "micro-fp8-tensor",
+            "quantization.qformat_weight",
+            json!("fp8_e5m2"),
+            "fp8 weights with one scale per tensor (qformat_weight fp8_e4m3)",
         ),
         (
-            "fp8-tensor",
-            "quantization.qformat_weight",
-            "one scale per tensor",
-            "FP8_BLOCK",
+            "micro-nvfp4",
+            "quantization.format",
+            json!("pack-quantized"),
+            "nvfp4 weights (nvfp4-pack-quantized)",
+        ),
+        (
+            "micro-nvfp4",
+            &*format!("{group}.group_size"),
+            json!(32),
+            "16: the columns",
+        ),
+        ("micro-nvfp4", &*format!("{group}.num_bits"), json!(8), "4: "),
+        (
+            "micro-nvfp4",
+            &*format!("{group}.strategy"),
+            json!("group"),
+            "\"tensor_group\": ",
+        ),
+        (
+            "micro-nvfp4",
+            &*format!("{group}.symmetric"),
+            json!(false),
+            "no zero point",
         ),
     ] {
-        let faults = faults(&fixture(&format!("tests/fixtures/params/{path}.json")));
-        let fault = faults
-            .iter()
-            .find(|fault| fault.key == key)
-            .expect("a fault of the key");
-        assert!(fault.found.as_deref().unwrap_or("").contains(found), "{fault}");
+        let mut params = fixture(&format!("tests/fixtures/{path}/params.json"));
+        set(&mut params, key, value);
+        let faults = faults(&params);
+        let fault = faults.iter().find(|fault| fault.key == key);
+        let fault = fault.unwrap_or_else(|| panic!("{key}: {faults:?}"));
         assert!(fault.expected.contains(expected), "{fault}");
+    }
+}
+
+#[test]
+fn what_is_said_of_activations_does_not_matter() {
+    for (path, key) in [
+        ("micro-fp8-tensor", "quantization.qscheme_act"),
+        (
+            "micro-nvfp4",
+            "quantization.config_groups.NVFP4.input_activations",
+        ),
+        ("micro-nvfp4", "quantization.ignore"),
+    ] {
+        let path = format!("tests/fixtures/{path}/params.json");
+        let mut params = fixture(&path);
+        for value in [Value::Null, json!("NO_SCALES")] {
+            set(&mut params, key, value);
+            assert_eq!(parse(&params).expect("served"), (spec(&path), Vec::new()));
+        }
     }
 }
 

@@ -21,8 +21,8 @@ use crate::bounded;
 
 pub use error::{TekkenError, TekkenFault};
 
-/// Name of the file in a checkpoint's folder.
-const TEKKEN_FILE: &str = "tekken.json";
+/// Usual name of the file in a checkpoint's folder.
+pub const TEKKEN_FILE: &str = "tekken.json";
 /// Largest `tekken.json` read, in bytes; Mistral's own is under 20 MB.
 pub const MAX_FILE_BYTES: u64 = 64 << 20;
 

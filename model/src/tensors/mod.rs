@@ -3,14 +3,16 @@
 //! Follows from the spec alone; no file is read here. The vision tower's tensors are known by their prefix only.
 
 mod bytes;
+mod format;
 mod rows;
 
 use std::fmt;
 
-pub use bytes::{LayerBytes, ModelBytes, SECTION_ALIGN, WeightFormat};
+pub use bytes::{LayerBytes, ModelBytes};
+pub use format::{CHUNK_COLS, NVFP4_GROUP, SECTION_ALIGN, WeightFormat, record_bytes};
 pub use rows::HalfSplit;
 
-use crate::spec::{AttentionSpec, FP8_BLOCK, ModelSpec, Quantization, RopeRows};
+use crate::spec::{AttentionSpec, ModelSpec, Quantization, RopeRows};
 
 /// What begins the name of every tensor of the vision tower and its adapter, in either layout.
 pub const VISION_PREFIXES: [&str; 8] = [
@@ -166,13 +168,6 @@ impl fmt::Display for TensorId {
     }
 }
 
-impl TensorId {
-    /// The name of the tensor that holds this one's scales, if it is quantised.
-    pub fn scale_name(self) -> String {
-        format!("{self}_scale")
-    }
-}
-
 /// A tensor's shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Shape {
@@ -203,14 +198,6 @@ impl Shape {
             Self::Matrix { rows, cols } => u64::from(rows) * u64::from(cols),
         }
     }
-
-    /// Rows and columns of the scale table under [`WeightFormat::Fp8Block`]; none for a vector.
-    pub fn scale_table(self) -> Option<(u32, u32)> {
-        match self {
-            Self::Vector(_) => None,
-            Self::Matrix { rows, cols } => Some((rows.div_ceil(FP8_BLOCK), cols.div_ceil(FP8_BLOCK))),
-        }
-    }
 }
 
 /// A tensor that the model must have.
@@ -220,8 +207,8 @@ pub struct TensorSpec {
     pub id: TensorId,
     /// Its shape.
     pub shape: Shape,
-    /// Whether it may be stored in FP8; norms, the router and the embedding are always BF16.
-    pub may_be_fp8: bool,
+    /// Whether it may be quantised; norms, the router and the embedding are always BF16.
+    pub may_be_quantised: bool,
     /// Its format in a checkpoint quantised as the spec says, when nothing more is known.
     pub usual_format: WeightFormat,
     /// How the stored rows are ordered, if not as devices hold them.
@@ -293,35 +280,42 @@ pub fn language_tensors(spec: &ModelSpec) -> impl Iterator<Item = TensorSpec> + 
 /// [`language_tensors`] says.
 pub fn tensor_spec(spec: &ModelSpec, id: TensorId) -> TensorSpec {
     let shape = shape_of(spec, id);
-    let (may_be_fp8, usually) = match id {
-        TensorId::Embedding | TensorId::FinalNorm => (false, false),
-        TensorId::Head => (true, false),
-        TensorId::Expert { .. } => (true, true),
+    use WeightFormat::{Bf16, Fp8Block, Fp8Tensor, Nvfp4};
+    // The formats it usually has in checkpoints that say FP8 with blocks, FP8 per tensor, NVFP4.
+    let feed_forward = Some([Fp8Block, Fp8Tensor, Nvfp4]);
+    let attention = Some([Fp8Block, Fp8Tensor, Bf16]);
+    let left_alone = Some([Bf16; 3]);
+    let usually = match id {
+        TensorId::Embedding | TensorId::FinalNorm => None,
+        TensorId::Head => left_alone,
+        TensorId::Expert { .. } => feed_forward,
         TensorId::Layer { tensor, .. } => match tensor {
             LayerTensor::AttentionNorm
             | LayerTensor::QANorm
             | LayerTensor::KvANorm
             | LayerTensor::FfnNorm
-            | LayerTensor::Gate => (false, false),
-            LayerTensor::WqA | LayerTensor::WkvAWithMqa => (true, false),
+            | LayerTensor::Gate => None,
+            LayerTensor::WqA | LayerTensor::WkvAWithMqa => left_alone,
             LayerTensor::WqB
             | LayerTensor::WkvB
             | LayerTensor::Wq
             | LayerTensor::Wk
             | LayerTensor::Wv
-            | LayerTensor::Wo
-            | LayerTensor::Dense(_)
-            | LayerTensor::Shared(_) => (true, true),
+            | LayerTensor::Wo => attention,
+            LayerTensor::Dense(_) | LayerTensor::Shared(_) => feed_forward,
         },
     };
+    let [fp8_block, fp8_tensor, nvfp4] = usually.unwrap_or([Bf16; 3]);
     let usual_format = match spec.quantization {
-        Quantization::Fp8Block if usually => WeightFormat::Fp8Block,
-        Quantization::Fp8Block | Quantization::None => WeightFormat::Bf16,
+        Quantization::None => Bf16,
+        Quantization::Fp8Block => fp8_block,
+        Quantization::Fp8Tensor => fp8_tensor,
+        Quantization::Nvfp4 => nvfp4,
     };
     TensorSpec {
         id,
         shape,
-        may_be_fp8,
+        may_be_quantised: usually.is_some(),
         usual_format,
         half_split: half_split(spec, id),
     }
@@ -485,16 +479,11 @@ mod tests {
                 .iter()
                 .any(|name| name == "layers.1.feed_forward.w1.weight" || name == "layers.0.gate.weight")
         );
-        let wq_b = TensorId::Layer {
-            layer: 2,
-            tensor: LayerTensor::WqB,
-        };
-        assert_eq!(wq_b.scale_name(), "layers.2.attention.wq_b.weight_scale");
     }
 
     #[test]
     fn a_model_of_experts_only_has_no_dense_tensor() {
-        let spec = spec("tests/fixtures/params/small-4.json");
+        let spec = spec("tests/fixtures/micro-small4/params.json");
         let dense = |tensor: &TensorSpec| {
             matches!(
                 tensor.id,

@@ -211,6 +211,46 @@ async fn faults_of_the_files_are_told_at_the_start() {
     }
 }
 
+/// Companions of quantised weights, in the header of the one file that the fixture has.
+#[tokio::test]
+async fn faults_of_scales_are_told_at_the_start() {
+    const STEM: &str = "layers.2.experts.3.w2";
+    let renamed = |tensors: &mut Tensors, from: &str| {
+        let all = tensors.header.as_object_mut().expect("an object");
+        let tensor = all.shift_remove(from).expect("a tensor");
+        all.insert("layers.9.lost".to_owned(), tensor);
+    };
+    for (fixture_name, scale, weight, shape) in [
+        (
+            "micro-fp8-tensor",
+            "qscale_weight",
+            "weight has dtype F8_E4M3",
+            "[1]",
+        ),
+        (
+            "micro-nvfp4",
+            "weight_scale",
+            "weight_packed has dtype U8",
+            "[128, 4]",
+        ),
+        (
+            "micro-nvfp4",
+            "weight_global_scale",
+            "weight_packed has dtype U8",
+            "[1]",
+        ),
+    ] {
+        let copy = Copy::of(&fixture(fixture_name));
+        let name = format!("{STEM}.{scale}");
+        header(&copy, |tensors| renamed(tensors, &name));
+        let says = format!(
+            "{WEIGHTS}: tensor {STEM}.{weight} and needs tensor {name} with shape {shape}, which is in no file"
+        );
+        refused("worker", &copy, fixture_name, &[&says]).await;
+        refused("coordinator", &copy, fixture_name, &[&says]).await;
+    }
+}
+
 #[tokio::test]
 async fn a_tokenizer_of_another_model_is_refused() {
     let copy = Copy::of(&fixture("micro-bf16"));

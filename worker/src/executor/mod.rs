@@ -11,6 +11,7 @@ mod attention;
 mod buffers;
 mod busy;
 mod command;
+mod decoding;
 mod error;
 mod exchange;
 pub mod fencing;

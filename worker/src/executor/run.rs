@@ -15,7 +15,7 @@ use super::buffers::{self, HeadBuffers, HolderBuffers, OwnerBuffers};
 use super::masks::MaskMaker;
 use super::open::OpenSequence;
 use super::plan::{self, StepPlan};
-use super::{DeviceError, ExpertExchange, StageInput, StageOutput};
+use super::{DeviceError, ExpertExchange, StageInput, StageOutput, decoding};
 use crate::ops::{Backend, DeviceInfo, ExpertScratch, KvCache, OpError, ReadRange};
 use crate::weights::{
     DeviceSlices, ExpertSlice, LoadWatch, ModelFiles, StageSlice, WeightError, WeightStore,
@@ -93,6 +93,8 @@ pub struct Executor<D: Backend> {
     rotary: RotaryTable,
     weights: WeightStore<D::Buffer>,
     placed: Option<Placed<D::Buffer>>,
+    /// Whether the device was found to decode the model's formats as it must.
+    decodes: bool,
 }
 
 impl<D: Backend> Executor<D> {
@@ -106,6 +108,7 @@ impl<D: Backend> Executor<D> {
             rotary,
             weights: WeightStore::default(),
             placed: None,
+            decodes: false,
         }
     }
 
@@ -147,16 +150,22 @@ impl<D: Backend> Executor<D> {
         if planned > memory {
             return Err(WeightError::TooLarge { planned, memory }.into());
         }
+        if !self.decodes {
+            // Before anything is held, so that it finds room whatever is planned.
+            let deadline = Instant::now() + self.options.timeout;
+            decoding::check(&mut self.backend, self.model.formats.iter().copied(), deadline)?;
+            self.decodes = true;
+        }
         let mut placed = self.place(fence, slices)?;
         self.weights
             .load(&mut self.backend, &self.model, slices, watch)
             .map_err(|error| match error {
                 WeightError::Cancelled => DeviceError::LoadCancelled { fence },
                 error @ (WeightError::Tensor(_)
-                | WeightError::NotFinite(_)
+                | WeightError::Value(_)
                 | WeightError::Rows(_)
-                | WeightError::Formats { .. }
                 | WeightError::TooLarge { .. }
+                | WeightError::Files { .. }
                 | WeightError::Device { .. }) => error.into(),
             })?;
         self.backend.submit()?;

@@ -20,6 +20,7 @@ mod readback;
 mod staging;
 mod tuning;
 
+pub use adapter::GPU_MEMORY_PERCENT;
 pub use backend::GpuBackend;
 pub use memory::GpuBuffer;
 

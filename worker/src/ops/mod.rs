@@ -44,7 +44,8 @@ pub use gate_up::GateUp;
 pub use latent::LatentWrite;
 pub use linear::Linear;
 pub use matrix::{
-    COLS_ALIGN, FP8_BLOCK, Matrix, MatrixPart, PART_ALIGN, Scales, Vector, WeightFormat, split_rows,
+    COLS_ALIGN, FP8_BLOCK, Matrix, MatrixPart, NVFP4_GROUP, PART_ALIGN, Scales, Vector, WeightFormat,
+    split_rows,
 };
 pub use queries::{MlaDims, Queries};
 pub use rms_norm::RmsNorm;

@@ -23,5 +23,5 @@ mod values;
 
 pub use backend::CpuBackend;
 pub use buffer::CpuBuffer;
-pub use decode::{bf16, e4m3};
+pub use decode::{bf16, e2m1, e4m3};
 pub use sample::{gumbel, philox4x32};

@@ -24,20 +24,25 @@ fn is_exempt(gaps: Option<&Vec<Option<f64>>>, at: usize) -> bool {
     gap.is_some_and(|gap| gap < 1e-3)
 }
 
-/// The first so many records with prompts of at most so many tokens that generate something.
+/// All records of a fixture.
+pub(crate) fn records_of(fixture: &str) -> Vec<Record> {
+    let path = repository()
+        .join("tests/fixtures")
+        .join(fixture)
+        .join("golden.jsonl");
+    let text = std::fs::read_to_string(path).expect("the fixture");
+    let all = text
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a record"));
+    all.collect()
+}
+
+/// The first so many of the miniature with prompts of at most so many tokens that generate something.
 pub(crate) fn records(most_prompt_tokens: usize, count: usize) -> Vec<Record> {
     let all = records_of("mini-large-3").into_iter();
     all.filter(|record| record.prompt_ids.len() <= most_prompt_tokens && !record.greedy.is_empty())
         .take(count)
         .collect()
-}
-
-/// All records of a fixture.
-pub(crate) fn records_of(fixture: &str) -> Vec<Record> {
-    let path = repository().join(format!("tests/fixtures/{fixture}/golden.jsonl"));
-    let text = std::fs::read_to_string(path).expect("the fixture");
-    let record = |line| serde_json::from_str(line).expect("a record");
-    text.lines().map(record).collect()
 }
 
 pub(crate) fn with_top5() -> SamplingParams {
@@ -203,7 +208,7 @@ pub(crate) fn check_scores(records: &[Record], scores: &[Vec<SampledToken>]) {
         let ids: Vec<u32> = scores.iter().map(|scored| scored.token).collect();
         assert_eq!(ids, record.prompt_ids[1..]);
         for (at, scored) in scores.iter().enumerate() {
-            assert_eq!(scored.top.len(), 3);
+            assert!(scored.top.len() >= 3);
             assert!(scored.top.is_sorted_by(|one, next| one.1 >= next.1));
             if is_exempt(record.prompt_router_gap.as_ref(), at) {
                 continue;

@@ -6,6 +6,7 @@ mod choosing;
 mod cluster;
 mod constrained;
 mod family;
+mod formats;
 mod golden;
 mod ops;
 mod prefix_cache;

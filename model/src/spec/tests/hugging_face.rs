@@ -86,6 +86,33 @@ fn older_spellings_are_taken() {
 }
 
 #[test]
+fn quantised_weights_are_told_in_either_spelling() {
+    for (value, expected) in [
+        (
+            json!({"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": null}),
+            Quantization::Fp8Tensor,
+        ),
+        (
+            json!({"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e4m3"}),
+            Quantization::Fp8Block,
+        ),
+        (
+            fixture("tests/fixtures/micro-fp8/params.json")["quantization"].take(),
+            Quantization::Fp8Block,
+        ),
+        (
+            fixture("tests/fixtures/micro-nvfp4/params.json")["quantization"].take(),
+            Quantization::Nvfp4,
+        ),
+    ] {
+        let mut config = published("ministral-3-8b");
+        set(&mut config, "quantization_config", value);
+        let (spec, unknown) = parse(&config).expect("valid");
+        assert_eq!((spec.quantization, unknown), (expected, vec![]));
+    }
+}
+
+#[test]
 fn what_is_not_served_is_refused_naming_the_field() {
     for (path, value, expected) in [
         (

@@ -79,7 +79,7 @@ fn folder(tokenizer_of: &str, config: &Value) -> TempDir {
 
 #[test]
 fn one_file_with_rows_interleaved_or_in_halves() {
-    for name in ["micro-bf16", "micro-fp8"] {
+    for name in ["micro-bf16", "micro-fp8", "micro-fp8-tensor", "micro-nvfp4"] {
         let expected = answers(&fixture(name));
         for halves in [false, true] {
             let dir = folder(name, &config(&params(name), !halves));

@@ -98,6 +98,8 @@ pub(super) fn renamed(name: &str, prefix: &str, head: &str) -> String {
         (".w1.", ".gate_proj."),
         (".w2.", ".down_proj."),
         (".w3.", ".up_proj."),
+        (".qscale_weight", ".weight_scale_inv"),
+        (".qscale_act", ".activation_scale"),
     ] {
         new = new.replacen(from, to, 1);
     }
@@ -198,7 +200,14 @@ pub(super) fn config(params: &Value, rope_interleave: bool) -> Value {
             "llama_4_scaling_beta": params["llama_4_scaling"]["beta"],
         },
     });
-    if !params["quantization"].is_null() {
+    if params["quantization"]["qformat_weight"].is_string() {
+        config["quantization_config"] = json!({
+            "quant_method": "fp8",
+            "activation_scheme": "static",
+            "weight_block_size": null,
+            "modules_to_not_convert": ["lm_head"],
+        });
+    } else if !params["quantization"].is_null() {
         config["quantization_config"] = params["quantization"].clone();
     }
     config

@@ -2,6 +2,7 @@
 
 mod kept;
 mod large;
+mod outlook;
 mod proven;
 mod shapes;
 
