@@ -15,6 +15,7 @@ mod demo;
 mod every_field;
 mod failover;
 mod family;
+mod fetching;
 mod golden;
 mod hosts;
 mod load;
