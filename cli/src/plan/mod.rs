@@ -14,7 +14,8 @@ use tramontane_coordinator::control::needs::footprint;
 use tramontane_coordinator::control::planner::Wishes;
 use tramontane_coordinator::control::planner::outlook::Cluster;
 use tramontane_model::checkpoint::{Checkpoint, CheckpointError};
-use tramontane_model::spec::{ModelSpec, PARAMS_FILE};
+use tramontane_model::layout::Layout;
+use tramontane_model::spec::ModelSpec;
 use tramontane_model::step::StepBounds;
 use tramontane_model::tensors::ModelBytes;
 
@@ -114,7 +115,7 @@ fn sizes(path: &Path, format: Option<Format>) -> Result<(ModelSpec, ModelBytes)>
                 let bytes = checkpoint.validate(&spec).with_context(named)?.bytes;
                 return Ok((spec, bytes));
             }
-            Err(CheckpointError::NoWeights { .. }) => path.join(PARAMS_FILE),
+            Err(CheckpointError::NoWeights { .. }) => path.join(Layout::of(path).params_file()),
             Err(error) => return Err(error).with_context(named),
         },
         false => path.to_owned(),

@@ -10,7 +10,7 @@
 //! reads some tensors can check those. Where a checkpoint has a manifest, every tensor that is loaded is checked.
 //! Sums tell damage, not malice: whoever can change the weights can change the manifest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Read;
 use std::path::Path;
@@ -20,7 +20,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use super::json::Members;
-use super::{Checkpoint, CheckpointError, Fault, Faults, OTHER_FILES, TensorView};
+use super::{Checkpoint, CheckpointError, Fault, Faults, TensorView};
 
 /// Name of the file in a checkpoint's folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -157,10 +157,11 @@ impl Manifest {
         for (name, bytes) in checkpoint.weight_files() {
             files.insert(name.to_owned(), sum_of_file(bytes, progress));
         }
-        for name in OTHER_FILES.into_iter().filter(|&name| name != MANIFEST_FILE) {
-            let path = checkpoint.dir().join(name);
+        let others = checkpoint.other_files();
+        for name in others.into_iter().filter(|name| name != MANIFEST_FILE) {
+            let path = checkpoint.dir().join(&name);
             if let Some(bytes) = read_if_there(&path)? {
-                files.insert(name.to_owned(), sum_of_file(&bytes, &|_| {}));
+                files.insert(name, sum_of_file(&bytes, &|_| {}));
             }
         }
         let tensors = checkpoint.views().map(|view| {
@@ -221,18 +222,13 @@ impl Manifest {
 
     fn differences(&self, checkpoint: &Checkpoint) -> Faults {
         let mut faults = Faults::default();
-        for name in checkpoint
-            .names()
-            .filter(|name| !self.tensors.contains_key(*name))
-        {
+        let stored: BTreeSet<&str> = checkpoint.views().map(|view| view.name()).collect();
+        for name in stored.iter().filter(|name| !self.tensors.contains_key(**name)) {
             faults.push(Fault::NoSum {
-                name: name.to_owned(),
+                name: (*name).to_owned(),
             });
         }
-        let gone = self
-            .tensors
-            .keys()
-            .filter(|name| checkpoint.tensor(name).is_none());
+        let gone = self.tensors.keys().filter(|name| !stored.contains(name.as_str()));
         for name in gone {
             faults.push(Fault::NoTensor { name: name.clone() });
         }

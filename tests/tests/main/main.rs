@@ -14,6 +14,7 @@ mod coordinators;
 mod demo;
 mod every_field;
 mod failover;
+mod family;
 mod fetching;
 mod golden;
 mod hosts;

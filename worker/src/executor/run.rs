@@ -16,7 +16,7 @@ use super::masks::MaskMaker;
 use super::open::OpenSequence;
 use super::plan::{self, StepPlan};
 use super::{DeviceError, ExpertExchange, StageInput, StageOutput, decoding};
-use crate::ops::{Backend, DeviceInfo, ExpertScratch, LatentCache, OpError, ReadRange};
+use crate::ops::{Backend, DeviceInfo, ExpertScratch, KvCache, OpError, ReadRange};
 use crate::weights::{
     DeviceSlices, ExpertSlice, LoadWatch, ModelFiles, StageSlice, WeightError, WeightStore,
 };
@@ -35,7 +35,7 @@ pub struct ExecutorOptions {
 #[derive(Debug)]
 pub(super) struct OwnedStage<B> {
     pub(super) slice: StageSlice,
-    pub(super) caches: Vec<LatentCache<B>>,
+    pub(super) caches: Vec<KvCache<B>>,
     pub(super) buffers: OwnerBuffers<B>,
     /// There on the last stage.
     pub(super) head: Option<HeadBuffers<B>>,
@@ -324,7 +324,9 @@ impl<D: Backend> Device<'_, D> {
             step: batch.step,
             problem,
         };
-        match (input, self.weights.embedding()) {
+        // A last stage may hold the embedding as its head.
+        let table = self.weights.embedding().filter(|_| stage.slice.first);
+        match (input, table) {
             (StageInput::Embed, Some(table)) => {
                 self.backend
                     .write(&buffers.tokens, 0, bytemuck::cast_slice(&plan.tokens))?;

@@ -22,9 +22,12 @@ pub use error::WeightError;
 pub use mirror::{Mirror, MirrorError};
 pub use progress::{LoadProgress, LoadWatch};
 pub use slices::{DeviceSlices, ExpertSlice, GroupRoute, StageSlice, WeightSlice};
-pub use store::{FeedForward, Head, LayerFeedForward, OwnerLayer, WeightStore};
+pub use store::{
+    FeedForward, GroupedAttention, Head, LatentAttention, LayerAttention, LayerFeedForward, OwnerLayer,
+    WeightStore,
+};
 
-/// A checkpoint that was found to hold the model its params.json describes.
+/// A checkpoint that was found to hold the model its parameters describe.
 #[derive(Debug)]
 pub struct ModelFiles {
     /// The model.

@@ -105,6 +105,8 @@ pub(crate) struct Cluster {
     /// Of every replica that is assigned from now on; without a prefix cache at first, so that what is compared is
     /// computed.
     pub(crate) steps: StepBounds,
+    /// Of every request from now on; those of the miniature at first.
+    pub(crate) stop_tokens: Vec<u32>,
     /// How much of its prompt the last request found in the prefix cache.
     pub(crate) cached_prompt_tokens: Option<u32>,
     /// What the last request was told of its prompt's tokens.
@@ -195,6 +197,7 @@ impl Cluster {
             stop,
             next_request: 1,
             fence: None,
+            stop_tokens: vec![2],
             cached_prompt_tokens: None,
             prompt_scores: Vec::new(),
             steps: StepBounds {
@@ -282,7 +285,7 @@ impl Cluster {
             emitted: emitted.to_vec(),
             sampling,
             max_tokens,
-            stop_tokens: vec![2],
+            stop_tokens: self.stop_tokens.clone(),
             ignore_eos: false,
             timeout_ms: 100_000,
             priority: 0,

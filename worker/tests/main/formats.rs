@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tempfile::TempDir;
 use tramontane_model::checkpoint::Checkpoint;
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_model::spec::ModelSpec;
@@ -37,6 +38,8 @@ async fn run(cluster: &mut Cluster, records: &[Record]) -> [Vec<Vec<SampledToken
         prompt_logprobs: Some(5),
         ..with_top5()
     };
+    // The records go on after an end of text, which random weights emit like any other token.
+    cluster.stop_tokens.clear();
     let (mut outputs, mut scores) = (Vec::new(), Vec::new());
     for record in records {
         // Where the record ends before the first token, the prompt counts.
@@ -173,7 +176,11 @@ fn devices_hold_the_planned_bytes_of_weights_and_hardly_more_than_the_files() {
 fn devices_hold_the_planned_bytes_with_cache_and_buffers() {
     for fixture in FIXTURES {
         let model = Arc::new(ModelFiles::open(&folder(fixture)).expect("a model"));
-        let slices = whole_model(&model);
+        // Half of the experts elsewhere, so that every buffer is needed.
+        let (layers, experts) = (model.spec.n_layers, model.spec.n_experts());
+        let groups = [(experts / 2, "w1/0"), (experts, "w2/0")];
+        let replica = replica(1, &[(0, layers, "w1/0", &groups)]);
+        let slices = DeviceSlices::of(&replica, &replica.stages[0].owner, &model.spec).expect("slices");
         let planned = slices.planned_bytes(&model.spec, &model.bytes);
         // A device with exactly so much memory, to show that loading needs no more.
         let device = DeviceConfig {
@@ -185,7 +192,6 @@ fn devices_hold_the_planned_bytes_with_cache_and_buffers() {
             timeout: Duration::from_secs(60),
         };
         let mut executor = Executor::new(backend, model, options);
-        let replica = replica(1, &[(0, 1, "w1/0", &[])]);
         let progress = LoadProgress::default();
         executor
             .load(replica.fence(), &slices, &never_cancelled(&progress))
@@ -207,4 +213,150 @@ fn the_fixtures_have_the_formats_that_they_are_named_for() {
     assert_eq!(of("micro-fp8-tensor"), quantised(WeightFormat::Fp8Tensor));
     assert_eq!(of("micro-nvfp4"), quantised(WeightFormat::Nvfp4));
     assert_eq!(of("micro-small4"), quantised(WeightFormat::Fp8Block));
+}
+
+/// A copy of a fixture with some bytes of a tensor replaced; the file that it is in.
+fn with_bytes(fixture: &str, tensor: &str, at: usize, bytes: &[u8]) -> (TempDir, String) {
+    let copy = tempfile::tempdir().expect("a folder");
+    for entry in std::fs::read_dir(folder(fixture)).expect("a folder") {
+        let entry = entry.expect("a file");
+        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).expect("copied");
+    }
+    let checkpoint = Checkpoint::open(copy.path()).expect("a checkpoint");
+    let view = checkpoint.tensor(tensor).expect("the tensor");
+    let (file, start) = (view.file().to_owned(), view.offset() as usize + at);
+    drop(checkpoint);
+    let mut all = std::fs::read(copy.path().join(&file)).expect("the file");
+    all[start..start + bytes.len()].copy_from_slice(bytes);
+    std::fs::write(copy.path().join(&file), all).expect("written");
+    (copy, file)
+}
+
+#[test]
+fn values_that_no_weight_or_scale_can_have_are_refused_before_anything_is_served() {
+    const NOT_FINITE: &str = "that is not finite";
+    const NOT_POSITIVE: &str = "that is not above zero";
+    const NO_SCALE: &str = "that is negative or no number";
+    let f32_of = |value: f32| value.to_le_bytes().to_vec();
+    let (nan, infinite) = (f32_of(f32::NAN), f32_of(f32::INFINITY));
+    let (zero, negative) = (f32_of(0.0), f32_of(-1.0));
+    let (expert, dense) = ("layers.2.experts.5.w2", "layers.0.feed_forward.w1");
+    let cases: [(&str, &str, &str, usize, Vec<u8>, &str); 17] = [
+        ("micro-bf16", expert, "weight", 6, vec![0x80, 0x7f], NOT_FINITE),
+        ("micro-bf16", "norm", "weight", 2, vec![0xc0, 0xff], NOT_FINITE),
+        ("micro-fp8", expert, "weight", 77, vec![0xff], NOT_FINITE),
+        (
+            "micro-fp8",
+            expert,
+            "weight_scale",
+            0,
+            vec![0xc0, 0x7f],
+            NOT_FINITE,
+        ),
+        (
+            "micro-fp8",
+            dense,
+            "weight_scale",
+            4,
+            vec![0x80, 0xff],
+            NOT_FINITE,
+        ),
+        ("micro-fp8", expert, "weight_scale", 0, vec![0, 0], NOT_POSITIVE),
+        (
+            "micro-fp8",
+            dense,
+            "weight_scale",
+            2,
+            vec![0x80, 0xbf],
+            NOT_POSITIVE,
+        ),
+        (
+            "micro-fp8-tensor",
+            "layers.1.attention.wkv_b",
+            "weight",
+            9,
+            vec![0x7f],
+            NOT_FINITE,
+        ),
+        (
+            "micro-fp8-tensor",
+            expert,
+            "qscale_weight",
+            0,
+            nan.clone(),
+            NOT_FINITE,
+        ),
+        (
+            "micro-fp8-tensor",
+            expert,
+            "qscale_weight",
+            0,
+            zero.clone(),
+            NOT_POSITIVE,
+        ),
+        (
+            "micro-fp8-tensor",
+            dense,
+            "qscale_weight",
+            0,
+            negative.clone(),
+            NOT_POSITIVE,
+        ),
+        ("micro-nvfp4", expert, "weight_scale", 3, vec![0x7f], NO_SCALE),
+        ("micro-nvfp4", dense, "weight_scale", 2559, vec![0xb8], NO_SCALE),
+        (
+            "micro-nvfp4",
+            expert,
+            "weight_global_scale",
+            0,
+            infinite,
+            NOT_FINITE,
+        ),
+        (
+            "micro-nvfp4",
+            expert,
+            "weight_global_scale",
+            0,
+            zero,
+            NOT_POSITIVE,
+        ),
+        (
+            "micro-nvfp4",
+            dense,
+            "weight_global_scale",
+            0,
+            negative,
+            NOT_POSITIVE,
+        ),
+        (
+            "micro-nvfp4",
+            dense,
+            "weight_global_scale",
+            0,
+            f32_of(1e-45),
+            "that cannot be divided by",
+        ),
+    ];
+    for (fixture, stem, suffix, at, bytes, problem) in cases {
+        let tensor = format!("{stem}.{suffix}");
+        let (copy, file) = with_bytes(fixture, &tensor, at, &bytes);
+        let model = ModelFiles::open(copy.path()).expect("the headers are sound");
+        let (mut backend, mut store) = (CpuBackend::new(1 << 30, 1 << 30), WeightStore::default());
+        let progress = LoadProgress::default();
+        let error = store
+            .load(
+                &mut backend,
+                &model,
+                &whole_model(&model),
+                &never_cancelled(&progress),
+            )
+            .expect_err("refused")
+            .to_string();
+        assert!(
+            error.starts_with(&format!("{file}: tensor {tensor} has a ")),
+            "{error}"
+        );
+        assert!(error.contains(problem), "{fixture} {tensor}: {error}");
+        assert!(error.contains(" of the file, expected "), "{error}");
+    }
 }

@@ -5,6 +5,7 @@ mod batch;
 mod choosing;
 mod cluster;
 mod constrained;
+mod family;
 mod formats;
 mod golden;
 mod ops;

@@ -143,12 +143,8 @@ impl Cluster<'_> {
         };
         let ((first, last), (now_first, now_last)) = (ends(before), ends(after));
         let mut kept = Held::new(footprint, before).kept_by(after);
-        if first == now_first {
-            kept += u128::from(footprint.embedding_bytes);
-        }
-        if last == now_last {
-            kept += u128::from(footprint.head_bytes);
-        }
+        let ends = footprint.end_bytes(first == now_first, last == now_last);
+        kept += u128::from(ends);
         u64::try_from(whole.saturating_sub(kept)).unwrap_or(u64::MAX)
     }
 
