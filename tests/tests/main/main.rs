@@ -29,4 +29,5 @@ mod replicas;
 mod rolling;
 mod schemathesis;
 mod simulation;
+mod standbys;
 mod workers;

@@ -100,7 +100,13 @@ fn plans_add_up() {
                 let of_host: Vec<&Value> = devices.iter().filter(named).collect();
                 assert!(of_host.len() <= *count);
                 for device in of_host {
-                    let fields = ["weight_bytes", "cache_bytes", "scratch_bytes", "free_bytes"];
+                    let fields = [
+                        "weight_bytes",
+                        "cache_bytes",
+                        "scratch_bytes",
+                        "copy_bytes",
+                        "free_bytes",
+                    ];
                     let all: u64 = fields.iter().map(|field| bytes(device, field)).sum();
                     assert_eq!(all, *usable, "{inventory}: {device}");
                 }

@@ -252,7 +252,10 @@ impl<'a, D: Backend> Loader<'a, D> {
                 let fetched = mirror.need(view.file(), view.offset(), view.bytes().len() as u64, &go_on);
                 fetched.map_err(|error| match error {
                     MirrorError::Cancelled => WeightError::Cancelled,
-                    other => problem(other.to_string()),
+                    other @ (MirrorError::Net(_)
+                    | MirrorError::Sources { .. }
+                    | MirrorError::Folder { .. }
+                    | MirrorError::Write { .. }) => problem(other.to_string()),
                 })?;
             }
             let summed = self.model.checkpoint.check_sum(&view);

@@ -116,6 +116,11 @@ impl<B> Default for WeightStore<B> {
     }
 }
 
+/// Counts what was read of the checkpoint, and what for.
+fn count_read(purpose: &'static str, bytes: u64) {
+    metrics::counter!("tramontane_weights_read_bytes_total", "for" => purpose).increment(bytes);
+}
+
 impl<B: DeviceBuffer> WeightStore<B> {
     /// The embedding, `[vocab, dim]`, if it is held.
     pub fn embedding(&self) -> Option<&Matrix<B>> {
@@ -158,8 +163,8 @@ impl<B: DeviceBuffer> WeightStore<B> {
         }
     }
 
-    /// Drops what `slices` do not name and loads what is missing. After an error, what was loaded stays: the next
-    /// call goes on from there.
+    /// Loads what is missing of what `slices` name. After an error, what was loaded stays: the next call goes on from
+    /// there.
     pub fn load<D: Backend<Buffer = B>>(
         &mut self,
         backend: &mut D,
@@ -168,13 +173,13 @@ impl<B: DeviceBuffer> WeightStore<B> {
         watch: &LoadWatch<'_>,
     ) -> Result<(), WeightError> {
         let wanted = slices.weights();
-        self.retain(&wanted);
         watch.progress.reset(slices.weight_bytes(&model.bytes));
         let mut loaded_bytes = 0;
         let mut loader = Loader::new(backend, model, watch);
         for slice in wanted {
             if !self.holds(slice) {
                 self.add(&mut loader, slice)?;
+                count_read("placement", slice.bytes(&model.bytes));
             }
             loaded_bytes += slice.bytes(&model.bytes);
             watch.progress.set(loaded_bytes);
@@ -182,7 +187,23 @@ impl<B: DeviceBuffer> WeightStore<B> {
         Ok(())
     }
 
-    fn holds(&self, slice: WeightSlice) -> bool {
+    /// Loads one slice that no placement asks for, if it is not held.
+    pub fn load_copy<D: Backend<Buffer = B>>(
+        &mut self,
+        backend: &mut D,
+        model: &ModelFiles,
+        slice: WeightSlice,
+        watch: &LoadWatch<'_>,
+    ) -> Result<(), WeightError> {
+        if !self.holds(slice) {
+            self.add(&mut Loader::new(backend, model, watch), slice)?;
+            count_read("standby", slice.bytes(&model.bytes));
+        }
+        Ok(())
+    }
+
+    /// Whether a slice is held.
+    pub fn holds(&self, slice: WeightSlice) -> bool {
         match slice {
             WeightSlice::Embedding => self.embedding.is_some(),
             WeightSlice::Layer(layer) => self.layers.contains_key(&layer),
