@@ -318,7 +318,7 @@ mod tests {
             let slices = DeviceSlices::of(&whole, &device(name), &spec).expect("it takes part");
             assert_eq!(count(&slices), 1, "{name}");
         }
-        whole.stages = vec![stage(0, 6, "a", vec![group(0, 16, &["a"])])];
+        whole.stages = vec![stage(0, 6, "a", vec![group(0, 16, "a")])];
         let slices = DeviceSlices::of(&whole, &device("a"), &spec).expect("a takes part");
         assert_eq!(count(&slices), 1);
         assert_eq!(slices.weight_bytes(&bytes), bytes.total(spec.n_experts()));
