@@ -37,7 +37,7 @@ fn text(bytes: &[u8]) -> String {
 fn plans_are_as_recorded() {
     let folder = root().join("tests/fixtures/plans");
     let mut changed = Vec::new();
-    for params in ["large-3", "large-3-nvfp4", "small-4"] {
+    for params in ["large-3", "large-3-nvfp4", "small-4-119b", "ministral-3-8b"] {
         for inventory in ["8xh200", "16xh100", "mixed"] {
             let name = format!("{params}-on-{inventory}.txt");
             let output = plan(

@@ -3,6 +3,7 @@
 //! Only what is placed on the device is read. No ops run here, and nothing is decoded: weights stay as stored, but for
 //! multipliers, which are widened to f32, and divisors, which become multipliers.
 
+mod ahead;
 mod copies;
 mod error;
 mod load;

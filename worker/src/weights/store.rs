@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tramontane_model::placement::ExpertRange;
 
+use super::ahead::Ahead;
 use super::load::Loader;
 use super::{DeviceSlices, LoadWatch, ModelFiles, WeightError, WeightSlice};
 use crate::ops::{Backend, DeviceBuffer, ExpertBank, Matrix, Vector};
@@ -174,15 +175,35 @@ impl<B: DeviceBuffer> WeightStore<B> {
     ) -> Result<(), WeightError> {
         let wanted = slices.weights();
         watch.progress.reset(slices.weight_bytes(&model.bytes));
+        let missing: Vec<WeightSlice> = wanted
+            .iter()
+            .copied()
+            .filter(|&slice| !self.holds(slice))
+            .collect();
+        let ahead = Ahead::new(model, &missing);
+        std::thread::scope(|scope| {
+            ahead.start(scope);
+            let mut loader = Loader::new(backend, model, watch, Some(&ahead));
+            let loaded = self.load_all(&mut loader, &wanted);
+            ahead.stop();
+            loaded
+        })
+    }
+
+    fn load_all<D: Backend<Buffer = B>>(
+        &mut self,
+        loader: &mut Loader<'_, D>,
+        wanted: &[WeightSlice],
+    ) -> Result<(), WeightError> {
         let mut loaded_bytes = 0;
-        let mut loader = Loader::new(backend, model, watch);
-        for slice in wanted {
+        for &slice in wanted {
+            let bytes = slice.bytes(&loader.model().bytes);
             if !self.holds(slice) {
-                self.add(&mut loader, slice)?;
-                count_read("placement", slice.bytes(&model.bytes));
+                self.add(loader, slice)?;
+                count_read("placement", bytes);
             }
-            loaded_bytes += slice.bytes(&model.bytes);
-            watch.progress.set(loaded_bytes);
+            loaded_bytes += bytes;
+            loader.progress().set(loaded_bytes);
         }
         Ok(())
     }
@@ -196,7 +217,7 @@ impl<B: DeviceBuffer> WeightStore<B> {
         watch: &LoadWatch<'_>,
     ) -> Result<(), WeightError> {
         if !self.holds(slice) {
-            self.add(&mut Loader::new(backend, model, watch), slice)?;
+            self.add(&mut Loader::new(backend, model, watch, None), slice)?;
             count_read("standby", slice.bytes(&model.bytes));
         }
         Ok(())
