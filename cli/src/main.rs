@@ -3,6 +3,7 @@
 mod admin;
 mod amounts;
 mod bench;
+mod checkpoint;
 mod client;
 mod cluster;
 mod demo;
@@ -12,6 +13,7 @@ mod events;
 mod layout;
 mod logging;
 mod node;
+mod plan;
 mod ports;
 mod process;
 mod serve;
@@ -50,6 +52,10 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Show members, leader, placement and devices of a cluster.
     Status(status::StatusArgs),
+    /// Sum and verify a checkpoint's files.
+    Checkpoint(checkpoint::CheckpointArgs),
+    /// Show where a model would go on machines that are described in a file, without weights.
+    Plan(plan::PlanArgs),
     /// Plan the model anew over all workers that have joined.
     Replan(ClientArgs),
     /// Move everything off a worker, so that it can be stopped.
@@ -104,6 +110,8 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Checkpoint(args) => checkpoint::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Replan(args) => status::replan(&args),
         Command::Drain(args) => drain::run(&args),
         Command::Cluster(args) => cluster::run(&args),

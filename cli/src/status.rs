@@ -52,7 +52,7 @@ pub(crate) fn print_status(status: &Status) {
             "HTTP",
             "STATE",
             "DEVICE",
-            "HELD / MEMORY",
+            "HELD / PLANNED / MEMORY",
         ]
         .map(String::from),
     ];
@@ -79,7 +79,8 @@ pub(crate) fn print_status(status: &Status) {
         }
         for device in &node.devices {
             first[6] = format!("{}: {} ({})", device.index, device.adapter, device.state);
-            first[7] = format!("{} / {}", bytes(device.held_bytes), bytes(device.memory_bytes));
+            let of = [device.held_bytes, device.planned_bytes, device.memory_bytes];
+            first[7] = of.map(bytes).join(" / ");
             rows.push(std::mem::take(&mut first));
         }
     }

@@ -55,6 +55,8 @@ pub(crate) struct Device {
     pub(crate) adapter: String,
     pub(crate) memory_bytes: u64,
     pub(crate) held_bytes: u64,
+    #[serde(default)]
+    pub(crate) planned_bytes: u64,
     pub(crate) state: String,
     /// What it keeps copies of.
     #[serde(default)]

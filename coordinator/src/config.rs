@@ -37,7 +37,7 @@ pub struct CoordinatorConfig {
     pub initial_members: Vec<Member>,
     /// This coordinator is added to a cluster that runs.
     pub join: bool,
-    /// The checkpoint's directory: `params.json`, `tekken.json` and tensor headers are read.
+    /// The checkpoint's directory: `params.json` or `config.json`, `tekken.json` and tensor headers are read.
     pub model_dir: PathBuf,
     /// The model's name in the API.
     pub model_name: String,

@@ -146,6 +146,17 @@ pub fn e4m3_is_nan(code: u8) -> bool {
     code & 0x7f == 0x7f
 }
 
+/// The magnitudes of e2m1 by the lower three bits of a code; the fourth is the sign.
+///
+/// Source: OCP Microscaling Formats 1.0, section 5.3.3: 2 bits of exponent with bias 1, 1 of mantissa, no infinity, no NaN.
+pub const E2M1_MAGNITUDES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+
+/// The value of an e2m1 code, which is in the lower four bits.
+pub fn e2m1_to_f32(code: u8) -> f32 {
+    let magnitude = E2M1_MAGNITUDES[usize::from(code & 7)];
+    if code & 8 == 0 { magnitude } else { -magnitude }
+}
+
 /// The value of a bf16 bit pattern.
 pub fn bf16_to_f32(bits: u16) -> f32 {
     bf16::from_bits(bits).to_f32()
@@ -245,6 +256,16 @@ mod tests {
             assert!(!e4m3_is_nan(code), "code {code:#04x}");
         }
         assert_eq!((e4m3_to_f32(0x7e), e4m3_to_f32(0x01)), (448.0, 0.001_953_125));
+    }
+
+    #[test]
+    fn every_e2m1_code_has_its_defined_value() {
+        for code in 0..16_u8 {
+            let (exponent, mantissa) = (i32::from(code / 2 % 4), i32::from(code % 2));
+            let expected = by_definition(code >= 8, exponent, mantissa, 1, 1);
+            assert_eq!(f64::from(e2m1_to_f32(code)), expected, "code {code}");
+            assert_eq!(e2m1_to_f32(code).is_sign_negative(), code >= 8, "code {code}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod dtype;
 pub mod footprint;
 pub mod grammar;
 pub mod ids;
+pub mod layout;
 pub mod members;
 pub mod placement;
 pub mod rope;

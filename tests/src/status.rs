@@ -66,6 +66,8 @@ pub struct Device {
     pub memory_bytes: u64,
     /// Bytes that it holds.
     pub held_bytes: u64,
+    /// Bytes that the planner counts for it.
+    pub planned_bytes: u64,
     /// What it does.
     pub state: String,
     /// What it keeps copies of.

@@ -3,10 +3,10 @@
 // Workgroup: x = tile of rows, y = LANES_N outputs. Order of sums: shared/tile.wgsl.
 // Twins: src/reference/gate_up.rs, experts.rs
 @group(0) @binding(0) var<storage, read> x: array<Words>;
-@group(0) @binding(1) var<storage, read> gate: array<Words>;
-@group(0) @binding(2) var<storage, read> up: array<Words>;
-@group(0) @binding(3) var<storage, read> gate_scales: array<f32>;
-@group(0) @binding(4) var<storage, read> up_scales: array<f32>;
+@group(0) @binding(1) var<storage, read> gate: array<Chunk>;
+@group(0) @binding(2) var<storage, read> up: array<Chunk>;
+@group(0) @binding(3) var<storage, read> gate_scales: array<u32>;
+@group(0) @binding(4) var<storage, read> up_scales: array<u32>;
 @group(0) @binding(5) var<storage, read> plan: array<u32>;
 @group(0) @binding(6) var<storage, read> ids: array<u32>;
 @group(0) @binding(7) var<storage, read_write> h: array<f32>;
@@ -28,65 +28,41 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
         at[i] = tile.inputs[i] * p.in_stride;
     }
-    let record = tile.expert * p.record;
+    let w1 = p.weight + tile.expert * p.record + row * p.chunks;
+    let w3 = p.weight2 + tile.expert * p.record + row * p.chunks;
+    let s1 = p.scale + tile.expert * p.record_words;
+    let s3 = p.scale2 + tile.expert * p.record_words;
     var a: array<vec4<f32>, 4>;
     var b: array<vec4<f32>, 4>;
-    if (FP8) {
-        let w1 = p.weight + record + row * p.chunks;
-        let w3 = p.weight2 + record + row * p.chunks;
-        let block = record * 4u + (p.first + row) / 128u * ((p.chunks + 7u) / 8u);
-        for (var run = lane % LANES_K; run < p.chunks; run += LANES_K * RUN) {
-            let gate_scale = gate_scales[p.scale + block + run / 8u];
-            let up_scale = up_scales[p.scale2 + block + run / 8u];
-            for (var chunk = run; chunk < min(run + RUN, p.chunks); chunk += 1u) {
-                let gate_weights = decode_fp8(words(gate[w1 + chunk]));
-                let up_weights = decode_fp8(words(up[w3 + chunk]));
-                let rows0 = load_block(lane, at[0] + chunk * 4u);
-                a[0] = fma(dot16_rows(gate_weights, rows0), vec4<f32>(gate_scale), a[0]);
-                b[0] = fma(dot16_rows(up_weights, rows0), vec4<f32>(up_scale), b[0]);
-                if (ROWS > 4u) {
-                    let rows1 = load_block(lane, at[1] + chunk * 4u);
-                    a[1] = fma(dot16_rows(gate_weights, rows1), vec4<f32>(gate_scale), a[1]);
-                    b[1] = fma(dot16_rows(up_weights, rows1), vec4<f32>(up_scale), b[1]);
-                }
-                if (ROWS > 8u) {
-                    let rows2 = load_block(lane, at[2] + chunk * 4u);
-                    a[2] = fma(dot16_rows(gate_weights, rows2), vec4<f32>(gate_scale), a[2]);
-                    b[2] = fma(dot16_rows(up_weights, rows2), vec4<f32>(up_scale), b[2]);
-                    let rows3 = load_block(lane, at[3] + chunk * 4u);
-                    a[3] = fma(dot16_rows(gate_weights, rows3), vec4<f32>(gate_scale), a[3]);
-                    b[3] = fma(dot16_rows(up_weights, rows3), vec4<f32>(up_scale), b[3]);
-                }
-            }
-        }
-    } else {
-        let w1 = p.weight + record + row * p.chunks * 2u;
-        let w3 = p.weight2 + record + row * p.chunks * 2u;
-        for (var chunk = lane % LANES_K; chunk < p.chunks; chunk += LANES_K) {
-            let c = chunk * 2u;
-            let gate_weights = decode_bf16(words(gate[w1 + c]), words(gate[w1 + c + 1u]));
-            let up_weights = decode_bf16(words(up[w3 + c]), words(up[w3 + c + 1u]));
+    for (var run = lane % LANES_K; run < p.chunks; run += LANES_K * RUN) {
+        let gate_scale = scale_of(gate_scales[scale_at(s1, p.first + row, run)], p.first + row, run);
+        let up_scale = scale_of(up_scales[scale_at(s3, p.first + row, run)], p.first + row, run);
+        for (var chunk = run; chunk < min(run + RUN, p.chunks); chunk += 1u) {
+            let gate_weights = decode(gate[w1 + chunk]);
+            let up_weights = decode(up[w3 + chunk]);
             let rows0 = load_block(lane, at[0] + chunk * 4u);
-            a[0] += dot16_rows(gate_weights, rows0);
-            b[0] += dot16_rows(up_weights, rows0);
+            a[0] = fma(dot16_rows(gate_weights, rows0), vec4<f32>(gate_scale), a[0]);
+            b[0] = fma(dot16_rows(up_weights, rows0), vec4<f32>(up_scale), b[0]);
             if (ROWS > 4u) {
                 let rows1 = load_block(lane, at[1] + chunk * 4u);
-                a[1] += dot16_rows(gate_weights, rows1);
-                b[1] += dot16_rows(up_weights, rows1);
+                a[1] = fma(dot16_rows(gate_weights, rows1), vec4<f32>(gate_scale), a[1]);
+                b[1] = fma(dot16_rows(up_weights, rows1), vec4<f32>(up_scale), b[1]);
             }
             if (ROWS > 8u) {
                 let rows2 = load_block(lane, at[2] + chunk * 4u);
-                a[2] += dot16_rows(gate_weights, rows2);
-                b[2] += dot16_rows(up_weights, rows2);
+                a[2] = fma(dot16_rows(gate_weights, rows2), vec4<f32>(gate_scale), a[2]);
+                b[2] = fma(dot16_rows(up_weights, rows2), vec4<f32>(up_scale), b[2]);
                 let rows3 = load_block(lane, at[3] + chunk * 4u);
-                a[3] += dot16_rows(gate_weights, rows3);
-                b[3] += dot16_rows(up_weights, rows3);
+                a[3] = fma(dot16_rows(gate_weights, rows3), vec4<f32>(gate_scale), a[3]);
+                b[3] = fma(dot16_rows(up_weights, rows3), vec4<f32>(up_scale), b[3]);
             }
         }
     }
+    let gate_whole = matrix_scale(gate_scales[s1]);
+    let up_whole = matrix_scale(up_scales[s3]);
     for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
-        let gated = add_lanes(lane, a[i]);
-        let value = gated / (vec4<f32>(1.0) + exp(-gated)) * add_lanes(lane, b[i]);
+        let gated = add_lanes(lane, a[i]) * gate_whole;
+        let value = gated / (vec4<f32>(1.0) + exp(-gated)) * (add_lanes(lane, b[i]) * up_whole);
         let place = tile.outputs[i] * p.out_stride + vec4<u32>(p.out_first + index);
         if (lane % LANES_K == 0u && index < p.count) {
             if (tile.count > i * 4u) { h[place.x] = value.x; }

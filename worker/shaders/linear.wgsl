@@ -5,8 +5,8 @@
 // Outputs of a lane, 1 or 2: LANES_N apart.
 override OUTPUTS: u32 = 1;
 @group(0) @binding(0) var<storage, read> x: array<Words>;
-@group(0) @binding(1) var<storage, read> weights: array<Words>;
-@group(0) @binding(2) var<storage, read> scales: array<f32>;
+@group(0) @binding(1) var<storage, read> weights: array<Chunk>;
+@group(0) @binding(2) var<storage, read> scales: array<u32>;
 @group(0) @binding(3) var<storage, read> plan: array<u32>;
 @group(0) @binding(4) var<storage, read> ids: array<u32>;
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
@@ -33,97 +33,57 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
     var sum: array<vec4<f32>, 4>;
     var sum2: array<vec4<f32>, 4>;
-    let record = tile.expert * p.record;
-    if (FP8) {
-        let weight = p.weight + record + row * p.chunks;
-        let weight2 = p.weight + record + row2 * p.chunks;
-        let blocks = (p.chunks + 7u) / 8u;
-        let first_scale = p.scale + record * 4u + (p.first + row) / 128u * blocks;
-        let first_scale2 = p.scale + record * 4u + (p.first + row2) / 128u * blocks;
-        for (var run = lane % LANES_K; run < p.chunks; run += LANES_K * RUN) {
-            let scale = scales[first_scale + run / 8u];
-            var scale2 = scale;
-            if (OUTPUTS > 1u) {
-                scale2 = scales[first_scale2 + run / 8u];
-            }
-            for (var chunk = run; chunk < min(run + RUN, p.chunks); chunk += 1u) {
-                let w = decode_fp8(words(weights[weight + chunk]));
-                var w2 = w;
-                if (OUTPUTS > 1u) {
-                    w2 = decode_fp8(words(weights[weight2 + chunk]));
-                }
-                let rows0 = load_block(lane, at[0] + chunk * 4u);
-                sum[0] = fma(dot16_rows(w, rows0), vec4<f32>(scale), sum[0]);
-                if (OUTPUTS > 1u) {
-                    sum2[0] = fma(dot16_rows(w2, rows0), vec4<f32>(scale2), sum2[0]);
-                }
-                if (ROWS > 4u) {
-                    let rows1 = load_block(lane, at[1] + chunk * 4u);
-                    sum[1] = fma(dot16_rows(w, rows1), vec4<f32>(scale), sum[1]);
-                    if (OUTPUTS > 1u) {
-                        sum2[1] = fma(dot16_rows(w2, rows1), vec4<f32>(scale2), sum2[1]);
-                    }
-                }
-                if (ROWS > 8u) {
-                    let rows2 = load_block(lane, at[2] + chunk * 4u);
-                    sum[2] = fma(dot16_rows(w, rows2), vec4<f32>(scale), sum[2]);
-                    if (OUTPUTS > 1u) {
-                        sum2[2] = fma(dot16_rows(w2, rows2), vec4<f32>(scale2), sum2[2]);
-                    }
-                    let rows3 = load_block(lane, at[3] + chunk * 4u);
-                    sum[3] = fma(dot16_rows(w, rows3), vec4<f32>(scale), sum[3]);
-                    if (OUTPUTS > 1u) {
-                        sum2[3] = fma(dot16_rows(w2, rows3), vec4<f32>(scale2), sum2[3]);
-                    }
-                }
-            }
+    let weight = p.weight + tile.expert * p.record + row * p.chunks;
+    let weight2 = p.weight + tile.expert * p.record + row2 * p.chunks;
+    let first_scale = p.scale + tile.expert * p.record_words;
+    for (var run = lane % LANES_K; run < p.chunks; run += LANES_K * RUN) {
+        let scale = scale_of(scales[scale_at(first_scale, p.first + row, run)], p.first + row, run);
+        var scale2 = scale;
+        if (OUTPUTS > 1u) {
+            scale2 = scale_of(scales[scale_at(first_scale, p.first + row2, run)], p.first + row2, run);
         }
-    } else {
-        let weight = p.weight + record + row * p.chunks * 2u;
-        let weight2 = p.weight + record + row2 * p.chunks * 2u;
-        for (var chunk = lane % LANES_K; chunk < p.chunks; chunk += LANES_K) {
-            let c = weight + chunk * 2u;
-            let w = decode_bf16(words(weights[c]), words(weights[c + 1u]));
+        for (var chunk = run; chunk < min(run + RUN, p.chunks); chunk += 1u) {
+            let w = decode(weights[weight + chunk]);
             var w2 = w;
             if (OUTPUTS > 1u) {
-                let c2 = weight2 + chunk * 2u;
-                w2 = decode_bf16(words(weights[c2]), words(weights[c2 + 1u]));
+                w2 = decode(weights[weight2 + chunk]);
             }
             let rows0 = load_block(lane, at[0] + chunk * 4u);
-            sum[0] += dot16_rows(w, rows0);
+            sum[0] = fma(dot16_rows(w, rows0), vec4<f32>(scale), sum[0]);
             if (OUTPUTS > 1u) {
-                sum2[0] += dot16_rows(w2, rows0);
+                sum2[0] = fma(dot16_rows(w2, rows0), vec4<f32>(scale2), sum2[0]);
             }
             if (ROWS > 4u) {
                 let rows1 = load_block(lane, at[1] + chunk * 4u);
-                sum[1] += dot16_rows(w, rows1);
+                sum[1] = fma(dot16_rows(w, rows1), vec4<f32>(scale), sum[1]);
                 if (OUTPUTS > 1u) {
-                    sum2[1] += dot16_rows(w2, rows1);
+                    sum2[1] = fma(dot16_rows(w2, rows1), vec4<f32>(scale2), sum2[1]);
                 }
             }
             if (ROWS > 8u) {
                 let rows2 = load_block(lane, at[2] + chunk * 4u);
-                sum[2] += dot16_rows(w, rows2);
+                sum[2] = fma(dot16_rows(w, rows2), vec4<f32>(scale), sum[2]);
                 if (OUTPUTS > 1u) {
-                    sum2[2] += dot16_rows(w2, rows2);
+                    sum2[2] = fma(dot16_rows(w2, rows2), vec4<f32>(scale2), sum2[2]);
                 }
                 let rows3 = load_block(lane, at[3] + chunk * 4u);
-                sum[3] += dot16_rows(w, rows3);
+                sum[3] = fma(dot16_rows(w, rows3), vec4<f32>(scale), sum[3]);
                 if (OUTPUTS > 1u) {
-                    sum2[3] += dot16_rows(w2, rows3);
+                    sum2[3] = fma(dot16_rows(w2, rows3), vec4<f32>(scale2), sum2[3]);
                 }
             }
         }
     }
+    let whole = matrix_scale(scales[first_scale]);
     let first = p.out_first + workgroup.z * p.out_group;
     for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
         let place = tile.outputs[i] * p.out_stride + vec4<u32>(first);
-        let value = add_lanes(lane, sum[i]);
+        let value = add_lanes(lane, sum[i]) * whole;
         if (lane % LANES_K == 0u && index < p.count) {
             store_rows(tile.count, i * 4u, place + vec4<u32>(index), value);
         }
         if (OUTPUTS > 1u) {
-            let value2 = add_lanes(lane, sum2[i]);
+            let value2 = add_lanes(lane, sum2[i]) * whole;
             if (lane % LANES_K == 0u && index2 < p.count) {
                 store_rows(tile.count, i * 4u, place + vec4<u32>(index2), value2);
             }

@@ -4,8 +4,8 @@
 override ROWS: u32 = 4;
 override LANES: u32 = 32;
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> weights: array<u32>;
-@group(0) @binding(2) var<storage, read> scales: array<f32>;
+@group(0) @binding(1) var<storage, read> weights: array<Quads>;
+@group(0) @binding(2) var<storage, read> scales: array<u32>;
 @group(0) @binding(3) var<storage, read> rotary: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> meta_rows: array<vec4<u32>>;
 @group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>;
@@ -20,25 +20,24 @@ struct Params {
     // First head of the part; rows of the weight per head.
     first_head: u32,
     head_rows: u32,
-    // Words to the part, and to the scale table.
+    // Fours of columns to the part, and words to the scales.
     weight: u32,
     scale: u32,
+    // As in shared/tile.wgsl.
+    chunks: u32,
+    scale_stride: u32,
+    scale_step: u32,
 }
 var<immediate> p: Params;
 
 fn weight4(row: u32, quad: u32) -> vec4<f32> {
-    if (FP8) {
-        return e4m3x4(weights[p.weight + row * p.latent + quad]);
-    }
-    let place = p.weight + (row * p.latent + quad) * 2u;
-    return bf16x4(weights[place], weights[place + 1u]);
+    let place = p.weight + row * p.latent + quad;
+    return quad_of(weights[quads_at(place)], place);
 }
 
-fn block_scale(row: u32, quad: u32) -> f32 {
-    if (FP8) {
-        return scales[p.scale + row / 128u * ((p.latent + 31u) / 32u) + quad / 32u];
-    }
-    return 1.0;
+// Of a row of the whole matrix.
+fn row_scale(row: u32, quad: u32) -> f32 {
+    return scale_of(scales[scale_at(p.scale, row, quad / 4u)], row, quad / 4u);
 }
 
 @compute @workgroup_size(LANES)
@@ -56,12 +55,18 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         let local = workgroup.y * p.head_rows;
         for (var n = 0u; n < p.nope; n += 1u) {
             let row = local + n * 4u;
+            let scale_row = head * p.head_rows + n * 4u;
             // Four rows lie in one block: heads and blocks start at multiples of four rows.
-            let scale = block_scale(head * p.head_rows + n * 4u, quad);
-            let w0 = weight4(row, quad) * scale;
-            let w1 = weight4(row + 1u, quad) * scale;
-            let w2 = weight4(row + 2u, quad) * scale;
-            let w3 = weight4(row + 3u, quad) * scale;
+            var row_scales = vec4<f32>(row_scale(scale_row, quad));
+            if (SCALE_PER_ROW) {
+                row_scales.y = row_scale(scale_row + 1u, quad);
+                row_scales.z = row_scale(scale_row + 2u, quad);
+                row_scales.w = row_scale(scale_row + 3u, quad);
+            }
+            let w0 = weight4(row, quad) * row_scales.x;
+            let w1 = weight4(row + 1u, quad) * row_scales.y;
+            let w2 = weight4(row + 2u, quad) * row_scales.z;
+            let w3 = weight4(row + 3u, quad) * row_scales.w;
             a = add4(x[at.x + n], w0, w1, w2, w3, a);
             if (ROWS > 1u) {
                 b = add4(x[at.y + n], w0, w1, w2, w3, b);
@@ -69,6 +74,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
                 d = add4(x[at.w + n], w0, w1, w2, w3, d);
             }
         }
+        let whole = matrix_scale(scales[p.scale]);
+        a *= whole;
+        b *= whole;
+        c *= whole;
+        d *= whole;
     } else if (quad < p.latent + p.rope) {
         let turn = quad - p.latent;
         a = rotate(x[at.x + p.nope + turn], rotary[rows.x * p.rope + turn]);

@@ -38,6 +38,8 @@ pub struct WorkerConfig {
     pub tls: Option<TlsFiles>,
     /// The checkpoint's directory.
     pub model_dir: PathBuf,
+    /// Who is asked for what the directory lacks, `host:port`; empty: it has all of it.
+    pub model_sources: Vec<String>,
     /// How long a device may take over one piece of work before it counts as failed.
     pub device_timeout: Duration,
     /// The devices it drives; empty: the best adapter of the machine.
@@ -99,6 +101,20 @@ struct RawListen {
 #[serde(deny_unknown_fields)]
 struct RawModel {
     dir: PathBuf,
+    #[serde(default)]
+    fetch: bool,
+    #[serde(default)]
+    sources: Vec<String>,
+}
+
+impl RawModel {
+    /// Who is asked for files: those that are named, then the coordinators.
+    fn sources(&self, coordinators: &[String]) -> Vec<String> {
+        match self.fetch {
+            true => self.sources.iter().chain(coordinators).cloned().collect(),
+            false => Vec::new(),
+        }
+    }
 }
 
 impl WorkerConfig {
@@ -114,6 +130,7 @@ impl Raw {
         self.check_numbers(faults);
         let name = faults.check(WorkerId::new(&self.name));
         let join_token = faults.check(read_join_token(&base.join(&self.join_token_file)));
+        let sources = self.model.sources(&self.coordinators);
         Some(WorkerConfig {
             name: name?,
             coordinators: self.coordinators,
@@ -122,6 +139,7 @@ impl Raw {
             advertise: self.rpc.advertise,
             metrics_listen: self.metrics.map(|metrics| metrics.listen),
             tls: self.tls.map(|files| files.relative_to(base)),
+            model_sources: sources,
             model_dir: base.join(self.model.dir),
             device_timeout: Duration::from_millis(self.device_timeout_ms),
             devices: self.devices,
@@ -140,6 +158,21 @@ impl Raw {
         for address in &self.coordinators {
             if let Err(error) = check_address(address, has_tls) {
                 faults.add(format_args!("coordinators: {error}"));
+            }
+        }
+        let sources = &self.model.sources;
+        faults.within(
+            "the number of model.sources",
+            sources.len() as u64,
+            0,
+            MAX_COORDINATORS as u64,
+        );
+        if !sources.is_empty() && !self.model.fetch {
+            faults.add("model.sources is for model.fetch = true");
+        }
+        for address in sources {
+            if let Err(error) = check_address(address, has_tls) {
+                faults.add(format_args!("model.sources: {error}"));
             }
         }
         let metrics = self

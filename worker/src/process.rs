@@ -1,7 +1,6 @@
 //! A worker, running: its devices, its services and its membership, from a configuration until it is stopped.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,9 +10,11 @@ use tokio_util::sync::CancellationToken;
 use tramontane_model::checkpoint::CheckpointError;
 use tramontane_model::ids::{DeviceIndex, WorkerId};
 use tramontane_model::members::{DeviceInfo, WorkerInfo, WorkerReport};
+use tramontane_proto::FileServer;
 use tramontane_proto::net::{
     Identity, Listener, MAX_CONTROL_MESSAGE_BYTES, MAX_TENSOR_MESSAGE_BYTES, NetError, Traffic, server,
 };
+use tramontane_proto::v1::checkpoint_server::CheckpointServer;
 use tramontane_proto::v1::expert_server::ExpertServer as ExpertService;
 use tramontane_proto::v1::serving_server::ServingServer as ServingService;
 use tramontane_proto::v1::stage_server::StageServer as StageService;
@@ -22,10 +23,11 @@ use crate::config::{DeviceConfig, WorkerConfig};
 use crate::executor::{DeviceError, DeviceHandle, DeviceOptions};
 use crate::rpc::assignments::{Assignments, Heads, LeaveAnswer, SchedulerLoads};
 use crate::rpc::expert::{ExpertServer, Holdings};
+use crate::rpc::loading::LoadLog;
 use crate::rpc::serving::ServingServer;
 use crate::rpc::session::{Session, SessionError};
 use crate::rpc::stage::{LinkEnds, StageServer};
-use crate::weights::ModelFiles;
+use crate::weights::{Mirror, MirrorError, ModelFiles, mirror};
 
 /// Directives that wait to be followed.
 const MAX_DIRECTIVES: usize = 16;
@@ -40,6 +42,9 @@ pub enum WorkerError {
     /// The checkpoint cannot be used.
     #[error(transparent)]
     Model(#[from] CheckpointError),
+    /// Its files cannot be fetched.
+    #[error("the model's files: {0}")]
+    Mirror(#[from] MirrorError),
     /// A device cannot be opened.
     #[error("device {index}: {source}")]
     Device {
@@ -84,7 +89,7 @@ pub async fn run(
     let identity = Identity::from_config(config.tls.as_ref())?;
     let listener = Listener::bind(config.listen, &identity).await?;
     let address = listener.address();
-    let model = open_model(config.model_dir.clone()).await?;
+    let model = open_model(&config, &identity).await?;
     let devices = open_devices(&config, &model, Arc::new(open)).await?;
     bound(address);
     let info = worker_info(&config, address, &model, &devices)?;
@@ -97,6 +102,7 @@ pub async fn run(
             ServingService::new(ServingServer::new(heads.clone()))
                 .max_decoding_message_size(MAX_CONTROL_MESSAGE_BYTES),
         )
+        .add_optional_service(files(&model))
         .add_service(limited_stage(StageServer::new(ends.clone(), stop.clone())))
         .add_service(limited_expert(ExpertServer::new(holdings.clone(), stop.clone())))
         .serve_with_incoming_shutdown(listener.into_stream(), stop.clone().cancelled_owned());
@@ -142,6 +148,12 @@ pub async fn run(
     outcome
 }
 
+/// Gives out the checkpoint's files, if this worker has all of them.
+fn files(model: &ModelFiles) -> Option<CheckpointServer<FileServer>> {
+    let whole = model.mirror.is_none();
+    whole.then(|| FileServer::service(Arc::clone(&model.checkpoint)))
+}
+
 fn limited_stage(service: StageServer) -> StageService<StageServer> {
     StageService::new(service).max_decoding_message_size(MAX_TENSOR_MESSAGE_BYTES)
 }
@@ -152,9 +164,25 @@ fn limited_expert(service: ExpertServer) -> ExpertService<ExpertServer> {
         .max_encoding_message_size(MAX_TENSOR_MESSAGE_BYTES)
 }
 
-async fn open_model(dir: PathBuf) -> Result<Arc<ModelFiles>, WorkerError> {
+/// Opens the checkpoint, or makes a folder that is filled as devices need it.
+async fn open_model(config: &WorkerConfig, identity: &Identity) -> Result<Arc<ModelFiles>, WorkerError> {
+    let (dir, sources) = (config.model_dir.clone(), &config.model_sources);
+    let mirror = match sources.is_empty() || mirror::is_whole(&dir) {
+        true => None,
+        false => Some(Mirror::open(&dir, sources, identity).await?),
+    };
     let opened = tokio::task::spawn_blocking(move || ModelFiles::open(&dir)).await;
-    let model = opened.map_err(|error| WorkerError::Internal(error.to_string()))??;
+    let mut model = opened.map_err(|error| WorkerError::Internal(error.to_string()))??;
+    if let Some(mirror) = mirror {
+        let (found, told) = (model.checkpoint.fingerprint(), mirror.fingerprint());
+        if found != told {
+            return Err(WorkerError::Internal(format!(
+                "the files that were fetched have the fingerprint {found}, their source said {told}"
+            )));
+        }
+        tracing::info!(dir = %config.model_dir.display(), "weights are fetched as they are placed");
+        model.mirror = Some(mirror);
+    }
     Ok(Arc::new(model))
 }
 
@@ -279,6 +307,7 @@ async fn keep_reports(
     leave: &CancellationToken,
     reports: watch::Sender<WorkerReport>,
 ) {
+    let mut loads_begun = LoadLog::default();
     let mut ticks = tokio::time::interval(REPORT_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut states: Vec<_> = devices.iter().map(DeviceHandle::state).collect();
@@ -296,6 +325,7 @@ async fn keep_reports(
                 ("device", device.index.to_string()),
             ];
             metrics::gauge!("tramontane_device_held_bytes", &labels).set(device.held_bytes as f64);
+            loads_begun.look(Instant::now(), device);
             metrics::gauge!("tramontane_standby_bytes", &labels).set(device.standby.loaded_bytes as f64);
         }
         reports.send_if_modified(|published| {

@@ -46,6 +46,8 @@ pub struct ModelFootprint {
     pub embedding_bytes: u64,
     /// Bytes of the final norm and the head, held by the owner of the last stage.
     pub head_bytes: u64,
+    /// Bytes that embedding and head have in common: an owner of both ends holds them once. 0 unless they are tied.
+    pub tied_bytes: u64,
     /// Bytes beside weights and cache.
     pub scratch: ScratchModel,
 }
@@ -103,6 +105,19 @@ impl ModelFootprint {
         u32::try_from(dense.count()).unwrap_or(u32::MAX)
     }
 
+    /// Bytes of embedding and head that the owner of a stage holds, by whether it is the first and whether it is the last.
+    pub fn end_bytes(&self, first: bool, last: bool) -> u64 {
+        match (first, last) {
+            (false, false) => 0,
+            (true, false) => self.embedding_bytes,
+            (false, true) => self.head_bytes,
+            (true, true) => self
+                .embedding_bytes
+                .saturating_add(self.head_bytes)
+                .saturating_sub(self.tied_bytes),
+        }
+    }
+
     /// Checks every bound, so that no sum of weights overflows and every placement can be planned.
     pub fn check(&self) -> Result<(), FootprintError> {
         let found = self.layers.len();
@@ -122,6 +137,8 @@ impl ModelFootprint {
         };
         bounded("the embedding", self.embedding_bytes, MAX_PART_BYTES)?;
         bounded("the head", self.head_bytes, MAX_PART_BYTES)?;
+        let smaller = self.embedding_bytes.min(self.head_bytes);
+        bounded("what embedding and head have in common", self.tied_bytes, smaller)?;
         bounded("an owner's scratch", self.scratch.owner_bytes, MAX_PART_BYTES)?;
         bounded("a holder's scratch", self.scratch.holder_bytes, MAX_PART_BYTES)?;
         let mut moe = false;
@@ -194,12 +211,7 @@ pub fn usage(footprint: &ModelFootprint, replica: &Replica) -> BTreeMap<DeviceRe
             owner.kv_bytes = owner.kv_bytes.saturating_add(kv_bytes);
             owner.binding_bytes = owner.binding_bytes.max(kv_bytes);
         }
-        if index == 0 {
-            owner.add_weights(footprint.embedding_bytes);
-        }
-        if index == last {
-            owner.add_weights(footprint.head_bytes);
-        }
+        owner.add_weights(footprint.end_bytes(index == 0, index == last));
         owner.scratch_bytes = owner.scratch_bytes.saturating_add(footprint.scratch.owner_bytes);
 
         let one_expert = layers

@@ -10,6 +10,7 @@ pub mod command;
 pub mod controller;
 pub mod footprint;
 pub mod limits;
+pub mod needs;
 pub mod planner;
 pub mod standby;
 pub mod state;

@@ -25,8 +25,7 @@ pub fn share_bytes(footprint: &ModelFootprint, share: &Share) -> u64 {
     let ends = if share.owned() {
         let first = share.layers().start() == 0;
         let last = share.layers().end() == footprint.n_layers();
-        let embedding = if first { footprint.embedding_bytes } else { 0 };
-        embedding.saturating_add(if last { footprint.head_bytes } else { 0 })
+        footprint.end_bytes(first, last)
     } else {
         0
     };
@@ -254,6 +253,7 @@ mod tests {
             name: "two layers".to_owned(),
             fingerprint: [0; 32],
             footprint: ModelFootprint {
+                tied_bytes: 0,
                 layers: vec![layer; 2],
                 n_experts: 4,
                 experts_per_token: 1,

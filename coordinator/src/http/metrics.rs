@@ -28,6 +28,7 @@ const BLOCKS_TOTAL: &str = "tramontane_kv_blocks_total";
 const WORKERS: &str = "tramontane_workers";
 const DRAINING: &str = "tramontane_workers_draining";
 const HELD: &str = "tramontane_device_held_bytes";
+const PLANNED: &str = "tramontane_device_planned_bytes";
 const STANDBY: &str = "tramontane_standby_bytes";
 const GENERATION: &str = "tramontane_replica_generation";
 const WORST_LOSS: &str = "tramontane_replica_worst_loss_bytes";
@@ -45,6 +46,7 @@ pub(super) fn describe() {
     describe_gauge!(WORKERS, "Workers that are members");
     describe_gauge!(DRAINING, "Workers that drain or have drained and are still there");
     describe_gauge!(HELD, "Bytes allocated on a device");
+    describe_gauge!(PLANNED, "Bytes that the planner counts for a device");
     describe_gauge!(
         STANDBY,
         "Bytes of copies of weights that a device keeps for others"
@@ -88,6 +90,8 @@ struct Node {
 struct Device {
     index: u32,
     held_bytes: u64,
+    #[serde(default)]
+    planned_bytes: u64,
     #[serde(default)]
     standby_bytes: u64,
 }
@@ -153,6 +157,7 @@ impl Cluster {
             for device in &node.devices {
                 let labels = [("worker", node.id.clone()), ("device", device.index.to_string())];
                 gauge!(HELD, &labels).set(device.held_bytes as f64);
+                gauge!(PLANNED, &labels).set(device.planned_bytes as f64);
                 gauge!(STANDBY, &labels).set(device.standby_bytes as f64);
             }
         }

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tramontane_model::checkpoint::CheckpointError;
 use tramontane_model::ids::CoordinatorId;
 use tramontane_model::spec::SpecError;
+use tramontane_proto::FileServer;
 use tramontane_proto::net::{Identity, Listener, NetError, Traffic, server};
 
 use crate::config::CoordinatorConfig;
@@ -184,6 +185,7 @@ pub async fn run(
         .add_service(MembershipService::server(door, desk))
         .add_service(RaftService::server(cluster, raft.clone(), is_gone))
         .add_service(AdminService::server(leader.clone()))
+        .add_service(FileServer::service(Arc::clone(&served.checkpoint)))
         .serve_with_incoming_shutdown(rpc_listener.into_stream(), down.clone().cancelled_owned());
     let gateway = gateway(&config, identity, followed.clone());
     let pause = Duration::from_millis(config.leases.heartbeat_ms.into());

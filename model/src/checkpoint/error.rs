@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::header::MAX_HEADER_BYTES;
 use crate::dtype::Dtype;
 use crate::spec::SpecError;
+use crate::tensors::WeightFormat;
 
 /// Most faults kept of one checkpoint; the rest are counted.
 pub const MAX_FAULTS: usize = 32;
@@ -13,7 +14,7 @@ pub const MAX_FAULTS: usize = 32;
 /// Why a checkpoint could not be opened or does not fit its spec.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// params.json could not be read.
+    /// The model's parameters could not be read.
     #[error(transparent)]
     Spec(#[from] SpecError),
     /// A file could not be read or mapped.
@@ -25,10 +26,14 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// The folder has no weights.
-    #[error("{dir}: has neither consolidated.safetensors.index.json nor consolidated.safetensors")]
+    #[error("{dir}: has neither {index} nor {single}")]
     NoWeights {
         /// The folder.
         dir: PathBuf,
+        /// What an index would be called.
+        index: &'static str,
+        /// What a file of all weights would be called.
+        single: &'static str,
     },
     /// The index of the weight files is not one.
     #[error("{path}: {problem}")]
@@ -256,7 +261,7 @@ pub enum Fault {
         name: String,
         /// Its shape.
         found: Vec<u64>,
-        /// What params.json asks for.
+        /// What the model's parameters ask for.
         expected: Vec<u64>,
     },
     /// A tensor of a dtype that is not served at its place.
@@ -269,36 +274,124 @@ pub enum Fault {
         /// Its dtype.
         found: Dtype,
         /// The dtypes that are right.
-        expected: &'static str,
+        expected: String,
     },
-    /// An expert stored in another format than the first of its layer.
-    #[error("{file}: tensor {name} has dtype {found}, expected {expected} as in the layer's first expert")]
-    MixedExperts {
+    /// Rows that must be reordered across scale blocks.
+    #[error(
+        "{file}: tensor {name}: rows {start}..{end} are a rotated half-split head with scales of two blocks, expected within one block of 128 rows, or rows interleaved as in the consolidated layout"
+    )]
+    SplitAcrossBlocks {
         /// The file.
         file: String,
         /// The tensor.
         name: String,
+        /// First of the rows.
+        start: u32,
+        /// One past the last.
+        end: u32,
+    },
+    /// A weight file or tensor that the manifest does not name.
+    #[error("{name} is not in manifest.json: make it anew with `tramontane checkpoint manifest`")]
+    NoSum {
+        /// The file or tensor.
+        name: String,
+    },
+    /// A tensor that the manifest names is in no file.
+    #[error("tensor {name} is in manifest.json and in no weight file")]
+    NoTensor {
+        /// The tensor.
+        name: String,
+    },
+    /// A file of another length than the manifest says.
+    #[error("{file}: has {found} bytes, manifest.json says {expected}")]
+    FileLength {
+        /// The file.
+        file: String,
+        /// Its length.
+        found: u64,
+        /// What it was.
+        expected: u64,
+    },
+    /// A file whose bytes are not those that the manifest was made of.
+    #[error("{file}: its SHA-256 is {found}, manifest.json says {expected}")]
+    FileSum {
+        /// The file.
+        file: String,
+        /// Its sum.
+        found: String,
+        /// What it was.
+        expected: String,
+    },
+    /// A tensor whose bytes are not those that the manifest was made of.
+    #[error("{file}: the bytes of tensor {name} are not those that manifest.json was made of")]
+    TensorSum {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+    },
+    /// A quantised tensor without its scales.
+    #[error(
+        "{file}: tensor {name} has dtype {dtype} and needs tensor {scale} with shape {expected:?}, which is in no file"
+    )]
+    MissingScale {
+        /// The file of the tensor.
+        file: String,
+        /// The tensor.
+        name: String,
         /// Its dtype.
-        found: Dtype,
-        /// The first expert's.
-        expected: Dtype,
+        dtype: Dtype,
+        /// The name of what is missing.
+        scale: String,
+        /// Its shape.
+        expected: Vec<u64>,
+    },
+    /// Two tensors of which only one may be there.
+    #[error("{file}: tensor {name} is there beside {other} of {other_file}, expected one of them")]
+    Ambiguous {
+        /// The file of one.
+        file: String,
+        /// One.
+        name: String,
+        /// The other.
+        other: String,
+        /// The file of the other.
+        other_file: String,
+    },
+    /// Tensors that are read together, stored in different formats.
+    #[error("{file}: tensor {name} is stored in {found}, expected {expected} as {other}")]
+    MixedFormats {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+        /// Its format.
+        found: WeightFormat,
+        /// The other's format.
+        expected: WeightFormat,
+        /// The tensor that it must agree with.
+        other: String,
     },
 }
 
-/// A weight that is NaN or infinite.
+/// A value that no weight or scale can have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{file}: tensor {name} has a {dtype} value that is not finite at byte {offset} of the file, expected numbers only"
+    "{file}: tensor {name} has a {dtype} value {problem} at byte {offset} of the file, expected {expected}"
 )]
-pub struct NotFinite {
+pub struct BadValue {
     /// The file.
     pub file: String,
     /// The tensor.
     pub name: String,
     /// Its dtype.
     pub dtype: Dtype,
+    /// What is wrong with the value.
+    pub problem: &'static str,
     /// The value's first byte, counted from the start of the file.
     pub offset: u64,
+    /// What would be right.
+    pub expected: &'static str,
 }
 
 /// Rows that a tensor does not have.

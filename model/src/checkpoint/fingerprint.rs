@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::view::TensorView;
 
 /// Bytes of each sampled tensor that count: one page, so that opening a model on slow storage stays quick.
-const SAMPLE_BYTES: usize = 4096;
+pub(super) const SAMPLE_BYTES: usize = 4096;
 
 /// SHA-256 of what tells one model from another.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -44,9 +44,14 @@ pub(super) fn fingerprint<'a>(params: &[u8], tensors: impl Iterator<Item = Tenso
         part(tensor.dtype.name().as_bytes());
         let shape: Vec<u8> = tensor.shape.iter().flat_map(|dim| dim.to_le_bytes()).collect();
         part(&shape);
-        if !tensor.name.contains(".experts.") || tensor.name.contains(".experts.0.") {
+        if is_sampled(tensor.name) {
             part(&tensor.bytes[..tensor.bytes.len().min(SAMPLE_BYTES)]);
         }
     }
     Fingerprint(hash.finalize().into())
+}
+
+/// Whether the first bytes of the tensor of this name count.
+pub(super) fn is_sampled(name: &str) -> bool {
+    !name.contains(".experts.") || name.contains(".experts.0.")
 }

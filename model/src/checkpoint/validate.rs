@@ -1,14 +1,13 @@
-//! Does a checkpoint hold the model that its params.json describes: every tensor there, of the right shape and dtype.
+//! Does a checkpoint hold the model that its parameters describe: every tensor there, of the right shape and dtype.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Checkpoint;
 use super::error::{CheckpointError, Fault, Faults};
-use super::view::{TensorView, Weight};
-use crate::dtype::Dtype;
+use super::weight::{Weight, weight_beside};
 use crate::spec::ModelSpec;
 use crate::tensors::{
-    ModelBytes, TensorId, TensorSpec, WeightFormat, expert_tensors, is_vision_tensor, language_tensors,
+    FfnMatrix, LayerTensor, ModelBytes, TensorId, WeightFormat, is_vision_tensor, language_tensors,
     tensor_spec,
 };
 
@@ -18,8 +17,10 @@ const MAX_UNKNOWN_NAMES: usize = 8;
 /// What a checkpoint holds, after it was found to be complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inventory {
-    /// Bytes on devices of each part, from the dtypes found.
+    /// Bytes on devices of each part, from the formats found.
     pub bytes: ModelBytes,
+    /// The formats that its tensors have.
+    pub formats: BTreeSet<WeightFormat>,
     /// Tensors of the language model, scales not counted.
     pub language_tensors: usize,
     /// Bytes of the language model in the files, scales included.
@@ -36,24 +37,24 @@ impl Checkpoint {
     /// Checks every tensor of the model and gives all faults at once, up to a bound. Logs tensors that are not used.
     pub fn validate(&self, spec: &ModelSpec) -> Result<Inventory, CheckpointError> {
         let mut faults = Faults::default();
-        let mut seen: BTreeSet<String> = BTreeSet::new();
-        let (mut language_tensors_found, mut language_file_bytes) = (0, 0);
+        let (mut known, mut may_be_quantised) = (BTreeSet::new(), BTreeSet::new());
+        let mut formats: BTreeMap<TensorId, WeightFormat> = BTreeMap::new();
+        let mut language_file_bytes = 0;
         for tensor in language_tensors(spec) {
-            match self.checked(&tensor) {
+            match self.stored(&tensor) {
                 Ok(weight) => {
-                    language_tensors_found += 1;
-                    for view in [Some(weight.values), weight.scales].into_iter().flatten() {
-                        language_file_bytes += view.bytes.len() as u64;
-                    }
-                    if let Err(fault) = self.same_format_as_first_expert(spec, &weight) {
+                    language_file_bytes += weight.file_bytes();
+                    if let Some(fault) = self.format_fault(&weight, &formats) {
                         faults.push(fault);
                     }
+                    formats.insert(tensor.id, weight.format());
                 }
                 Err(fault) => faults.push(fault),
             }
-            seen.insert(tensor.id.to_string());
-            if tensor.may_be_fp8 {
-                seen.insert(tensor.id.scale_name());
+            if tensor.may_be_quantised {
+                may_be_quantised.insert(tensor.id.to_string());
+            } else {
+                known.insert(tensor.id.to_string());
             }
         }
         if faults.total() > 0 {
@@ -62,13 +63,21 @@ impl Checkpoint {
                 faults,
             });
         }
+        let is_known = |name: &str| {
+            known.contains(name)
+                || may_be_quantised.contains(name)
+                || weight_beside(name).is_some_and(|weight| may_be_quantised.contains(&weight))
+        };
         let (vision, unknown): (Vec<&str>, Vec<&str>) = self
             .names()
-            .filter(|name| !seen.contains(*name))
+            .filter(|name| !is_known(name))
             .partition(|name| is_vision_tensor(name));
         let inventory = Inventory {
-            bytes: ModelBytes::with_formats(spec, |tensor| self.format_of(tensor)),
-            language_tensors: language_tensors_found,
+            bytes: ModelBytes::with_formats(spec, |tensor| {
+                formats.get(&tensor.id).copied().unwrap_or(tensor.usual_format)
+            }),
+            formats: formats.values().copied().collect(),
+            language_tensors: formats.len(),
             language_file_bytes,
             vision_tensors: vision.len(),
             unknown_tensors: unknown.len(),
@@ -85,103 +94,50 @@ impl Checkpoint {
         Ok(inventory)
     }
 
-    /// A tensor of the model with its scales; refused unless it has the shape and a dtype that the spec asks for.
-    pub fn weight(&self, spec: &ModelSpec, id: TensorId) -> Result<Weight<'_>, Fault> {
-        self.checked(&tensor_spec(spec, id))
-    }
-
-    fn checked(&self, tensor: &TensorSpec) -> Result<Weight<'_>, Fault> {
-        let values = self.of_shape(&tensor.id.to_string(), tensor.shape.dims())?;
-        let format = match format_of_dtype(values.dtype) {
-            Some(WeightFormat::Fp8Block) if !tensor.may_be_fp8 => None,
-            format => format,
-        };
-        let Some(format) = format else {
-            let expected = if tensor.may_be_fp8 {
-                "BF16 or F8_E4M3"
-            } else {
-                "BF16"
-            };
-            return Err(wrong_dtype(&values, expected));
-        };
-        let scales = match (format, tensor.shape.scale_table()) {
-            (WeightFormat::Fp8Block, Some((rows, cols))) => {
-                let scales = self.of_shape(&tensor.id.scale_name(), vec![rows.into(), cols.into()])?;
-                if scales.dtype != Dtype::Bf16 && scales.dtype != Dtype::F32 {
-                    return Err(wrong_dtype(&scales, "BF16 or F32"));
-                }
-                Some(scales)
-            }
-            (WeightFormat::Fp8Block, None) | (WeightFormat::Bf16, _) => None,
-        };
-        Ok(Weight {
-            id: tensor.id,
-            shape: tensor.shape,
-            format,
-            values,
-            scales,
+    /// What is wrong with the format of a weight beside those before it.
+    fn format_fault(&self, weight: &Weight<'_>, formats: &BTreeMap<TensorId, WeightFormat>) -> Option<Fault> {
+        let other = agrees_with(weight.id())?;
+        let expected = *formats.get(&other)?;
+        (weight.format() != expected).then(|| Fault::MixedFormats {
+            file: weight.values().file().to_owned(),
+            name: weight.values().name().to_owned(),
+            found: weight.format(),
+            expected,
+            other: self.name_in_files(&other.to_string()),
         })
     }
 
-    /// A tensor by name, of this shape.
-    fn of_shape(&self, name: &str, expected: Vec<u64>) -> Result<TensorView<'_>, Fault> {
-        let Some(view) = self.tensor(name) else {
-            return Err(Fault::Missing {
-                name: name.to_owned(),
-                expected,
-            });
-        };
-        if view.shape != expected {
-            return Err(Fault::Shape {
-                file: view.file.to_owned(),
-                name: name.to_owned(),
-                found: view.shape.to_vec(),
-                expected,
-            });
-        }
-        Ok(view)
-    }
-
-    /// Devices keep a layer's experts in records of one layout, so their formats must agree.
-    fn same_format_as_first_expert(&self, spec: &ModelSpec, weight: &Weight<'_>) -> Result<(), Fault> {
-        let TensorId::Expert { layer, .. } = weight.id else {
-            return Ok(());
-        };
-        let first = expert_tensors(spec, layer, 0)[0].id.to_string();
-        match self.tensor(&first) {
-            Some(first) if first.dtype != weight.values.dtype => Err(Fault::MixedExperts {
-                file: weight.values.file.to_owned(),
-                name: weight.values.name.to_owned(),
-                found: weight.values.dtype,
-                expected: first.dtype,
-            }),
-            Some(_) | None => Ok(()),
-        }
-    }
-
-    /// The format found; the usual one for a tensor that is not there.
-    fn format_of(&self, tensor: &TensorSpec) -> WeightFormat {
-        self.tensor(&tensor.id.to_string())
-            .and_then(|view| format_of_dtype(view.dtype))
-            .unwrap_or(tensor.usual_format)
+    /// A tensor of the model with its scales; refused unless it has the shape and a format that the spec asks for.
+    pub fn weight(&self, spec: &ModelSpec, id: TensorId) -> Result<Weight<'_>, Fault> {
+        self.stored(&tensor_spec(spec, id))
     }
 }
 
-fn format_of_dtype(dtype: Dtype) -> Option<WeightFormat> {
-    if dtype == Dtype::Bf16 {
-        Some(WeightFormat::Bf16)
-    } else if dtype == Dtype::F8E4m3 {
-        Some(WeightFormat::Fp8Block)
-    } else {
-        None
-    }
-}
-
-fn wrong_dtype(view: &TensorView<'_>, expected: &'static str) -> Fault {
-    Fault::Dtype {
-        file: view.file.to_owned(),
-        name: view.name.to_owned(),
-        found: view.dtype,
-        expected,
+/// The tensor whose format a tensor must have as well, an earlier one: gate and up are read together, and devices keep a
+/// layer's experts in records of one layout.
+#[expect(clippy::wildcard_enum_match_arm, reason = "all others stand for themselves")]
+fn agrees_with(id: TensorId) -> Option<TensorId> {
+    match id {
+        TensorId::Layer { layer, tensor } => {
+            let tensor = match tensor {
+                LayerTensor::Dense(FfnMatrix::W3) => LayerTensor::Dense(FfnMatrix::W1),
+                LayerTensor::Shared(FfnMatrix::W3) => LayerTensor::Shared(FfnMatrix::W1),
+                _ => return None,
+            };
+            Some(TensorId::Layer { layer, tensor })
+        }
+        TensorId::Expert { layer, matrix, .. } => {
+            let first = match matrix {
+                FfnMatrix::W1 | FfnMatrix::W3 => FfnMatrix::W1,
+                FfnMatrix::W2 => FfnMatrix::W2,
+            };
+            let first = TensorId::Expert {
+                layer,
+                expert: 0,
+                matrix: first,
+            };
+            Some(first).filter(|first| *first != id)
+        }
+        TensorId::Embedding | TensorId::FinalNorm | TensorId::Head => None,
     }
 }

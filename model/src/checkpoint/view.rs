@@ -2,11 +2,9 @@
 
 use std::ops::Range;
 
-use super::error::{NoSuchRows, NotFinite};
+use super::error::{BadValue, NoSuchRows};
 use super::header::Entry;
 use crate::dtype::{self, Dtype};
-use crate::spec::FP8_BLOCK;
-use crate::tensors::{Shape, TensorId, WeightFormat};
 
 /// A tensor, or some of its rows, as stored.
 #[derive(Clone, Copy, Debug)]
@@ -94,15 +92,34 @@ impl<'a> TensorView<'a> {
     }
 
     /// Refuses a NaN or infinity, naming the first one's place.
-    pub fn check_finite(&self) -> Result<(), NotFinite> {
+    pub fn check_finite(&self) -> Result<(), BadValue> {
         match dtype::first_not_finite(self.dtype, self.bytes) {
             None => Ok(()),
-            Some(index) => Err(NotFinite {
-                file: self.file.to_owned(),
-                name: self.name.to_owned(),
-                dtype: self.dtype,
-                offset: self.offset + index as u64 * self.dtype.bytes(),
-            }),
+            Some(index) => Err(self.bad_value(index, "that is not finite", "numbers only")),
+        }
+    }
+
+    /// Refuses an e4m3 code that is NaN or has a sign. A scale of zero is right: quantising may round to it.
+    pub fn check_scales(&self) -> Result<(), BadValue> {
+        // 0x7f is NaN, and from 0x80 on codes have a sign.
+        match self.bytes.iter().position(|&code| code >= 0x7f) {
+            None => Ok(()),
+            Some(index) => {
+                let problem = "that is negative or no number";
+                Err(self.bad_value(index, problem, "a scale of at least zero"))
+            }
+        }
+    }
+
+    /// What is wrong with an element of this view.
+    pub(super) fn bad_value(&self, index: usize, problem: &'static str, expected: &'static str) -> BadValue {
+        BadValue {
+            file: self.file.to_owned(),
+            name: self.name.to_owned(),
+            dtype: self.dtype,
+            problem,
+            offset: self.offset + index as u64 * self.dtype.bytes(),
+            expected,
         }
     }
 
@@ -114,67 +131,5 @@ impl<'a> TensorView<'a> {
             Some(_) => values,
             None => Vec::new(),
         }
-    }
-}
-
-/// A tensor of the language model with its scales: shape, dtype and scales are those that its spec asks for.
-#[derive(Clone, Copy, Debug)]
-pub struct Weight<'a> {
-    pub(super) id: TensorId,
-    pub(super) shape: Shape,
-    pub(super) format: WeightFormat,
-    pub(super) values: TensorView<'a>,
-    pub(super) scales: Option<TensorView<'a>>,
-}
-
-impl<'a> Weight<'a> {
-    /// Which tensor.
-    pub fn id(&self) -> TensorId {
-        self.id
-    }
-
-    /// Its shape.
-    pub fn shape(&self) -> Shape {
-        self.shape
-    }
-
-    /// How it is stored.
-    pub fn format(&self) -> WeightFormat {
-        self.format
-    }
-
-    /// Its stored values; [`TensorView::rows`] gives some rows.
-    pub fn values(&self) -> TensorView<'a> {
-        self.values
-    }
-
-    /// Its stored scales, BF16 or F32, `[ceil(rows / 128), ceil(cols / 128)]`; there exactly for FP8.
-    pub fn scales(&self) -> Option<TensorView<'a>> {
-        self.scales
-    }
-
-    /// The scales as f32, exactly, after a check that they are numbers; empty for BF16.
-    pub fn scales_f32(&self) -> Result<Vec<f32>, NotFinite> {
-        match self.scales {
-            None => Ok(Vec::new()),
-            Some(scales) => scales.check_finite().map(|()| scales.to_f32()),
-        }
-    }
-
-    /// The values times their scales, rounded once to f32: what the stored weight stands for.
-    pub fn to_f32(&self) -> Vec<f32> {
-        let mut values = self.values.to_f32();
-        if let (Some(scales), Shape::Matrix { cols, .. }) = (self.scales, self.shape) {
-            let scales = scales.to_f32();
-            let (block, cols) = (FP8_BLOCK as usize, (cols as usize).max(1));
-            let blocks_per_row = cols.div_ceil(block);
-            for (row, line) in values.chunks_exact_mut(cols).enumerate() {
-                let line_scales = &scales[row / block * blocks_per_row..];
-                for (part, scale) in line.chunks_mut(block).zip(line_scales) {
-                    part.iter_mut().for_each(|value| *value *= scale);
-                }
-            }
-        }
-        values
     }
 }

@@ -1,45 +1,17 @@
 //! The bytes that tensors take on devices, and so each part of the model that can be placed.
 //!
-//! As devices hold them: values as stored, scales widened to f32. Caches and scratch are not weights and not here.
+//! As devices hold them: codes as stored, and their scales. Caches and scratch are not weights and not here.
 
-use super::{Shape, TensorId, TensorSpec, expert_tensors, owner_tensors, tensor_spec};
+use super::{TensorId, TensorSpec, WeightFormat, expert_tensors, owner_tensors, record_bytes, tensor_spec};
 use crate::spec::ModelSpec;
-
-/// Every section of a weight on a device (a matrix, its scale table, a vector) starts at a multiple of this.
-pub const SECTION_ALIGN: u64 = 16;
-/// Bytes of a scale on a device: f32, whatever the checkpoint stores.
-const DEVICE_SCALE_BYTES: u64 = 4;
-
-/// How one tensor is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum WeightFormat {
-    /// bfloat16.
-    Bf16,
-    /// e4m3 with one multiplier per 128 x 128 block.
-    Fp8Block,
-}
-
-impl WeightFormat {
-    /// Bytes that a tensor of this shape takes on a device: its values, and its scales as f32, each rounded up to
-    /// [`SECTION_ALIGN`].
-    pub fn device_bytes(self, shape: Shape) -> u64 {
-        let section = |bytes: u64| bytes.next_multiple_of(SECTION_ALIGN);
-        match self {
-            Self::Bf16 => section(2 * shape.elements()),
-            Self::Fp8Block => {
-                let (rows, cols) = shape.scale_table().unwrap_or((0, 0));
-                section(shape.elements()) + section(DEVICE_SCALE_BYTES * u64::from(rows) * u64::from(cols))
-            }
-        }
-    }
-}
 
 /// Bytes on devices of each part that can be placed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelBytes {
     /// The embedding, held by the owner of the first stage.
     pub embedding: u64,
-    /// The final norm and the output matrix, held by the owner of the last stage.
+    /// The final norm and the output matrix, held by the owner of the last stage. Where the output matrix is the
+    /// embedding this is the norm alone: the owner then holds the embedding as well.
     pub head: u64,
     /// Each layer in order.
     pub layers: Vec<LayerBytes>,
@@ -50,7 +22,7 @@ pub struct ModelBytes {
 pub struct LayerBytes {
     /// What the stage's owner holds: attention, norms, dense feed-forward or router and shared experts.
     pub owner: u64,
-    /// One routed expert; 0 in a dense layer. All experts of a layer have one format and so one size.
+    /// One routed expert; 0 in a dense layer. All experts of a layer have the same formats and so one size.
     pub expert: u64,
 }
 
@@ -66,19 +38,25 @@ impl ModelBytes {
         let layer = |layer| LayerBytes {
             owner: owner_tensors(spec, layer).iter().map(one).sum(),
             expert: match spec.moe_at(layer) {
-                Some(_) => expert_tensors(spec, layer, 0).iter().map(one).sum(),
+                Some(_) => {
+                    let matrices = expert_tensors(spec, layer, 0);
+                    record_bytes(matrices.iter().map(one).sum(), matrices.iter().map(&format_of))
+                }
                 None => 0,
             },
         };
         let whole = |id| one(&tensor_spec(spec, id));
         Self {
             embedding: whole(TensorId::Embedding),
-            head: whole(TensorId::FinalNorm) + whole(TensorId::Head),
+            head: match spec.tied_embeddings {
+                true => whole(TensorId::FinalNorm),
+                false => whole(TensorId::FinalNorm) + whole(TensorId::Head),
+            },
             layers: (0..spec.n_layers).map(layer).collect(),
         }
     }
 
-    /// The whole model, each expert once.
+    /// The whole model on one device, each expert once.
     pub fn total(&self, n_experts: u32) -> u64 {
         let layers = self
             .layers
@@ -93,6 +71,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::spec::Quantization;
 
     fn spec(path: &str) -> ModelSpec {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
@@ -116,13 +95,19 @@ mod tests {
     }
 
     #[test]
-    fn device_bytes_round_each_section_up() {
-        let matrix = Shape::Matrix { rows: 3, cols: 17 };
-        assert_eq!(WeightFormat::Bf16.device_bytes(matrix), 112);
-        assert_eq!(WeightFormat::Fp8Block.device_bytes(matrix), 64 + 16);
-        let partial = Shape::Matrix { rows: 129, cols: 640 };
-        assert_eq!(partial.scale_table(), Some((2, 5)));
-        assert_eq!(WeightFormat::Fp8Block.device_bytes(partial), 129 * 640 + 48);
-        assert_eq!(WeightFormat::Bf16.device_bytes(Shape::Vector(8)), 16);
+    fn large_3_in_nvfp4_has_its_published_bytes() {
+        let spec = ModelSpec {
+            quantization: Quantization::Nvfp4,
+            ..spec("tests/fixtures/params/large-3.json")
+        };
+        let bytes = ModelBytes::usual(&spec);
+        // Codes of half a byte, a scale per 16 of them, a multiplier per matrix.
+        assert_eq!(
+            bytes.layers[60].expert,
+            3 * (29_360_128 / 2 + 29_360_128 / 16 + 16)
+        );
+        // 403 GB with the tower.
+        let total = bytes.total(128) + 5_000_000_000;
+        assert!((400..406).contains(&(total / 1_000_000_000)), "{total}");
     }
 }

@@ -9,6 +9,17 @@ use crate::support::{changed, named, read_all, repository, write_file};
 const MINI: &str = "cli/assets/mini-large-3";
 const MICRO_FP8: &str = "tests/fixtures/micro-fp8";
 const MICRO_BF16: &str = "tests/fixtures/micro-bf16";
+const MICRO_FP8_TENSOR: &str = "tests/fixtures/micro-fp8-tensor";
+const MICRO_NVFP4: &str = "tests/fixtures/micro-nvfp4";
+const MICRO_SMALL4: &str = "tests/fixtures/micro-small4";
+const ALL: [&str; 6] = [
+    MINI,
+    MICRO_FP8,
+    MICRO_BF16,
+    MICRO_FP8_TENSOR,
+    MICRO_NVFP4,
+    MICRO_SMALL4,
+];
 
 fn open(path: &str) -> Checkpoint {
     Checkpoint::open(&repository(path)).expect("a good checkpoint")
@@ -16,7 +27,7 @@ fn open(path: &str) -> Checkpoint {
 
 #[test]
 fn every_tensor_is_what_the_safetensors_crate_reads() {
-    for path in [MINI, MICRO_FP8, MICRO_BF16] {
+    for path in ALL {
         let checkpoint = open(path);
         let expected = read_all(&repository(path));
         assert_eq!(checkpoint.names().count(), expected.len());
@@ -70,6 +81,30 @@ fn inventories_have_the_bytes_counted_by_hand() {
             micro(189_216, 0),
             micro(92_960, 24_624),
         ),
+        (
+            MICRO_FP8_TENSOR,
+            126,
+            2_106_752,
+            [524_288, 524_544],
+            micro(189_216, 0),
+            micro(92_960, 24_624),
+        ),
+        (
+            MICRO_NVFP4,
+            126,
+            1_910_096,
+            [524_288, 524_544],
+            micro(172_272, 0),
+            micro(119_024, 13_872),
+        ),
+        (
+            MICRO_SMALL4,
+            186,
+            2_513_552,
+            [524_288, 524_544],
+            micro(95_008, 24_624),
+            micro(95_008, 24_624),
+        ),
     ];
     for (path, tensors, file_bytes, ends, dense, moe) in cases {
         let checkpoint = open(path);
@@ -97,7 +132,7 @@ fn inventories_have_the_bytes_counted_by_hand() {
 
 #[test]
 fn usual_formats_are_those_of_the_fixtures() {
-    for path in [MINI, MICRO_BF16, MICRO_FP8] {
+    for path in ALL {
         let checkpoint = open(path);
         let spec = checkpoint.spec().expect("a spec");
         let inventory = checkpoint.validate(&spec).expect("complete");
@@ -154,6 +189,129 @@ fn fp8_weights_decode_to_code_times_block_scale() {
     }
 }
 
+/// Independent of the library: powers of two, and the group by division of each index.
+#[test]
+fn nvfp4_weights_decode_to_code_times_scale_by_the_divisor() {
+    let checkpoint = open(MICRO_NVFP4);
+    let spec = checkpoint.spec().expect("a spec");
+    for id in [
+        TensorId::Layer {
+            layer: 0,
+            tensor: LayerTensor::Dense(FfnMatrix::W2),
+        },
+        TensorId::Expert {
+            layer: 3,
+            expert: 7,
+            matrix: FfnMatrix::W1,
+        },
+    ] {
+        let weight = checkpoint.weight(&spec, id).expect("the weight");
+        assert_eq!(weight.format(), WeightFormat::Nvfp4, "{id}");
+        let Shape::Matrix { rows, cols } = weight.shape() else {
+            panic!("{id} is a matrix")
+        };
+        let (codes, scales) = (weight.values().bytes(), weight.scales().expect("scales").bytes());
+        let multiplier = f64::from(weight.multipliers().expect("a multiplier")[0]);
+        let decoded = weight.to_f32();
+        let two_to = |power: i32| 2_f64.powi(power);
+        for at in 0..(rows * cols) as usize {
+            let code = if at % 2 == 0 {
+                codes[at / 2] & 15
+            } else {
+                codes[at / 2] >> 4
+            };
+            let magnitude = match (code / 2 % 4, f64::from(code % 2)) {
+                (0, half) => half / 2.0,
+                (exponent, half) => (1.0 + half / 2.0) * two_to(i32::from(exponent) - 1),
+            };
+            let code = if code > 7 { -magnitude } else { magnitude };
+            let scale = scales[at / 16];
+            let scale = match (i32::from(scale >> 3 & 15), f64::from(scale & 7)) {
+                (0, mantissa) => mantissa * two_to(-9),
+                (exponent, mantissa) => (8.0 + mantissa) * two_to(exponent - 10),
+            };
+            let expected = (code * scale * multiplier) as f32;
+            assert!(
+                (decoded[at] - expected).abs() <= expected.abs() * 2e-7,
+                "{id} {at}: {} {expected}",
+                decoded[at]
+            );
+        }
+    }
+}
+
+#[test]
+fn fp8_with_one_scale_is_code_times_scale() {
+    let checkpoint = open(MICRO_FP8_TENSOR);
+    let spec = checkpoint.spec().expect("a spec");
+    let id = TensorId::Layer {
+        layer: 2,
+        tensor: LayerTensor::WkvB,
+    };
+    let weight = checkpoint.weight(&spec, id).expect("the weight");
+    assert_eq!(weight.format(), WeightFormat::Fp8Tensor);
+    let scales = weight.multipliers().expect("a scale");
+    assert_eq!(scales.len(), 1);
+    let expected = weight.values().to_f32().into_iter().map(|code| code * scales[0]);
+    assert!(expected.eq(weight.to_f32()));
+}
+
+#[test]
+fn each_tensor_says_how_it_is_stored_whatever_params_json_says() {
+    let donor = read_all(&repository(MICRO_FP8));
+    let (wo, w2) = ("layers.1.attention.wo.weight", "layers.2.experts");
+    let copy = changed(&repository(MICRO_NVFP4), |tensors| {
+        // One matrix of attention in FP8 with blocks, another with one scale; down of a layer's experts in FP8.
+        tensors.retain(|tensor| {
+            tensor.name != wo && !(tensor.name.starts_with(w2) && tensor.name.contains(".w2."))
+        });
+        let taken = |tensor: &&crate::support::Tensor| {
+            tensor.name.starts_with(wo) || (tensor.name.starts_with(w2) && tensor.name.contains(".w2."))
+        };
+        tensors.extend(donor.iter().filter(taken).cloned());
+        let wq_b = named(tensors, "layers.1.attention.wq_b.weight");
+        wq_b.dtype = safetensors::Dtype::F8_E4M3;
+        wq_b.bytes.truncate(192 * 64);
+        wq_b.bytes.fill(0x38);
+        tensors.push(crate::support::Tensor {
+            name: "layers.1.attention.wq_b.qscale_weight".to_owned(),
+            dtype: safetensors::Dtype::BF16,
+            shape: vec![1],
+            bytes: vec![0x80, 0x3f],
+        });
+    });
+    let checkpoint = Checkpoint::open(copy.path()).expect("a good checkpoint");
+    let spec = checkpoint.spec().expect("a spec");
+    let inventory = checkpoint.validate(&spec).expect("complete");
+    assert_eq!(inventory.formats, WeightFormat::ALL.into());
+    assert_eq!(inventory.unknown_tensors, 0);
+    let attention = |tensor| TensorId::Layer { layer: 1, tensor };
+    let expert = |matrix| TensorId::Expert {
+        layer: 2,
+        expert: 3,
+        matrix,
+    };
+    for (id, format) in [
+        (attention(LayerTensor::Wo), WeightFormat::Fp8Block),
+        (attention(LayerTensor::WqB), WeightFormat::Fp8Tensor),
+        (attention(LayerTensor::WkvB), WeightFormat::Bf16),
+        (expert(FfnMatrix::W1), WeightFormat::Nvfp4),
+        (expert(FfnMatrix::W2), WeightFormat::Fp8Block),
+    ] {
+        assert_eq!(
+            checkpoint.weight(&spec, id).expect("the weight").format(),
+            format,
+            "{id}"
+        );
+    }
+    // Two matrices of codes of half a byte with a scale per 16 and a multiplier, and one of bytes with a scale.
+    assert_eq!(
+        inventory.bytes.layers[2].expert,
+        2 * (4096 + 512 + 16) + 8192 + 16
+    );
+    assert_eq!(inventory.bytes.layers[1].expert, 3 * (4096 + 512 + 16));
+}
+
 #[test]
 fn rows_are_the_bytes_in_between() {
     let checkpoint = open(MICRO_BF16);
@@ -179,7 +337,7 @@ fn rows_are_the_bytes_in_between() {
 
 #[test]
 fn all_stored_weights_are_finite() {
-    for path in [MINI, MICRO_FP8, MICRO_BF16] {
+    for path in ALL {
         let checkpoint = open(path);
         for name in checkpoint.names() {
             checkpoint
@@ -220,7 +378,7 @@ fn f32_scales_are_taken_and_widen_nothing_else() {
     };
     let [narrow, wide] = [&narrow, &wide].map(|checkpoint| checkpoint.weight(&spec, id).expect("the weight"));
     assert_eq!(wide.scales().expect("scales").dtype(), Dtype::F32);
-    assert_eq!(narrow.scales_f32(), wide.scales_f32());
+    assert_eq!(narrow.multipliers(), wide.multipliers());
     assert_eq!(narrow.to_f32(), wide.to_f32());
 }
 

@@ -2,4 +2,5 @@
 
 mod bad_checkpoints;
 mod good_checkpoints;
+mod manifests;
 mod support;

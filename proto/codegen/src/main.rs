@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "admin",
+    "checkpoint",
     "expert",
     "membership",
     "placement",

@@ -118,6 +118,58 @@ const FAULTS: &[Fault] = &[
     },
 ];
 
+/// The same in Hugging Face's layout.
+const HUGGING_FACE_FAULTS: &[Fault] = &[
+    Fault {
+        what: "an impossible config.json",
+        make: |copy| {
+            copy.edit("config.json", |config| {
+                config["num_key_value_heads"] = json!(3);
+                config["rope_parameters"]["mscale_all_dim"] = json!(0.5);
+            });
+        },
+        says: &[
+            "config.json",
+            "num_key_value_heads is 3, expected a divisor of the number of heads, which is 4",
+            "rope_parameters.mscale_all_dim is 0.5",
+        ],
+    },
+    Fault {
+        what: "another architecture",
+        make: |copy| copy.edit("config.json", |config| config["model_type"] = json!("llama")),
+        says: &["config.json", "model_type is \"llama\", expected ministral3"],
+    },
+    Fault {
+        what: "no weights in Hugging Face's layout",
+        make: |copy| std::fs::remove_file(copy.path().join("model.safetensors")).expect("removes"),
+        says: &["has neither model.safetensors.index.json nor model.safetensors"],
+    },
+    Fault {
+        what: "a missing head that is not tied",
+        make: |copy| {
+            copy.tensors("model.safetensors", |tensors| {
+                let all = tensors.header.as_object_mut().expect("an object");
+                let head = all.shift_remove("lm_head.weight").expect("a tensor");
+                all.insert("lm_tail.weight".to_owned(), head);
+            });
+        },
+        says: &["tensor lm_head.weight is missing, expected with shape [2048, 128]"],
+    },
+    Fault {
+        what: "keys of another shape",
+        make: |copy| {
+            copy.tensors("model.safetensors", |tensors| {
+                let keys = &mut tensors.header["model.layers.2.self_attn.k_proj.weight"];
+                keys["shape"] = json!([128, 64]);
+            });
+        },
+        says: &[
+            "model.safetensors",
+            "tensor model.layers.2.self_attn.k_proj.weight has shape [128, 64], the model needs [64, 128]",
+        ],
+    },
+];
+
 /// Starts a coordinator or a worker of a checkpoint; it must end with an error that says every part.
 async fn refused(role: &str, copy: &Copy, what: &str, says: &[&str]) {
     let dir = tempfile::tempdir().expect("a directory");
@@ -146,11 +198,56 @@ async fn refused(role: &str, copy: &Copy, what: &str, says: &[&str]) {
 
 #[tokio::test]
 async fn faults_of_the_files_are_told_at_the_start() {
-    for fault in FAULTS {
-        let copy = Copy::of(&fixture("micro-bf16"));
-        (fault.make)(&copy);
-        refused("worker", &copy, fault.what, fault.says).await;
-        refused("coordinator", &copy, fault.what, fault.says).await;
+    for (name, faults) in [
+        ("micro-bf16", FAULTS),
+        ("micro-ministral-hf", HUGGING_FACE_FAULTS),
+    ] {
+        for fault in faults {
+            let copy = Copy::of(&fixture(name));
+            (fault.make)(&copy);
+            refused("worker", &copy, fault.what, fault.says).await;
+            refused("coordinator", &copy, fault.what, fault.says).await;
+        }
+    }
+}
+
+/// Companions of quantised weights, in the header of the one file that the fixture has.
+#[tokio::test]
+async fn faults_of_scales_are_told_at_the_start() {
+    const STEM: &str = "layers.2.experts.3.w2";
+    let renamed = |tensors: &mut Tensors, from: &str| {
+        let all = tensors.header.as_object_mut().expect("an object");
+        let tensor = all.shift_remove(from).expect("a tensor");
+        all.insert("layers.9.lost".to_owned(), tensor);
+    };
+    for (fixture_name, scale, weight, shape) in [
+        (
+            "micro-fp8-tensor",
+            "qscale_weight",
+            "weight has dtype F8_E4M3",
+            "[1]",
+        ),
+        (
+            "micro-nvfp4",
+            "weight_scale",
+            "weight_packed has dtype U8",
+            "[128, 4]",
+        ),
+        (
+            "micro-nvfp4",
+            "weight_global_scale",
+            "weight_packed has dtype U8",
+            "[1]",
+        ),
+    ] {
+        let copy = Copy::of(&fixture(fixture_name));
+        let name = format!("{STEM}.{scale}");
+        header(&copy, |tensors| renamed(tensors, &name));
+        let says = format!(
+            "{WEIGHTS}: tensor {STEM}.{weight} and needs tensor {name} with shape {shape}, which is in no file"
+        );
+        refused("worker", &copy, fixture_name, &[&says]).await;
+        refused("coordinator", &copy, fixture_name, &[&says]).await;
     }
 }
 

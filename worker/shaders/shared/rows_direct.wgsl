@@ -1,14 +1,7 @@
 // Sixteen columns of up to four rows of activations, each lane reading them itself.
-// Needs of the including shader: x, ROWS, dot16.
-// 16 bytes of weights or activations.
-alias Words = vec4<u32>;
-
-fn words(loaded: Words) -> vec4<u32> {
-    return loaded;
-}
-
+// Needs of the including shader: x, ROWS, dot16, and how memory is read.
 fn values(loaded: Words) -> vec4<f32> {
-    return bitcast<vec4<f32>>(loaded);
+    return bitcast<vec4<f32>>(words(loaded));
 }
 
 struct Block {

@@ -1,15 +1,7 @@
 // Sixteen columns of up to four rows of activations, for devices with subgroups of 8 lanes where a load costs as much as
 // many sums: the lanes of a subgroup read the block together, 4 columns each, and hand it around.
 // The first 4 lanes hold `low` of row 0 and `high` of row 2, the others of rows 1 and 3.
-// Needs of the including shader: x, ROWS, dot16.
-// 16 bytes of weights or activations: a load of 8 bytes costs what one of 4 does.
-alias Words = vec2<u64>;
-
-fn words(loaded: Words) -> vec4<u32> {
-    let high = loaded >> vec2<u32>(32u);
-    return vec4<u32>(u32(loaded.x), u32(high.x), u32(loaded.y), u32(high.y));
-}
-
+// Needs of the including shader: x, ROWS, dot16, and how memory is read.
 fn values(loaded: Words) -> vec4<f32> {
     return bitcast<vec4<f32>>(words(loaded));
 }

@@ -6,12 +6,12 @@
 //
 // Plain rows: workgroup x = tile of ROWS rows. Grouped rows (routed experts): the plan (group_experts.wgsl) holds pairs by
 // expert; workgroup x = one pair, or a tile of up to ROWS pairs of one expert.
-// Activations come through rows_direct.wgsl or rows_subgroup.wgsl.
+// Activations come through rows_direct.wgsl or rows_subgroup.wgsl, weights through weights.wgsl.
 // Needs of the including shader: plan, ids. Twin: src/reference/linear.rs
 override ROWS: u32 = 4;
 override LANES_K: u32 = 1;
 override LANES_N: u32 = 32;
-// Chunks that a lane takes in turn: a block of 128 columns, with one scale, where lanes do not share sums.
+// Chunks that a lane takes in turn with one scale: in FP8 a block of 128 columns, where lanes do not share sums.
 override RUN: u32 = 8;
 override GROUPED: bool = false;
 
@@ -31,15 +31,19 @@ struct Params {
     // Outputs per group in this dispatch, and the row of the whole matrix that the first of them is.
     count: u32,
     first: u32,
-    // 16-byte units to the first weight row, words to the scale table; of both matrices where there are two.
+    // Chunks to the first weight row, words to the scales; of both matrices where there are two.
     weight: u32,
     scale: u32,
     weight2: u32,
     scale2: u32,
+    // FP8: scales to those of the next 128 rows, and of the next 128 columns; 0 where one scale is for all.
+    scale_stride: u32,
+    scale_step: u32,
     // 1: add to the output.
     add: u32,
-    // Grouped: 16-byte units from expert to expert; the bank's first expert; the part's experts; the bank's size.
+    // Grouped: chunks, and words, from expert to expert; the bank's first expert; the part's experts; the bank's size.
     record: u32,
+    record_words: u32,
     bank_first: u32,
     part_first: u32,
     part_end: u32,

@@ -1,17 +1,16 @@
-// Stored weights to f32, sixteen at a time. FP8: e4m3, one 16-byte load. Otherwise bfloat16, two loads.
-// Needs of the including shader: nothing. Twin: src/reference/decode.rs
-override FP8: bool = false;
-
+// Stored weights to f32. A file per format says how: weights_bf16.wgsl, weights_fp8.wgsl, weights_nvfp4.wgsl. Each has
+//   Chunk, decode: 16 columns of a row as stored, and their values;
+//   Quads, quads_at, quad_of: what 4 columns lie in, which one that is, and their values;
+//   scale_at, scale_of: the word of the scales that has a chunk's, and its value; SCALE_PER_ROW: rows never share one;
+//   matrix_scale: what sums are multiplied with in the end, from the first word of the scales.
+// Values times scales are exact; so is every decoding here, and none relies on subnormal numbers.
+// Needs of the including shader: loads_u32.wgsl or loads_u64.wgsl; p.chunks, p.scale_stride, p.scale_step.
+// Twin: src/reference/decode.rs
 struct Weights {
     a: vec4<f32>,
     b: vec4<f32>,
     c: vec4<f32>,
     d: vec4<f32>,
-}
-
-// A bfloat16 is the upper half of an f32; the lower code of a word is the earlier column.
-fn bf16x4(low: u32, high: u32) -> vec4<f32> {
-    return bitcast<vec4<f32>>(vec4<u32>(low << 16u, low & 0xffff0000u, high << 16u, high & 0xffff0000u));
 }
 
 // e4m3: codes of 8 and more are normal, the exponent moves from bias 7 to 127; below they are multiples of 2^-9.
@@ -22,17 +21,4 @@ fn e4m3x4(word: u32) -> vec4<f32> {
     let small = bitcast<vec4<u32>>(vec4<f32>(magnitude) * 0.001953125);
     let bits = select(small, normal, magnitude >= vec4<u32>(8u));
     return bitcast<vec4<f32>>(bits | ((codes & vec4<u32>(0x80u)) << vec4<u32>(24u)));
-}
-
-fn decode_fp8(words: vec4<u32>) -> Weights {
-    return Weights(e4m3x4(words.x), e4m3x4(words.y), e4m3x4(words.z), e4m3x4(words.w));
-}
-
-fn decode_bf16(first: vec4<u32>, second: vec4<u32>) -> Weights {
-    return Weights(
-        bf16x4(first.x, first.y),
-        bf16x4(first.z, first.w),
-        bf16x4(second.x, second.y),
-        bf16x4(second.z, second.w),
-    );
 }

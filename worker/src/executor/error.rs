@@ -158,6 +158,7 @@ impl DeviceError {
                 OpError::Timeout { .. }
                 | OpError::DeviceLost { .. }
                 | OpError::Refused { .. }
+                | OpError::Wrong { .. }
                 | OpError::OutOfMemory { .. } => true,
                 OpError::Shape { .. }
                 | OpError::TooSmall { .. }

@@ -15,8 +15,8 @@ use super::buffers::{self, HeadBuffers, HolderBuffers, OwnerBuffers};
 use super::masks::MaskMaker;
 use super::open::OpenSequence;
 use super::plan::{self, StepPlan};
-use super::{DeviceError, ExpertExchange, StageInput, StageOutput};
-use crate::ops::{Backend, DeviceInfo, ExpertScratch, LatentCache, OpError, ReadRange};
+use super::{DeviceError, ExpertExchange, StageInput, StageOutput, decoding};
+use crate::ops::{Backend, DeviceInfo, ExpertScratch, KvCache, OpError, ReadRange};
 use crate::weights::{
     DeviceSlices, ExpertSlice, LoadWatch, ModelFiles, StageSlice, WeightError, WeightSlice, WeightStore,
 };
@@ -41,7 +41,7 @@ pub struct ExecutorOptions {
 #[derive(Debug)]
 pub(super) struct OwnedStage<B> {
     pub(super) slice: StageSlice,
-    pub(super) caches: Vec<LatentCache<B>>,
+    pub(super) caches: Vec<KvCache<B>>,
     pub(super) buffers: OwnerBuffers<B>,
     /// There on the last stage.
     pub(super) head: Option<HeadBuffers<B>>,
@@ -103,6 +103,8 @@ pub struct Executor<D: Backend> {
     /// What of the weights is kept for others beside that.
     pub(super) copies: Vec<WeightSlice>,
     placed: Option<Placed<D::Buffer>>,
+    /// Whether the device was found to decode the model's formats as it must.
+    decodes: bool,
 }
 
 impl<D: Backend> Executor<D> {
@@ -118,6 +120,7 @@ impl<D: Backend> Executor<D> {
             computes: Vec::new(),
             copies: Vec::new(),
             placed: None,
+            decodes: false,
         }
     }
 
@@ -161,16 +164,22 @@ impl<D: Backend> Executor<D> {
         if planned > memory {
             return Err(WeightError::TooLarge { planned, memory }.into());
         }
+        if !self.decodes {
+            // Before anything is held, so that it finds room whatever is planned.
+            let deadline = Instant::now() + self.options.timeout;
+            decoding::check(&mut self.backend, self.model.formats.iter().copied(), deadline)?;
+            self.decodes = true;
+        }
         let mut placed = self.place(fence, slices)?;
         self.weights
             .load(&mut self.backend, &self.model, slices, watch)
             .map_err(|error| match error {
                 WeightError::Cancelled => DeviceError::LoadCancelled { fence },
                 error @ (WeightError::Tensor(_)
-                | WeightError::NotFinite(_)
+                | WeightError::Value(_)
                 | WeightError::Rows(_)
-                | WeightError::Formats { .. }
                 | WeightError::TooLarge { .. }
+                | WeightError::Files { .. }
                 | WeightError::Device { .. }) => error.into(),
             })?;
         self.backend.submit()?;
@@ -336,7 +345,7 @@ impl<D: Backend> Device<'_, D> {
             step: batch.step,
             problem,
         };
-        // The embedding may be held for another device, too.
+        // The embedding may be held as a last stage's head, or for another device, too.
         let table = self.weights.embedding().filter(|_| stage.slice.first);
         match (input, table) {
             (StageInput::Embed, Some(table)) => {

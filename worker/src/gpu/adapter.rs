@@ -5,7 +5,7 @@ use wgpu::{Adapter, Backends, DeviceType, Instance, InstanceDescriptor, Instance
 use crate::ops::OpError;
 
 /// Share of a GPU's memory that is used where none is configured, in percent: the driver and others need some.
-const GPU_MEMORY_PERCENT: u64 = 90;
+pub const GPU_MEMORY_PERCENT: u64 = 90;
 /// Share of the machine's memory that is used on an emulated GPU.
 const CPU_MEMORY_PERCENT: u64 = 50;
 /// What is assumed where the memory cannot be found out.

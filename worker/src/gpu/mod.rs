@@ -20,6 +20,7 @@ mod readback;
 mod staging;
 mod tuning;
 
+pub use adapter::GPU_MEMORY_PERCENT;
 pub use backend::GpuBackend;
 pub use memory::GpuBuffer;
 
@@ -28,7 +29,7 @@ use crate::executor::{DeviceError, DeviceHandle, DeviceOptions};
 use crate::ops::OpError;
 
 /// Version of the shaders, part of the device kind: raised whenever a change may change a bit of a result (DET-1).
-pub const KERNEL_SET: u32 = 2;
+pub const KERNEL_SET: u32 = 3;
 
 /// Opens the adapter that the configuration names, or the best one, and compiles all pipelines.
 ///

@@ -1,13 +1,14 @@
 //! The kernels and their pipelines, all compiled when a device is opened.
 //!
-//! One source per op; variants by weight format, by whether rows are grouped by expert, and by rows per tile. Tile sizes
+//! One source per op, with a part of it per weight format; variants by whether rows are grouped by expert, and by rows per
+//! tile. Tile sizes
 //! depend on whether the device is an emulated GPU: there a workgroup is a few vectors of neighbouring outputs, on a GPU
 //! lanes also share a sum. They are part of the device kind, as all that the shaders do.
 
 use std::collections::HashMap;
 use std::mem::size_of;
 
-use super::ops::{adjust, attention, elementwise, experts, matmul, norm, queries, route, sample};
+use super::ops::{adjust, attention, elementwise, experts, matmul, norm, queries, rotate_qkv, route, sample};
 use super::tuning::Tuning;
 use crate::ops::WeightFormat;
 
@@ -16,10 +17,40 @@ pub(super) const MAX_BINDINGS: usize = 8;
 /// Rows of a tile of queries, where there are several.
 pub(super) const QUERY_ROWS: u32 = 4;
 
+/// What a matrix kernel decodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Codes {
+    Bf16,
+    /// With a multiplier per block, or one for all.
+    Fp8,
+    Nvfp4,
+}
+
+impl Codes {
+    const ALL: [Self; 3] = [Self::Bf16, Self::Fp8, Self::Nvfp4];
+
+    pub(super) fn of(format: WeightFormat) -> Self {
+        match format {
+            WeightFormat::Bf16 => Self::Bf16,
+            WeightFormat::Fp8Block | WeightFormat::Fp8Tensor => Self::Fp8,
+            WeightFormat::Nvfp4 => Self::Nvfp4,
+        }
+    }
+
+    /// The part of a shader's source that decodes them.
+    fn source(self) -> &'static str {
+        match self {
+            Self::Bf16 => include_str!("../../shaders/shared/weights_bf16.wgsl"),
+            Self::Fp8 => include_str!("../../shaders/shared/weights_fp8.wgsl"),
+            Self::Nvfp4 => include_str!("../../shaders/shared/weights_nvfp4.wgsl"),
+        }
+    }
+}
+
 /// A variant of a matrix kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
-    pub(super) format: WeightFormat,
+    pub(super) codes: Codes,
     /// Rows are pairs (row, choice), grouped by expert.
     pub(super) grouped: bool,
     /// Rows of activations that a tile holds.
@@ -31,7 +62,7 @@ pub(super) struct Variant {
 pub(super) enum Kernel {
     Adjust,
     Attention {
-        /// The latent is small; only where lanes share loads.
+        /// Values are small and many heads share them; only where lanes share loads.
         small: bool,
     },
     Combine,
@@ -43,6 +74,7 @@ pub(super) enum Kernel {
     /// Never grouped.
     Queries(Variant),
     RmsNorm,
+    RotateQkv,
     Route,
     Sample,
 }
@@ -63,8 +95,8 @@ macro_rules! sources {
 }
 
 macro_rules! matrix_sources {
-    ($path:literal, $rows:literal) => {
-        sources![$path, "shared/tile.wgsl", $rows, "shared/weights.wgsl"]
+    ($path:literal, $rows:literal, $loads:literal) => {
+        sources![$path, "shared/tile.wgsl", $rows, $loads, "shared/weights.wgsl"]
     };
 }
 
@@ -78,18 +110,15 @@ impl Kernel {
             Self::GroupExperts,
             Self::LatentWrite,
             Self::RmsNorm,
+            Self::RotateQkv,
             Self::Route,
             Self::Sample,
         ];
         if tuning.shares_loads {
             kernels.push(Self::Attention { small: true });
         }
-        for format in [WeightFormat::Bf16, WeightFormat::Fp8Block] {
-            let variant = |grouped, rows| Variant {
-                format,
-                grouped,
-                rows,
-            };
+        for codes in Codes::ALL {
+            let variant = |grouped, rows| Variant { codes, grouped, rows };
             let plain = tuning.tiles.iter().map(|&rows| variant(false, rows));
             let grouped = tuning.pair_tiles.iter().map(|&rows| variant(true, rows));
             for variant in plain.chain(grouped) {
@@ -115,6 +144,7 @@ impl Kernel {
             Self::Route => 9,
             Self::Sample => 10,
             Self::Adjust => 11,
+            Self::RotateQkv => 12,
         }
     }
 
@@ -151,8 +181,16 @@ impl Kernel {
             }
             Self::GateUp(_) => {
                 let sources = match tuning.shares_loads {
-                    true => matrix_sources!("gate_up.wgsl", "shared/rows_subgroup.wgsl"),
-                    false => matrix_sources!("gate_up.wgsl", "shared/rows_direct.wgsl"),
+                    true => {
+                        matrix_sources!(
+                            "gate_up.wgsl",
+                            "shared/rows_subgroup.wgsl",
+                            "shared/loads_u64.wgsl"
+                        )
+                    }
+                    false => {
+                        matrix_sources!("gate_up.wgsl", "shared/rows_direct.wgsl", "shared/loads_u32.wgsl")
+                    }
                 };
                 new("gate_up", sources, 7, 1, size_of::<matmul::Params>())
             }
@@ -166,18 +204,35 @@ impl Kernel {
             }
             Self::Linear(_) => {
                 let sources = match tuning.shares_loads {
-                    true => matrix_sources!("linear.wgsl", "shared/rows_subgroup.wgsl"),
-                    false => matrix_sources!("linear.wgsl", "shared/rows_direct.wgsl"),
+                    true => {
+                        matrix_sources!(
+                            "linear.wgsl",
+                            "shared/rows_subgroup.wgsl",
+                            "shared/loads_u64.wgsl"
+                        )
+                    }
+                    false => {
+                        matrix_sources!("linear.wgsl", "shared/rows_direct.wgsl", "shared/loads_u32.wgsl")
+                    }
                 };
                 new("linear", sources, 5, 1, size_of::<matmul::Params>())
             }
             Self::Queries(_) => {
-                let sources = sources!["queries.wgsl", "shared/rotate.wgsl", "shared/weights.wgsl"];
+                let sources = sources![
+                    "queries.wgsl",
+                    "shared/rotate.wgsl",
+                    "shared/loads_u32.wgsl",
+                    "shared/weights.wgsl"
+                ];
                 new("queries", sources, 5, 1, size_of::<queries::Params>())
             }
             Self::RmsNorm => {
                 let sources = sources!["rms_norm.wgsl", "shared/norm.wgsl"];
                 new("rms_norm", sources, 3, 1, size_of::<norm::Params>())
+            }
+            Self::RotateQkv => {
+                let sources = sources!["rotate_qkv.wgsl", "shared/rotate.wgsl"];
+                new("rotate_qkv", sources, 5, 2, size_of::<rotate_qkv::Params>())
             }
             Self::Route => {
                 let sources = sources!["route.wgsl", "shared/reduce.wgsl"];
@@ -190,16 +245,26 @@ impl Kernel {
         }
     }
 
+    /// What the weights that it reads are, where it reads any.
+    fn codes(self) -> Option<Codes> {
+        match self {
+            Self::GateUp(variant) | Self::Linear(variant) | Self::Queries(variant) => Some(variant.codes),
+            Self::Adjust
+            | Self::Attention { .. }
+            | Self::Combine
+            | Self::Embed
+            | Self::GroupExperts
+            | Self::LatentWrite
+            | Self::RmsNorm
+            | Self::RotateQkv
+            | Self::Route
+            | Self::Sample => None,
+        }
+    }
+
     /// Values of the shader's overrides.
     fn constants(self, tuning: &Tuning) -> Vec<(&'static str, f64)> {
         let lanes = |lanes: u32| vec![("LANES", f64::from(lanes))];
-        let of_variant = |variant: Variant| {
-            let is_fp8 = variant.format == WeightFormat::Fp8Block;
-            vec![
-                ("ROWS", f64::from(variant.rows)),
-                ("FP8", f64::from(u8::from(is_fp8))),
-            ]
-        };
         match self {
             Self::Attention { small } => {
                 let mut constants = lanes(tuning.lanes_attention);
@@ -208,15 +273,20 @@ impl Kernel {
                 }
                 constants
             }
-            Self::Combine | Self::Embed => lanes(tuning.lanes_each),
+            Self::Combine | Self::Embed | Self::RotateQkv => lanes(tuning.lanes_each),
             Self::GateUp(variant) | Self::Linear(variant) => {
-                let mut constants = of_variant(variant);
-                constants.extend([
+                let run = match variant.codes {
+                    Codes::Bf16 | Codes::Fp8 => tuning.run_chunks(),
+                    // Every chunk has a scale.
+                    Codes::Nvfp4 => 1,
+                };
+                let mut constants = vec![
+                    ("ROWS", f64::from(variant.rows)),
                     ("GROUPED", f64::from(u8::from(variant.grouped))),
                     ("LANES_K", f64::from(tuning.lanes_k)),
                     ("LANES_N", f64::from(tuning.lanes_n)),
-                    ("RUN", f64::from(tuning.run_chunks())),
-                ]);
+                    ("RUN", f64::from(run)),
+                ];
                 if let Self::Linear(_) = self {
                     constants.push(("OUTPUTS", f64::from(tuning.outputs)));
                 }
@@ -225,8 +295,8 @@ impl Kernel {
             Self::Adjust | Self::GroupExperts | Self::Sample => lanes(tuning.lanes_wide),
             Self::LatentWrite | Self::RmsNorm => lanes(tuning.lanes_row),
             Self::Queries(variant) => {
-                let mut constants = of_variant(variant);
-                constants.extend(lanes(tuning.lanes_query));
+                let mut constants = lanes(tuning.lanes_query);
+                constants.push(("ROWS", f64::from(variant.rows)));
                 constants
             }
             Self::Route => lanes(tuning.lanes_route),
@@ -248,7 +318,7 @@ pub(super) struct Pipelines {
     compiled: HashMap<Kernel, Pipeline>,
 }
 
-/// A module and its layouts, shared by the variants of a shader.
+/// A module and its layouts, shared by the variants of a shader that decode the same.
 struct Module {
     module: wgpu::ShaderModule,
     bindings: wgpu::BindGroupLayout,
@@ -263,8 +333,8 @@ impl Pipelines {
         for kernel in Kernel::all(tuning) {
             let shader = kernel.shader(tuning);
             let module = modules
-                .entry(kernel.layout())
-                .or_insert_with(|| module(device, &shader));
+                .entry((kernel.layout(), kernel.codes()))
+                .or_insert_with(|| module(device, &shader, kernel.codes()));
             let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(shader.label),
                 layout: Some(&module.layout),
@@ -293,8 +363,9 @@ impl Pipelines {
     }
 }
 
-fn module(device: &wgpu::Device, shader: &Shader) -> Module {
-    let source = shader.sources.join("\n");
+fn module(device: &wgpu::Device, shader: &Shader, codes: Option<Codes>) -> Module {
+    let parts = shader.sources.iter().copied().chain(codes.map(Codes::source));
+    let source = parts.collect::<Vec<_>>().join("\n");
     let descriptor = wgpu::ShaderModuleDescriptor {
         label: Some(shader.label),
         source: wgpu::ShaderSource::Wgsl(source.into()),

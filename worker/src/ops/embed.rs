@@ -22,9 +22,9 @@ impl<B: DeviceBuffer> Embed<'_, B> {
     /// Refuses operands that do not fit together.
     pub fn check(&self) -> Result<(), OpError> {
         const OP: &str = "embed";
-        match self.table.format() {
-            WeightFormat::Bf16 => {}
-            WeightFormat::Fp8Block => return Err(OpError::shape(OP, "the table is FP8, it must be BF16")),
+        if self.table.format() != WeightFormat::Bf16 {
+            let detail = format!("the table is {}, it must be BF16", self.table.format());
+            return Err(OpError::shape(OP, detail));
         }
         check_rows(OP, "tokens", self.tokens, self.rows.total(), 1)?;
         check_rows(OP, "output", self.output, self.rows.total(), self.table.cols())

@@ -81,6 +81,14 @@ pub enum OpError {
         /// What the driver said.
         reason: String,
     },
+    /// The device does not compute what it must.
+    #[error("device {device} cannot be used: {problem}")]
+    Wrong {
+        /// The adapter's name.
+        device: String,
+        /// What it computes and what would be right.
+        problem: String,
+    },
 }
 
 impl OpError {

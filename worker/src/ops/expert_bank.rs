@@ -1,12 +1,15 @@
 //! The routed experts of one layer that a device holds: one contiguous record per expert.
 //!
-//! A record is `w1 | w3 | w2 | s1 | s3 | s2`: gate and up `[hidden, dim]`, down `[dim, hidden]`, then their f32 scale
-//! tables (none for BF16). Every section starts at a multiple of 16 bytes and the record's length is one. A bank is
-//! several buffers, split at expert borders so that each fits in one binding.
+//! A record is `w1 | w3 | w2 | s1 | s3 | s2`: gate and up `[hidden, dim]`, down `[dim, hidden]`, then their sections of
+//! scales (none for BF16). Gate and up have one format, down may have another. Every section starts at a multiple of 16
+//! bytes, and codes, so the next record as well, at one of a chunk's bytes. A bank is several buffers, split at expert
+//! borders so that each fits in one binding.
 
 use std::ops::Range;
 
-use super::matrix::{COLS_ALIGN, PART_ALIGN, check_span};
+use tramontane_model::tensors::record_bytes;
+
+use super::matrix::{COLS_ALIGN, PART_ALIGN, check_chunks, check_span};
 use super::{DeviceBuffer, OpError, WeightFormat};
 
 /// Where the sections of an expert's record are, in bytes from its start.
@@ -16,45 +19,50 @@ pub struct ExpertLayout {
     pub dim: u32,
     /// Width of the expert's hidden layer.
     pub hidden: u32,
-    /// How its matrices are stored.
-    pub format: WeightFormat,
+    /// How gate and up are stored.
+    pub up_format: WeightFormat,
+    /// How down is stored.
+    pub down_format: WeightFormat,
     /// Gate, `[hidden, dim]`.
     pub w1: u64,
     /// Up, `[hidden, dim]`.
     pub w3: u64,
     /// Down, `[dim, hidden]`.
     pub w2: u64,
-    /// Scales of `w1`, `[ceil(hidden / 128), ceil(dim / 128)]` f32.
+    /// Scales of `w1`.
     pub s1: u64,
-    /// Scales of `w3`, as those of `w1`.
+    /// Scales of `w3`.
     pub s3: u64,
-    /// Scales of `w2`, `[ceil(dim / 128), ceil(hidden / 128)]` f32.
+    /// Scales of `w2`.
     pub s2: u64,
     /// Length of the record.
     pub bytes: u64,
 }
 
 impl ExpertLayout {
-    /// Layout for widths that are multiples of 16.
-    pub fn new(dim: u32, hidden: u32, format: WeightFormat) -> Result<Self, OpError> {
+    /// Layout for widths that are multiples of 16; `formats` are those of gate and up, and of down.
+    pub fn new(dim: u32, hidden: u32, formats: (WeightFormat, WeightFormat)) -> Result<Self, OpError> {
         super::rows::check_width("expert record", "dim", dim, COLS_ALIGN)?;
         super::rows::check_width("expert record", "hidden", hidden, COLS_ALIGN)?;
-        let up = u64::from(hidden) * format.row_bytes(dim);
-        let down = u64::from(dim) * format.row_bytes(hidden);
-        let up_scales = (format.scale_count(hidden, dim) * 4).next_multiple_of(PART_ALIGN);
-        let down_scales = (format.scale_count(dim, hidden) * 4).next_multiple_of(PART_ALIGN);
+        let (up_format, down_format) = formats;
+        let up = u64::from(hidden) * up_format.row_bytes(dim);
+        let down = u64::from(dim) * down_format.row_bytes(hidden);
+        let up_scales = up_format.scale_bytes(hidden, dim).next_multiple_of(PART_ALIGN);
+        let down_scales = down_format.scale_bytes(dim, hidden).next_multiple_of(PART_ALIGN);
         let s1 = 2 * up + down;
+        let end = s1 + 2 * up_scales + down_scales;
         Ok(Self {
             dim,
             hidden,
-            format,
+            up_format,
+            down_format,
             w1: 0,
             w3: up,
             w2: 2 * up,
             s1,
             s3: s1 + up_scales,
             s2: s1 + 2 * up_scales,
-            bytes: s1 + 2 * up_scales + down_scales,
+            bytes: record_bytes(end, [up_format, down_format]),
         })
     }
 
@@ -81,7 +89,7 @@ pub struct BankPart<B> {
     pub experts: Range<u32>,
     /// Where their records are.
     pub buffer: B,
-    /// Byte at which the first record starts, a multiple of 16.
+    /// Byte at which the first record starts, a multiple of 16 and of a chunk's bytes.
     pub offset: u64,
 }
 
@@ -112,6 +120,8 @@ impl<B: DeviceBuffer> ExpertBank<B> {
                 OpError::shape(OP, format!("{count} records of {} bytes overflow", layout.bytes))
             })?;
             check_span(OP, &part.buffer, part.offset, bytes)?;
+            check_chunks(layout.up_format, part.offset)?;
+            check_chunks(layout.down_format, part.offset)?;
         }
         if next != experts.end || experts.is_empty() {
             return Err(OpError::shape(

@@ -1,46 +1,21 @@
 //! Weights on the device, as the checkpoint stores them.
 //!
-//! A matrix is `[rows (out), cols (in)]`, row-major, split by rows in parts that each fit in one binding. FP8 block
-//! scales are widened to f32 when loaded (exact from BF16), in one table for the whole matrix, indexed by the original
-//! row and column. No decoding here: shaders and twins decode.
+//! A matrix is `[rows (out), cols (in)]`, row-major, split by rows in parts that each fit in one binding. Its scales, laid
+//! out as [`WeightFormat`] says, are one section for the whole matrix, indexed by the original row and column. No decoding
+//! here: shaders and twins decode.
 
 use std::ops::Range;
 
+pub use tramontane_model::spec::FP8_BLOCK;
+use tramontane_model::tensors::{CHUNK_COLS, SECTION_ALIGN};
+pub use tramontane_model::tensors::{NVFP4_GROUP, WeightFormat};
+
 use super::{DeviceBuffer, OpError};
 
-/// Side of an FP8 scale block; blocks at the edges are partial.
-pub const FP8_BLOCK: u32 = 128;
-/// Columns of every matrix are a multiple of this, so that shaders read 16 bytes at a time.
-pub const COLS_ALIGN: u32 = 16;
-/// Byte offsets of parts, vectors and scale tables in their buffers are multiples of this.
-pub const PART_ALIGN: u64 = 16;
-
-/// How a weight is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum WeightFormat {
-    /// bfloat16, 2 bytes a value.
-    Bf16,
-    /// e4m3, 1 byte a value, with one f32 multiplier per 128 x 128 block.
-    Fp8Block,
-}
-
-impl WeightFormat {
-    /// Bytes of one row of `cols` values, without scales.
-    pub const fn row_bytes(self, cols: u32) -> u64 {
-        match self {
-            Self::Bf16 => cols as u64 * 2,
-            Self::Fp8Block => cols as u64,
-        }
-    }
-
-    /// Values of the f32 scale table of a `[rows, cols]` matrix; 0 for formats without one.
-    pub const fn scale_count(self, rows: u32, cols: u32) -> u64 {
-        match self {
-            Self::Bf16 => 0,
-            Self::Fp8Block => rows.div_ceil(FP8_BLOCK) as u64 * cols.div_ceil(FP8_BLOCK) as u64,
-        }
-    }
-}
+/// Columns of every matrix are a multiple of this: shaders read so many at a time.
+pub const COLS_ALIGN: u32 = CHUNK_COLS;
+/// Byte offsets of parts, vectors and sections of scales in their buffers are multiples of this.
+pub const PART_ALIGN: u64 = SECTION_ALIGN;
 
 /// Rows of a matrix in one buffer.
 #[derive(Clone, Debug)]
@@ -49,16 +24,16 @@ pub struct MatrixPart<B> {
     pub rows: Range<u32>,
     /// Where they are.
     pub buffer: B,
-    /// Byte at which the first of them starts, a multiple of [`PART_ALIGN`].
+    /// Byte at which the first of them starts, a multiple of [`PART_ALIGN`] and of a chunk's bytes.
     pub offset: u64,
 }
 
-/// f32 scale table of an FP8 block matrix: `[ceil(rows / 128), ceil(cols / 128)]`, row-major.
+/// The scales of a quantised matrix.
 #[derive(Clone, Debug)]
 pub struct Scales<B> {
-    /// Where it is.
+    /// Where they are.
     pub buffer: B,
-    /// Byte at which it starts, a multiple of [`PART_ALIGN`].
+    /// Byte at which they start, a multiple of [`PART_ALIGN`].
     pub offset: u64,
 }
 
@@ -73,7 +48,7 @@ pub struct Matrix<B> {
 }
 
 impl<B: DeviceBuffer> Matrix<B> {
-    /// Checks that the parts tile `0..rows` in order, that parts and scales lie inside their buffers, and that FP8
+    /// Checks that the parts tile `0..rows` in order, that parts and scales lie inside their buffers, and that quantised
     /// matrices, and only they, have scales.
     pub fn new(
         rows: u32,
@@ -97,29 +72,23 @@ impl<B: DeviceBuffer> Matrix<B> {
             next = part.rows.end;
             let count = u64::from(part.rows.end - part.rows.start);
             check_span("part", &part.buffer, part.offset, count * format.row_bytes(cols))?;
+            check_chunks(format, part.offset)?;
         }
         if next != rows || rows == 0 {
             return Err(OpError::shape(OP, format!("{name}: parts end at row {next}")));
         }
-        match (format, &scales) {
-            (WeightFormat::Bf16, None) => {}
-            (WeightFormat::Fp8Block, Some(table)) => {
-                check_span(
-                    "scales",
-                    &table.buffer,
-                    table.offset,
-                    format.scale_count(rows, cols) * 4,
-                )?;
+        let scale_bytes = format.scale_bytes(rows, cols);
+        match &scales {
+            Some(scales) if scale_bytes > 0 => {
+                check_span("scales", &scales.buffer, scales.offset, scale_bytes)?;
             }
-            (WeightFormat::Bf16, Some(_)) => {
+            Some(_) => {
                 return Err(OpError::shape(OP, format!("{name}: has scales, must have none")));
             }
-            (WeightFormat::Fp8Block, None) => {
-                return Err(OpError::shape(
-                    OP,
-                    format!("{name}: has no scales, needs a table"),
-                ));
+            None if scale_bytes > 0 => {
+                return Err(OpError::shape(OP, format!("{name}: has no scales, needs them")));
             }
+            None => {}
         }
         Ok(Self {
             rows,
@@ -150,7 +119,7 @@ impl<B: DeviceBuffer> Matrix<B> {
         &self.parts
     }
 
-    /// Its scale table, for FP8.
+    /// Its scales, where it is quantised.
     pub fn scales(&self) -> Option<&Scales<B>> {
         self.scales.as_ref()
     }
@@ -215,6 +184,16 @@ impl<B: DeviceBuffer> Vector<B> {
     pub fn offset(&self) -> u64 {
         self.offset
     }
+}
+
+/// Refuses codes that do not start at a multiple of a chunk's bytes, by which shaders index them.
+pub(crate) fn check_chunks(format: WeightFormat, offset: u64) -> Result<(), OpError> {
+    let chunk = format.chunk_bytes();
+    if offset.is_multiple_of(chunk) {
+        return Ok(());
+    }
+    let detail = format!("{format} codes at offset {offset}, it must be a multiple of {chunk}");
+    Err(OpError::shape("matrix", detail))
 }
 
 /// Refuses a span that is not aligned or leaves its buffer.

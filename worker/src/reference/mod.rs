@@ -16,11 +16,12 @@ mod latent;
 mod linear;
 mod queries;
 mod rms_norm;
+mod rotate_qkv;
 mod route;
 mod sample;
 mod values;
 
 pub use backend::CpuBackend;
 pub use buffer::CpuBuffer;
-pub use decode::{bf16, e4m3};
+pub use decode::{bf16, e2m1, e4m3};
 pub use sample::{gumbel, philox4x32};

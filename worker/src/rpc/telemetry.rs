@@ -79,6 +79,10 @@ pub(crate) fn describe() {
         "tramontane_device_step_seconds",
         "Seconds that a device takes for a step, without what it waits for"
     );
+    describe_counter!(
+        "tramontane_fetched_bytes_total",
+        "Bytes of weight files that came from other nodes"
+    );
     describe_counter!("tramontane_device_rows_total", "Rows that devices computed");
 }
 

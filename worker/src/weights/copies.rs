@@ -48,11 +48,16 @@ fn moe_layers(share: &Share, spec: &ModelSpec) -> Option<LayerRange> {
     LayerRange::new(layers.start().max(moe.start), layers.end().min(moe.end))
 }
 
+/// Whether the owner of these layers holds the embedding: as the first stage, or as the last whose head it is.
+fn has_embedding(layers: LayerRange, spec: &ModelSpec) -> bool {
+    layers.start() == 0 || (spec.tied_embeddings && layers.end() == spec.n_layers)
+}
+
 fn weights(share: &Share, spec: &ModelSpec) -> Vec<WeightSlice> {
     let mut weights = Vec::new();
     let layers = share.layers();
     if share.owned() {
-        weights.extend((layers.start() == 0).then_some(WeightSlice::Embedding));
+        weights.extend(has_embedding(layers, spec).then_some(WeightSlice::Embedding));
         weights.extend(layers.iter().map(WeightSlice::Layer));
     }
     if let (Some(experts), Some(layers)) = (share.experts(), moe_layers(share, spec)) {
@@ -77,6 +82,7 @@ fn rehearsal(share: &Share, spec: &ModelSpec) -> DeviceSlices {
         layers,
         first: layers.start() == 0,
         last: layers.end() == spec.n_layers,
+        embedding: has_embedding(layers, spec),
         kv: REHEARSED,
         groups: share.experts().map_or_else(Vec::new, |own| routes(own, spec)),
     });

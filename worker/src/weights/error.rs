@@ -1,6 +1,6 @@
 //! Why weights could not be brought to a device.
 
-use tramontane_model::checkpoint::{Fault, NoSuchRows, NotFinite};
+use tramontane_model::checkpoint::{BadValue, Fault, NoSuchRows};
 
 use crate::ops::OpError;
 
@@ -10,26 +10,12 @@ pub enum WeightError {
     /// A tensor is missing, or not as the model needs it.
     #[error(transparent)]
     Tensor(#[from] Fault),
-    /// A weight is not a number.
+    /// A weight is not a number, or a scale is one that cannot be.
     #[error(transparent)]
-    NotFinite(#[from] NotFinite),
+    Value(#[from] BadValue),
     /// A tensor has fewer rows than its shape says.
     #[error(transparent)]
     Rows(#[from] NoSuchRows),
-    /// Matrices that an op reads together are stored differently.
-    #[error(
-        "tensors {first} and {second} must be stored in the same format, found {first_format:?} and {second_format:?}"
-    )]
-    Formats {
-        /// One tensor.
-        first: String,
-        /// The other.
-        second: String,
-        /// Format of the first.
-        first_format: crate::ops::WeightFormat,
-        /// Format of the second.
-        second_format: crate::ops::WeightFormat,
-    },
     /// The device took no memory for a tensor, or did not take its bytes.
     #[error("{tensor}: {source}")]
     Device {
@@ -48,6 +34,14 @@ pub enum WeightError {
         planned: u64,
         /// What there is.
         memory: u64,
+    },
+    /// A tensor's bytes could not be fetched, or are not those that the manifest was made of.
+    #[error("{tensor}: {problem}")]
+    Files {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        problem: String,
     },
     /// Loading was told to stop.
     #[error("loading was cancelled")]

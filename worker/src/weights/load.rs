@@ -1,40 +1,44 @@
 //! Copies tensors from the mapped checkpoint to the device, in chunks.
 //!
 //! The host holds no copy of a tensor: a chunk goes from the mapped file to the backend, whose staging memory is
-//! bounded. Every chunk is checked for values that are not finite before it is written.
+//! bounded. Rows that are stored in another order than devices hold them are put in order chunk by chunk. Every chunk is
+//! checked for values that are no numbers before it is written, and scales for those that nothing can be multiplied with.
 
-use tramontane_model::checkpoint::{TensorView, Weight};
+use std::ops::Range;
+
+use tramontane_model::checkpoint::{BadValue, TensorView, Weight};
 use tramontane_model::placement::ExpertRange;
-use tramontane_model::tensors::{self, FfnMatrix, LayerTensor, Shape, TensorId};
+use tramontane_model::spec::AttentionSpec;
+use tramontane_model::tensors::{FfnMatrix, HalfSplit, LayerTensor, Shape, TensorId};
 
-use super::store::{FeedForward, Head, LayerFeedForward, OwnerLayer};
-use super::{LoadWatch, ModelFiles, WeightError};
+use super::ahead::Ahead;
+use super::store::{
+    FeedForward, GroupedAttention, Head, LatentAttention, LayerAttention, LayerFeedForward, OwnerLayer,
+};
+use super::{LoadProgress, LoadWatch, MirrorError, ModelFiles, WeightError};
 use crate::ops::{
-    Backend, BankPart, ExpertBank, ExpertLayout, Matrix, MatrixPart, OpError, Scales, Vector, WeightFormat,
-    split_rows,
+    Backend, BankPart, ExpertBank, ExpertLayout, Matrix, MatrixPart, OpError, PART_ALIGN, Scales, Vector,
+    WeightFormat, split_rows,
 };
 
 /// Most bytes that are checked and written at once: how soon a cancelled load ends.
 const CHUNK_BYTES: u64 = 8 << 20;
+
+/// What the values of some rows must be.
+type Check<'v> = fn(&TensorView<'v>) -> Result<(), BadValue>;
 
 /// Loads tensors of one model to one device.
 pub(super) struct Loader<'a, D> {
     backend: &'a mut D,
     model: &'a ModelFiles,
     watch: &'a LoadWatch<'a>,
+    ahead: Option<&'a Ahead<'a>>,
 }
 
 fn device_error(tensor: TensorId) -> impl Fn(OpError) -> WeightError {
     move |source| WeightError::Device {
         tensor: tensor.to_string(),
         source,
-    }
-}
-
-fn format_of(weight: &Weight<'_>) -> WeightFormat {
-    match weight.format() {
-        tensors::WeightFormat::Bf16 => WeightFormat::Bf16,
-        tensors::WeightFormat::Fp8Block => WeightFormat::Fp8Block,
     }
 }
 
@@ -47,12 +51,26 @@ fn dims(shape: Shape) -> (u32, u32) {
 }
 
 impl<'a, D: Backend> Loader<'a, D> {
-    pub(super) fn new(backend: &'a mut D, model: &'a ModelFiles, watch: &'a LoadWatch<'a>) -> Self {
+    pub(super) fn new(
+        backend: &'a mut D,
+        model: &'a ModelFiles,
+        watch: &'a LoadWatch<'a>,
+        ahead: Option<&'a Ahead<'a>>,
+    ) -> Self {
         Self {
             backend,
             model,
             watch,
+            ahead,
         }
+    }
+
+    pub(super) fn model(&self) -> &'a ModelFiles {
+        self.model
+    }
+
+    pub(super) fn progress(&self) -> &'a LoadProgress {
+        self.watch.progress
     }
 
     pub(super) fn embedding(&mut self) -> Result<Matrix<D::Buffer>, WeightError> {
@@ -62,14 +80,15 @@ impl<'a, D: Backend> Loader<'a, D> {
     pub(super) fn head(&mut self) -> Result<Head<D::Buffer>, WeightError> {
         Ok(Head {
             norm: self.vector(TensorId::FinalNorm)?,
-            output: self.matrix(TensorId::Head, 1)?,
+            output: match self.model.spec.tied_embeddings {
+                true => None,
+                false => Some(self.matrix(TensorId::Head, 1)?),
+            },
         })
     }
 
     pub(super) fn layer(&mut self, layer: u32) -> Result<OwnerLayer<D::Buffer>, WeightError> {
         let id = |tensor| TensorId::Layer { layer, tensor };
-        let mla = self.model.spec.mla();
-        let head_rows = mla.qk_nope_head_dim + mla.v_head_dim;
         let feed_forward = match self.model.spec.moe_at(layer) {
             None => LayerFeedForward::Dense(self.feed_forward(layer, LayerTensor::Dense)?),
             Some(moe) => LayerFeedForward::Moe {
@@ -82,15 +101,32 @@ impl<'a, D: Backend> Loader<'a, D> {
         };
         Ok(OwnerLayer {
             attention_norm: self.vector(id(LayerTensor::AttentionNorm))?,
-            wq_a: self.matrix(id(LayerTensor::WqA), 1)?,
-            q_a_norm: self.vector(id(LayerTensor::QANorm))?,
-            wq_b: self.matrix(id(LayerTensor::WqB), 1)?,
-            wkv_a: self.matrix(id(LayerTensor::WkvAWithMqa), 1)?,
-            kv_a_norm: self.vector(id(LayerTensor::KvANorm))?,
-            wkv_b: self.matrix(id(LayerTensor::WkvB), head_rows)?,
+            attention: self.attention(layer)?,
             wo: self.matrix(id(LayerTensor::Wo), 1)?,
             ffn_norm: self.vector(id(LayerTensor::FfnNorm))?,
             feed_forward,
+        })
+    }
+
+    fn attention(&mut self, layer: u32) -> Result<LayerAttention<D::Buffer>, WeightError> {
+        let id = |tensor| TensorId::Layer { layer, tensor };
+        Ok(match &self.model.spec.attention {
+            AttentionSpec::Mla(mla) => {
+                let head_rows = mla.qk_nope_head_dim + mla.v_head_dim;
+                LayerAttention::Latent(LatentAttention {
+                    wq_a: self.matrix(id(LayerTensor::WqA), 1)?,
+                    q_a_norm: self.vector(id(LayerTensor::QANorm))?,
+                    wq_b: self.matrix(id(LayerTensor::WqB), 1)?,
+                    wkv_a: self.matrix(id(LayerTensor::WkvAWithMqa), 1)?,
+                    kv_a_norm: self.vector(id(LayerTensor::KvANorm))?,
+                    wkv_b: self.matrix(id(LayerTensor::WkvB), head_rows)?,
+                })
+            }
+            AttentionSpec::Gqa(_) => LayerAttention::Grouped(GroupedAttention {
+                wq: self.matrix(id(LayerTensor::Wq), 1)?,
+                wk: self.matrix(id(LayerTensor::Wk), 1)?,
+                wv: self.matrix(id(LayerTensor::Wv), 1)?,
+            }),
         })
     }
 
@@ -103,7 +139,6 @@ impl<'a, D: Backend> Loader<'a, D> {
             layer,
             tensor: of(matrix),
         };
-        self.same_format(id(FfnMatrix::W1), id(FfnMatrix::W3))?;
         Ok(FeedForward {
             w1: self.matrix(id(FfnMatrix::W1), 1)?,
             w2: self.matrix(id(FfnMatrix::W2), 1)?,
@@ -122,10 +157,15 @@ impl<'a, D: Backend> Loader<'a, D> {
             expert,
             matrix,
         };
+        // Checked when the model was opened: a layer's experts are stored alike.
         let first = id(experts.start(), FfnMatrix::W1);
-        let weight = self.weight(first)?;
-        let (hidden, dim) = dims(weight.shape());
-        let layout = ExpertLayout::new(dim, hidden, format_of(&weight)).map_err(device_error(first))?;
+        let (up, down) = (
+            self.weight(first)?,
+            self.weight(id(experts.start(), FfnMatrix::W2))?,
+        );
+        let (hidden, dim) = dims(up.shape());
+        let layout = ExpertLayout::new(dim, hidden, (up.format(), down.format()));
+        let layout = layout.map_err(device_error(first))?;
         let limit = self.backend.max_binding_bytes();
         let ranges = layout.split(experts.iter(), limit).map_err(device_error(first))?;
         let mut parts = Vec::with_capacity(ranges.len());
@@ -141,8 +181,7 @@ impl<'a, D: Backend> Loader<'a, D> {
                     (FfnMatrix::W2, layout.w2, layout.s2),
                 ] {
                     let tensor = id(expert, matrix);
-                    self.same_format(first, tensor)?;
-                    let weight = self.weight(tensor)?;
+                    let weight = self.stored(tensor)?;
                     self.copy(tensor, weight.values(), &buffer, record + values)?;
                     self.copy_scales(&weight, &buffer, record + scales)?;
                 }
@@ -158,9 +197,9 @@ impl<'a, D: Backend> Loader<'a, D> {
 
     /// Loads a matrix, split by rows at multiples of `unit` where it exceeds the binding limit.
     fn matrix(&mut self, id: TensorId, unit: u32) -> Result<Matrix<D::Buffer>, WeightError> {
-        let weight = self.weight(id)?;
+        let weight = self.stored(id)?;
         let (rows, cols) = dims(weight.shape());
-        let format = format_of(&weight);
+        let format = weight.format();
         let row_bytes = format.row_bytes(cols);
         let limit = self.backend.max_binding_bytes();
         let ranges = split_rows(rows, row_bytes, unit, limit).map_err(device_error(id))?;
@@ -171,21 +210,25 @@ impl<'a, D: Backend> Loader<'a, D> {
                 .backend
                 .alloc(&id.to_string(), bytes)
                 .map_err(device_error(id))?;
-            self.copy(id, weight.values().rows(range.clone())?, &buffer, 0)?;
+            match weight.half_split() {
+                None => self.copy(id, weight.values().rows(range.clone())?, &buffer, 0)?,
+                Some(split) => {
+                    let rows = range.clone();
+                    let values = (weight.values(), TensorView::check_finite as Check<'_>);
+                    self.copy_in_order(id, values, (split, rows), &buffer, 0)?;
+                }
+            }
             parts.push(MatrixPart {
                 rows: range,
                 buffer,
                 offset: 0,
             });
         }
-        let scales = match format {
-            WeightFormat::Bf16 => None,
-            WeightFormat::Fp8Block => {
-                let bytes = format.scale_count(rows, cols) * 4;
-                let buffer = self
-                    .backend
-                    .alloc(&id.scale_name(), bytes)
-                    .map_err(device_error(id))?;
+        let scales = match format.scale_bytes(rows, cols) {
+            0 => None,
+            bytes => {
+                let label = format!("scales of {id}");
+                let buffer = self.backend.alloc(&label, bytes).map_err(device_error(id))?;
                 self.copy_scales(&weight, &buffer, 0)?;
                 Some(Scales { buffer, offset: 0 })
             }
@@ -194,7 +237,7 @@ impl<'a, D: Backend> Loader<'a, D> {
     }
 
     fn vector(&mut self, id: TensorId) -> Result<Vector<D::Buffer>, WeightError> {
-        let weight = self.weight(id)?;
+        let weight = self.stored(id)?;
         let (_, len) = dims(weight.shape());
         let bytes = u64::from(len) * 2;
         let buffer = self
@@ -209,18 +252,32 @@ impl<'a, D: Backend> Loader<'a, D> {
         Ok(self.model.checkpoint.weight(&self.model.spec, id)?)
     }
 
-    fn same_format(&self, first: TensorId, second: TensorId) -> Result<(), WeightError> {
-        let (first_format, second_format) =
-            (format_of(&self.weight(first)?), format_of(&self.weight(second)?));
-        if first_format == second_format {
-            return Ok(());
+    /// A weight whose bytes are there and, where there is a manifest, what they were.
+    fn stored(&self, id: TensorId) -> Result<Weight<'a>, WeightError> {
+        let weight = self.weight(id)?;
+        let problem = |problem: String| WeightError::Files {
+            tensor: id.to_string(),
+            problem,
+        };
+        for view in weight.stored() {
+            if (self.watch.cancelled)() {
+                return Err(WeightError::Cancelled);
+            }
+            if let Some(mirror) = &self.model.mirror {
+                let go_on = |_| !(self.watch.cancelled)();
+                let fetched = mirror.need(view.file(), view.offset(), view.bytes().len() as u64, &go_on);
+                fetched.map_err(|error| match error {
+                    MirrorError::Cancelled => WeightError::Cancelled,
+                    other @ (MirrorError::Net(_)
+                    | MirrorError::Sources { .. }
+                    | MirrorError::Folder { .. }
+                    | MirrorError::Write { .. }) => problem(other.to_string()),
+                })?;
+            }
+            let summed = self.model.checkpoint.check_sum(&view);
+            summed.map_err(|error| problem(error.to_string()))?;
         }
-        Err(WeightError::Formats {
-            first: first.to_string(),
-            second: second.to_string(),
-            first_format,
-            second_format,
-        })
+        Ok(weight)
     }
 
     /// Copies a view's rows to the device, chunk by chunk.
@@ -231,52 +288,105 @@ impl<'a, D: Backend> Loader<'a, D> {
         buffer: &D::Buffer,
         offset: u64,
     ) -> Result<(), WeightError> {
+        self.copy_checked(id, view, buffer, offset, TensorView::check_finite)
+    }
+
+    fn copy_checked<'v>(
+        &mut self,
+        id: TensorId,
+        view: TensorView<'v>,
+        buffer: &D::Buffer,
+        offset: u64,
+        check: Check<'v>,
+    ) -> Result<(), WeightError> {
         let rows = u32::try_from(view.row_count()).unwrap_or(u32::MAX);
         let row_bytes = (view.bytes().len() as u64)
             .checked_div(u64::from(rows))
             .unwrap_or(0)
             .max(1);
-        let step = u32::try_from(CHUNK_BYTES / row_bytes).unwrap_or(u32::MAX).max(1);
+        // Whole words, whatever a row has.
+        let step = u32::try_from(CHUNK_BYTES / row_bytes).unwrap_or(u32::MAX / 4 * 4);
+        let step = (step / 4 * 4).max(4);
         let mut start = 0;
         while start < rows {
             let end = start.saturating_add(step).min(rows);
             let chunk = view.rows(start..end)?;
-            let at = offset + u64::from(start) * row_bytes;
-            self.put(id, chunk, buffer, at)?;
+            check(&chunk)?;
+            self.put(id, chunk.bytes(), buffer, offset + u64::from(start) * row_bytes)?;
+            self.model.checkpoint.let_go(&chunk);
             start = end;
         }
         Ok(())
     }
 
-    fn put(
+    /// Copies some rows, counted as devices hold them, chunk by chunk.
+    fn copy_in_order<'v>(
         &mut self,
         id: TensorId,
-        chunk: TensorView<'_>,
+        (view, check): (TensorView<'v>, Check<'v>),
+        (split, range): (HalfSplit, Range<u32>),
         buffer: &D::Buffer,
-        at: u64,
+        offset: u64,
     ) -> Result<(), WeightError> {
-        if (self.watch.cancelled)() {
-            return Err(WeightError::Cancelled);
+        let row_bytes = (view.bytes().len() as u64)
+            .checked_div(view.row_count())
+            .unwrap_or(0)
+            .max(1);
+        let step = u32::try_from(CHUNK_BYTES / row_bytes).unwrap_or(u32::MAX);
+        let step = (step / 4 * 4).max(4);
+        for start in range.clone().step_by(step as usize) {
+            let mut chunk = Vec::new();
+            for row in start..start.saturating_add(step).min(range.end) {
+                let stored = split.stored(row);
+                let row = view.rows(stored..stored + 1)?;
+                check(&row)?;
+                chunk.extend_from_slice(row.bytes());
+            }
+            let at = offset + u64::from(start - range.start) * row_bytes;
+            self.put(id, &chunk, buffer, at)?;
         }
-        chunk.check_finite()?;
-        self.backend
-            .write(buffer, at, chunk.bytes())
-            .map_err(device_error(id))?;
-        self.watch.progress.add(chunk.bytes().len() as u64);
         Ok(())
     }
 
-    /// Copies a weight's scales, widened to f32; nothing for formats without them.
+    fn put(&mut self, id: TensorId, bytes: &[u8], buffer: &D::Buffer, at: u64) -> Result<(), WeightError> {
+        if (self.watch.cancelled)() {
+            return Err(WeightError::Cancelled);
+        }
+        // Writes are of whole words: what is missing to one is added to the last.
+        let (whole, rest) = bytes.split_at(bytes.len() / 4 * 4);
+        self.backend.write(buffer, at, whole).map_err(device_error(id))?;
+        if !rest.is_empty() {
+            let mut last = [0; 4];
+            last[..rest.len()].copy_from_slice(rest);
+            let end = at + whole.len() as u64;
+            self.backend.write(buffer, end, &last).map_err(device_error(id))?;
+        }
+        self.watch.progress.add(bytes.len() as u64);
+        if let Some(ahead) = self.ahead {
+            ahead.took(bytes.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Copies a weight's scales, laid out as [`WeightFormat`] says; nothing for formats without them.
     fn copy_scales(&mut self, weight: &Weight<'_>, buffer: &D::Buffer, at: u64) -> Result<(), WeightError> {
-        let scales = weight.scales_f32()?;
-        if scales.is_empty() {
+        let multipliers = weight.multipliers()?;
+        if multipliers.is_empty() {
             return Ok(());
         }
-        let bytes: &[u8] = bytemuck::cast_slice(&scales);
-        self.backend
-            .write(buffer, at, bytes)
-            .map_err(device_error(weight.id()))?;
-        self.watch.progress.add(bytes.len() as u64);
-        Ok(())
+        self.put(weight.id(), bytemuck::cast_slice(&multipliers), buffer, at)?;
+        let (WeightFormat::Nvfp4, Some(scales)) = (weight.format(), weight.scales()) else {
+            return Ok(());
+        };
+        let at = at + PART_ALIGN;
+        match (weight.half_split(), weight.shape()) {
+            (Some(split), Shape::Matrix { rows, .. }) => {
+                let scales = (scales, TensorView::check_scales as Check<'_>);
+                self.copy_in_order(weight.id(), scales, (split, 0..rows), buffer, at)
+            }
+            (Some(_) | None, _) => {
+                self.copy_checked(weight.id(), scales, buffer, at, TensorView::check_scales)
+            }
+        }
     }
 }

@@ -40,5 +40,5 @@ pub struct LoadWatch<'a> {
     /// Told after every chunk.
     pub progress: &'a LoadProgress,
     /// Asked before every chunk.
-    pub cancelled: &'a dyn Fn() -> bool,
+    pub cancelled: &'a (dyn Fn() -> bool + Sync),
 }

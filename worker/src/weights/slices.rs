@@ -34,6 +34,8 @@ pub struct StageSlice {
     pub first: bool,
     /// Whether it is the last: it holds the final norm and the head, and samples.
     pub last: bool,
+    /// Whether it holds the embedding: as the first, or as the last whose head it is.
+    pub embedding: bool,
     /// Its key-value cache.
     pub kv: KvShape,
     /// Who computes which of its experts.
@@ -78,7 +80,7 @@ pub enum WeightSlice {
         /// Which of its experts.
         experts: ExpertRange,
     },
-    /// The final norm and the output matrix.
+    /// The final norm and, unless it is the embedding, the output matrix.
     Head,
 }
 
@@ -112,6 +114,7 @@ impl DeviceSlices {
                     layers: stage.layers,
                     first: index == 0,
                     last: index as usize == last,
+                    embedding: index == 0 || (spec.tied_embeddings && index as usize == last),
                     kv: replica.kv,
                     groups: routes(stage, device),
                 });
@@ -139,7 +142,7 @@ impl DeviceSlices {
     pub fn weights(&self) -> Vec<WeightSlice> {
         let mut weights = Vec::new();
         if let Some(stage) = &self.stage {
-            if stage.first {
+            if stage.embedding {
                 weights.push(WeightSlice::Embedding);
             }
             weights.extend(stage.layers.iter().map(WeightSlice::Layer));
@@ -265,7 +268,7 @@ mod tests {
         assert_eq!(replica().validate(6, 16, 1), Ok(()));
         let a = of("a").expect("a takes part");
         let own = a.stage.as_ref().expect("a owns a stage");
-        assert!(own.first && !own.last);
+        assert!(own.first && own.embedding && !own.last);
         assert_eq!(own.groups[0].remote, None);
         assert_eq!(own.groups[1].remote, Some(device("b")));
         // Layer 0 is dense: experts of layers 1 and 2.
@@ -296,5 +299,29 @@ mod tests {
             .map(|slices| slices.weight_bytes(&bytes))
             .sum();
         assert_eq!(total, bytes.total(spec.n_experts()));
+    }
+
+    #[test]
+    fn both_ends_of_a_tied_model_hold_the_embedding_and_one_device_holds_it_once() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/mini-large-3/params.json");
+        let params = std::fs::read_to_string(&file).expect("the fixture");
+        let tied = params.replace("\"tied_embeddings\": false", "\"tied_embeddings\": true");
+        let spec = ModelSpec::from_json(tied.as_bytes(), &file).expect("a valid spec");
+        assert!(spec.tied_embeddings);
+        let bytes = ModelBytes::usual(&spec);
+        let count = |slices: &DeviceSlices| {
+            let weights = slices.weights().into_iter();
+            weights.filter(|slice| *slice == WeightSlice::Embedding).count()
+        };
+        let mut whole = replica();
+        for name in ["a", "b"] {
+            let slices = DeviceSlices::of(&whole, &device(name), &spec).expect("it takes part");
+            assert_eq!(count(&slices), 1, "{name}");
+        }
+        whole.stages = vec![stage(0, 6, "a", vec![group(0, 16, "a")])];
+        let slices = DeviceSlices::of(&whole, &device("a"), &spec).expect("a takes part");
+        assert_eq!(count(&slices), 1);
+        assert_eq!(slices.weight_bytes(&bytes), bytes.total(spec.n_experts()));
+        assert_eq!(bytes.head, 256 * 2, "the norm alone");
     }
 }

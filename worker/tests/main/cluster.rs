@@ -26,7 +26,8 @@ use tramontane_proto::{
     Directive, Ended, GenerateSubmission, GenerateUpdate, Progress, WorkerUpdate, v1 as pb,
 };
 use tramontane_worker::config::{DeviceConfig, WorkerConfig};
-use tramontane_worker::{gpu, process};
+use tramontane_worker::gpu;
+use tramontane_worker::process::{self, OpenDevice};
 
 const TOKEN: &[u8] = b"a token for tests";
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -104,6 +105,8 @@ pub(crate) struct Cluster {
     /// Of every replica that is assigned from now on; without a prefix cache at first, so that what is compared is
     /// computed.
     pub(crate) steps: StepBounds,
+    /// Of every request from now on; those of the miniature at first.
+    pub(crate) stop_tokens: Vec<u32>,
     /// How much of its prompt the last request found in the prefix cache.
     pub(crate) cached_prompt_tokens: Option<u32>,
     /// What the last request was told of its prompt's tokens.
@@ -153,8 +156,19 @@ pub(crate) fn replica(generation: u64, stages: &[StagePlan<'_>]) -> Replica {
 }
 
 impl Cluster {
-    /// Workers with so many devices each.
+    /// Workers of the miniature on the best adapter, with so many devices each.
     pub(crate) async fn start(workers: &[(&str, usize)], max_prefill_rows: u32) -> Self {
+        let mini = repository().join("cli/assets/mini-large-3");
+        Self::start_with(&mini, workers, max_prefill_rows, gpu::spawn).await
+    }
+
+    /// Workers of a checkpoint, with so many devices each, which `open` opens.
+    pub(crate) async fn start_with(
+        model_dir: &Path,
+        workers: &[(&str, usize)],
+        max_prefill_rows: u32,
+        open: impl OpenDevice + Clone + Send + Sync + 'static,
+    ) -> Self {
         let (sender, reports) = watch::channel(Reports::new());
         let leader = Leader {
             reports: sender,
@@ -169,10 +183,10 @@ impl Cluster {
             service.serve_with_incoming_shutdown(listener.into_stream(), stop.clone().cancelled_owned()),
         );
         for (name, devices) in workers {
-            let config = worker_config(name, *devices, coordinator);
-            let stop = stop.clone();
+            let config = worker_config(model_dir, name, *devices, coordinator);
+            let (stop, open) = (stop.clone(), open.clone());
             tokio::spawn(async move {
-                process::run(config, CancellationToken::new(), stop, gpu::spawn, |_| {})
+                process::run(config, CancellationToken::new(), stop, open, |_| {})
                     .await
                     .expect("the worker runs");
             });
@@ -183,6 +197,7 @@ impl Cluster {
             stop,
             next_request: 1,
             fence: None,
+            stop_tokens: vec![2],
             cached_prompt_tokens: None,
             prompt_scores: Vec::new(),
             steps: StepBounds {
@@ -270,7 +285,7 @@ impl Cluster {
             emitted: emitted.to_vec(),
             sampling,
             max_tokens,
-            stop_tokens: vec![2],
+            stop_tokens: self.stop_tokens.clone(),
             ignore_eos: false,
             timeout_ms: 100_000,
             priority: 0,
@@ -348,7 +363,7 @@ async fn collect(
     Err(Status::internal("the stream ended without an end"))
 }
 
-fn worker_config(name: &str, devices: usize, coordinator: SocketAddr) -> WorkerConfig {
+fn worker_config(model_dir: &Path, name: &str, devices: usize, coordinator: SocketAddr) -> WorkerConfig {
     WorkerConfig {
         device_timeout: Duration::from_secs(60),
         name: WorkerId::new(name).expect("a valid name"),
@@ -358,7 +373,8 @@ fn worker_config(name: &str, devices: usize, coordinator: SocketAddr) -> WorkerC
         advertise: None,
         metrics_listen: None,
         tls: None,
-        model_dir: repository().join("cli/assets/mini-large-3"),
+        model_dir: model_dir.to_owned(),
+        model_sources: Vec::new(),
         devices: vec![
             DeviceConfig {
                 adapter: None,

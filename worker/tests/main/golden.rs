@@ -12,18 +12,34 @@ pub(crate) struct Record {
     pub(crate) prompt_ids: Vec<u32>,
     pub(crate) greedy: Vec<u32>,
     prompt_logprobs: Vec<Option<f64>>,
-    prompt_router_gap: Vec<Option<f64>>,
-    router_gap: Vec<Option<f64>>,
+    /// None where the model is dense.
+    prompt_router_gap: Option<Vec<Option<f64>>>,
+    router_gap: Option<Vec<Option<f64>>>,
     top5: Vec<Vec<(u32, f64)>>,
 }
 
-/// The first so many records with prompts of at most so many tokens that generate something.
-pub(crate) fn records(most_prompt_tokens: usize, count: usize) -> Vec<Record> {
-    let path = repository().join("tests/fixtures/mini-large-3/golden.jsonl");
+/// Whether the router was so near to another expert that rounding may rightly choose it.
+fn is_exempt(gaps: Option<&Vec<Option<f64>>>, at: usize) -> bool {
+    let gap = gaps.and_then(|gaps| gaps.get(at).copied().flatten());
+    gap.is_some_and(|gap| gap < 1e-3)
+}
+
+/// All records of a fixture.
+pub(crate) fn records_of(fixture: &str) -> Vec<Record> {
+    let path = repository()
+        .join("tests/fixtures")
+        .join(fixture)
+        .join("golden.jsonl");
     let text = std::fs::read_to_string(path).expect("the fixture");
     let all = text
         .lines()
-        .map(|line| serde_json::from_str::<Record>(line).expect("a record"));
+        .map(|line| serde_json::from_str(line).expect("a record"));
+    all.collect()
+}
+
+/// The first so many of the miniature with prompts of at most so many tokens that generate something.
+pub(crate) fn records(most_prompt_tokens: usize, count: usize) -> Vec<Record> {
+    let all = records_of("mini-large-3").into_iter();
     all.filter(|record| record.prompt_ids.len() <= most_prompt_tokens && !record.greedy.is_empty())
         .take(count)
         .collect()
@@ -50,13 +66,13 @@ async fn run(cluster: &mut Cluster, records: &[Record]) -> Vec<Vec<SampledToken>
 }
 
 /// Greedy tokens equal; log-probabilities of the recorded best five within 0.02 for 99 % of the steps.
-fn check_against(records: &[Record], outputs: &[Vec<SampledToken>]) {
+pub(crate) fn check_against(records: &[Record], outputs: &[Vec<SampledToken>]) {
     let (mut steps, mut off) = (0, 0);
     for (record, output) in records.iter().zip(outputs) {
         let tokens: Vec<u32> = output.iter().map(|token| token.token).collect();
         assert_eq!(tokens, record.greedy);
         for (step, token) in output.iter().enumerate() {
-            if record.router_gap[step].is_some_and(|gap| gap < 1e-3) {
+            if is_exempt(record.router_gap.as_ref(), step) {
                 continue;
             }
             steps += 1;
@@ -186,15 +202,15 @@ async fn sampling_depends_on_the_seed_alone() {
 
 /// Log-probabilities of the prompts within 0.02 of the recorded ones for 99 % of the tokens. A token's is told by the row
 /// before it: by that row's gap it is exempt.
-fn check_scores(records: &[Record], scores: &[Vec<SampledToken>]) {
+pub(crate) fn check_scores(records: &[Record], scores: &[Vec<SampledToken>]) {
     let (mut tokens, mut off) = (0, 0);
     for (record, scores) in records.iter().zip(scores) {
         let ids: Vec<u32> = scores.iter().map(|scored| scored.token).collect();
         assert_eq!(ids, record.prompt_ids[1..]);
         for (at, scored) in scores.iter().enumerate() {
-            assert_eq!(scored.top.len(), 3);
+            assert!(scored.top.len() >= 3);
             assert!(scored.top.is_sorted_by(|one, next| one.1 >= next.1));
-            if record.prompt_router_gap[at].is_some_and(|gap| gap < 1e-3) {
+            if is_exempt(record.prompt_router_gap.as_ref(), at) {
                 continue;
             }
             let recorded = record.prompt_logprobs[at + 1].expect("all but the first");

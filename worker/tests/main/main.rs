@@ -6,6 +6,8 @@ mod choosing;
 mod cluster;
 mod constrained;
 mod copies;
+mod family;
+mod formats;
 mod golden;
 mod ops;
 mod prefix_cache;

@@ -9,6 +9,8 @@ use super::view::{
     DeviceView, GroupView, KvView, LoadView, NodeView, Progress, ReplicaView, StageView, StatusView,
 };
 use super::{Controller, Role};
+use crate::control::footprint::usage;
+use crate::control::standby::shares_bytes;
 use crate::control::state::{ClusterState, Part, Phase, ReplicaEntry, Standing, WorkerEntry};
 
 impl Controller {
@@ -98,6 +100,7 @@ fn worker(state: &ClusterState, leader: Option<&Leader>, entry: &WorkerEntry) ->
             adapter: device.adapter.clone(),
             memory_bytes: device.memory_bytes,
             held_bytes: told.map_or(0, |told| told.held_bytes),
+            planned_bytes: planned_bytes(state, &at),
             state: told.map_or_else(|| "unknown".to_owned(), device_state),
             standby: state.copies(&at).iter().map(ToString::to_string).collect(),
             standby_bytes: standby.loaded_bytes,
@@ -121,6 +124,17 @@ fn worker(state: &ClusterState, leader: Option<&Leader>, entry: &WorkerEntry) ->
         standby: entry.standing == Standing::Joined && !used,
         devices: info.devices.iter().map(device).collect(),
     }
+}
+
+/// What the planner counts for a device.
+fn planned_bytes(state: &ClusterState, device: &DeviceRef) -> u64 {
+    let Some(footprint) = state.model.as_ref().map(|model| &model.footprint) else {
+        return 0;
+    };
+    let live = state.replicas.values().filter_map(ReplicaEntry::live);
+    let of_replicas = live.filter_map(|placement| usage(footprint, placement).remove(device));
+    let placed = of_replicas.fold(0u64, |sum, used| sum.saturating_add(used.total_bytes()));
+    placed.saturating_add(shares_bytes(footprint, state.copies(device)))
 }
 
 fn device_state(report: &DeviceReport) -> String {

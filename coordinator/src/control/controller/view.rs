@@ -78,6 +78,8 @@ pub struct DeviceView {
     pub memory_bytes: u64,
     /// Bytes that it holds.
     pub held_bytes: u64,
+    /// Bytes that the planner counts for what lies on it, its copies included.
+    pub planned_bytes: u64,
     /// What it does, for people.
     pub state: String,
     /// What it stands by for, for people; each with its layers.

@@ -8,6 +8,7 @@ mod demand;
 mod devices;
 mod missing;
 mod movement;
+pub mod outlook;
 mod promote;
 mod search;
 mod shapes;

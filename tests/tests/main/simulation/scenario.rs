@@ -101,6 +101,7 @@ pub(super) fn model() -> ModelEntry {
             experts_per_token: 2,
             embedding_bytes: 400,
             head_bytes: 400,
+            tied_bytes: 0,
             scratch: ScratchModel {
                 owner_bytes: 500,
                 holder_bytes: 100,

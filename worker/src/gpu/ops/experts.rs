@@ -2,12 +2,12 @@
 //!
 //! Tiles are of one expert each. Dispatches are as many as tiles there could be.
 
-use super::matmul::{Params, spans};
+use super::matmul::{Params, chunks, scale_strides, spans};
 use super::units;
 use crate::gpu::backend::GpuBackend;
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::{Kernel, Variant};
-use crate::ops::{BankPart, Experts, MAX_EXPERTS, OpError};
+use crate::gpu::pipelines::{Codes, Kernel, Variant};
+use crate::ops::{BankPart, COLS_ALIGN, Experts, MAX_EXPERTS, OpError, WeightFormat};
 
 /// Immediates of `group_experts.wgsl`.
 #[repr(C)]
@@ -43,31 +43,51 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Experts<'_, GpuBuffe
         &group,
         [1, 1, 1],
     )?;
-    let variant = Variant {
-        format: bank.layout().format,
+    let variant = |format| Variant {
+        codes: Codes::of(format),
         grouped: true,
         rows: tile_rows,
     };
     for part in bank.parts() {
-        gate_up(backend, op, part, variant, pairs)?;
+        gate_up(backend, op, part, variant(bank.layout().up_format), pairs)?;
     }
     for part in bank.parts() {
-        down(backend, op, part, variant, pairs)?;
+        down(backend, op, part, variant(bank.layout().down_format), pairs)?;
     }
     Ok(())
 }
 
-/// What both halves have in common.
-fn params(op: &Experts<'_, GpuBuffer>, part: &BankPart<GpuBuffer>, pairs: u32) -> Params {
-    let bank = op.bank.experts();
+/// What both halves have in common: of one or two matrices of `[.., cols]` in this format.
+fn params(
+    op: &Experts<'_, GpuBuffer>,
+    part: &BankPart<GpuBuffer>,
+    pairs: u32,
+    format: WeightFormat,
+    cols: u32,
+) -> Params {
+    let (bank, record) = (op.bank.experts(), op.bank.layout().bytes);
+    let (scale_stride, scale_step) = scale_strides(format, cols);
     Params {
         rows: pairs,
-        record: units(op.bank.layout().bytes, 16),
+        chunks: cols / COLS_ALIGN,
+        in_stride: cols / 4,
+        scale_stride,
+        scale_step,
+        record: chunks(format, record),
+        record_words: scale_words(format, record),
         bank_first: bank.start,
         part_first: part.experts.start,
         part_end: part.experts.end,
         experts: bank.end - bank.start,
         ..Params::default()
+    }
+}
+
+/// A byte offset of scales, in words; 0 for formats without them, whose kernels read a word that they do not use.
+fn scale_words(format: WeightFormat, offset: u64) -> u32 {
+    match format.scale_bytes(1, COLS_ALIGN) {
+        0 => 0,
+        _ => units(offset, 4),
     }
 }
 
@@ -87,22 +107,21 @@ fn gate_up(
     pairs: u32,
 ) -> Result<(), OpError> {
     let (layout, outputs) = (op.bank.layout(), backend.tuning().gate_up_outputs());
-    let row_bytes = layout.format.row_bytes(layout.dim);
+    let format = layout.up_format;
+    let row_bytes = format.row_bytes(layout.dim);
     for (start, count) in spans(layout.hidden, outputs) {
         let skipped = part.offset + u64::from(start) * row_bytes;
         let params = Params {
-            chunks: layout.dim / 16,
-            in_stride: layout.dim / 4,
             out_stride: layout.hidden,
             out_first: start,
             count,
             first: start,
-            weight: units(layout.w1 + skipped, 16),
-            scale: units(part.offset + layout.s1, 4),
-            weight2: units(layout.w3 + skipped, 16),
-            scale2: units(part.offset + layout.s3, 4),
+            weight: chunks(format, layout.w1 + skipped),
+            scale: scale_words(format, part.offset + layout.s1),
+            weight2: chunks(format, layout.w3 + skipped),
+            scale2: scale_words(format, part.offset + layout.s3),
             pairs_per_row: op.top_k,
-            ..params(op, part, pairs)
+            ..params(op, part, pairs, format, layout.dim)
         };
         let weights = &part.buffer;
         let buffers = [
@@ -133,19 +152,18 @@ fn down(
     pairs: u32,
 ) -> Result<(), OpError> {
     let (layout, outputs) = (op.bank.layout(), backend.tuning().linear_outputs());
-    let row_bytes = layout.format.row_bytes(layout.hidden);
+    let format = layout.down_format;
+    let row_bytes = format.row_bytes(layout.hidden);
     for (start, count) in spans(layout.dim, outputs) {
         let params = Params {
-            chunks: layout.hidden / 16,
-            in_stride: layout.hidden / 4,
             out_stride: layout.dim,
             out_first: start,
             count,
             first: start,
-            weight: units(part.offset + layout.w2 + u64::from(start) * row_bytes, 16),
-            scale: units(part.offset + layout.s2, 4),
+            weight: chunks(format, part.offset + layout.w2 + u64::from(start) * row_bytes),
+            scale: scale_words(format, part.offset + layout.s2),
             pairs_per_row: 1,
-            ..params(op, part, pairs)
+            ..params(op, part, pairs, format, layout.hidden)
         };
         let buffers = [
             &op.scratch.hidden,

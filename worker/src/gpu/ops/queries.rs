@@ -1,10 +1,10 @@
 //! Rotation and absorption of queries: one dispatch per part of `wkv_b`, which holds whole heads.
 
-use super::units;
+use super::matmul::{chunks, scale_strides, scales};
 use crate::gpu::backend::GpuBackend;
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::{Kernel, QUERY_ROWS, Variant};
-use crate::ops::{OpError, Queries};
+use crate::gpu::pipelines::{Codes, Kernel, QUERY_ROWS, Variant};
+use crate::ops::{COLS_ALIGN, OpError, Queries};
 
 /// Immediates of `queries.wgsl`.
 #[repr(C)]
@@ -19,18 +19,20 @@ pub(in crate::gpu) struct Params {
     head_rows: u32,
     weight: u32,
     scale: u32,
+    chunks: u32,
+    scale_stride: u32,
+    scale_step: u32,
 }
 
 pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Queries<'_, GpuBuffer>) -> Result<(), OpError> {
     op.check()?;
     let (rows, dims) = (op.rows.total(), &op.dims);
     let tile_rows = if rows > 1 { QUERY_ROWS } else { 1 };
+    let format = op.wkv_b.format();
+    let (scale_stride, scale_step) = scale_strides(format, dims.latent);
     let columns = dims.absorbed() / 4;
     for part in op.wkv_b.parts() {
-        let (scales, scale) = match op.wkv_b.scales() {
-            Some(scales) => (&scales.buffer, units(scales.offset, 4)),
-            None => (&part.buffer, 0),
-        };
+        let (scale_buffer, scale) = scales(op.wkv_b, part);
         let params = Params {
             rows,
             heads: dims.heads,
@@ -39,11 +41,15 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Queries<'_, GpuBuffe
             latent: dims.latent / 4,
             first_head: part.rows.start / dims.head_rows(),
             head_rows: dims.head_rows(),
-            weight: units(part.offset, 4),
+            // A chunk is four times four columns.
+            weight: chunks(format, part.offset) * 4,
             scale,
+            chunks: dims.latent / COLS_ALIGN,
+            scale_stride,
+            scale_step,
         };
         let kernel = Kernel::Queries(Variant {
-            format: op.wkv_b.format(),
+            codes: Codes::of(format),
             grouped: false,
             rows: tile_rows,
         });
@@ -53,7 +59,14 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Queries<'_, GpuBuffe
             heads,
             rows.div_ceil(tile_rows),
         ];
-        let buffers = [op.input, &part.buffer, scales, op.rotary, op.meta, op.output];
+        let buffers = [
+            op.input,
+            &part.buffer,
+            scale_buffer,
+            op.rotary,
+            op.meta,
+            op.output,
+        ];
         backend.dispatch(kernel, &buffers, &params, groups)?;
     }
     Ok(())

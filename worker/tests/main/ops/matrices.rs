@@ -8,7 +8,7 @@ use tramontane_worker::ops::{
 
 use super::rig::{Case, Numbers, Rig, Weights, check, roles};
 
-const FORMATS: [WeightFormat; 2] = [WeightFormat::Bf16, WeightFormat::Fp8Block];
+const FORMATS: [WeightFormat; 4] = WeightFormat::ALL;
 const WHOLE: u32 = u32::MAX;
 
 struct LinearCase {
@@ -47,7 +47,7 @@ impl Case for LinearCase {
 #[test]
 fn linear() {
     let numbers = &mut Numbers::new(1);
-    for (format, add) in FORMATS.into_iter().zip([true, false]) {
+    for (format, add) in FORMATS.into_iter().zip([true, false, false, true]) {
         for (rows, outputs, columns) in [
             (1, 300, 144),
             (2, 33, 16),
@@ -248,15 +248,20 @@ impl Case for ExpertsCase {
 #[test]
 fn experts() {
     let numbers = &mut Numbers::new(4);
-    for format in FORMATS {
+    let same = FORMATS.map(|format| (format, format));
+    let mixed = [
+        (WeightFormat::Nvfp4, WeightFormat::Bf16),
+        (WeightFormat::Fp8Block, WeightFormat::Nvfp4),
+    ];
+    for formats in same.into_iter().chain(mixed) {
         for (rows, dim, hidden, count, top_k) in
             [(1, 256, 128, 16, 4), (21, 144, 48, 6, 2), (33, 32, 160, 9, 3)]
         {
             let expert = |numbers: &mut Numbers| {
                 [
-                    Weights::new(numbers, hidden, dim, format),
-                    Weights::new(numbers, hidden, dim, format),
-                    Weights::new(numbers, dim, hidden, format),
+                    Weights::new(numbers, hidden, dim, formats.0),
+                    Weights::new(numbers, hidden, dim, formats.0),
+                    Weights::new(numbers, dim, hidden, formats.1),
                 ]
             };
             let experts = (0..count).map(|_| expert(numbers)).collect();
@@ -266,13 +271,13 @@ fn experts() {
                 (first..first + top_k).collect()
             };
             let case = ExpertsCase {
-                layout: ExpertLayout::new(dim, hidden, format).expect("valid"),
+                layout: ExpertLayout::new(dim, hidden, formats).expect("valid"),
                 experts,
                 input: numbers.rows(rows, dim as usize),
                 ids: (0..rows).map(|_| ids(numbers)).collect(),
             };
             check(
-                &format!("experts {format:?} {count} of {hidden} x {dim}"),
+                &format!("experts {formats:?} {count} of {hidden} x {dim}"),
                 &case,
                 1e-4,
             );

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use tramontane_worker::config::DeviceConfig;
 use tramontane_worker::gpu::{self, GpuBackend};
 use tramontane_worker::ops::{
-    Backend, BankPart, DeviceBuffer, ExpertBank, ExpertLayout, Matrix, MatrixPart, ReadRange, Rows, Scales,
-    Vector, WeightFormat,
+    Backend, BankPart, DeviceBuffer, ExpertBank, ExpertLayout, Matrix, MatrixPart, PART_ALIGN, ReadRange,
+    Rows, Scales, Vector, WeightFormat,
 };
 use tramontane_worker::reference::CpuBackend;
 
-/// Bytes before everything that may start at an offset: a multiple of 16, and of nothing larger.
-const PADDING: u64 = 48;
+/// Bytes before everything that may start at an offset: a multiple of 32, and of nothing larger.
+const PADDING: u64 = 96;
 
 pub(crate) fn open(memory_bytes: u64) -> GpuBackend {
     gpu::open(&DeviceConfig {
@@ -102,7 +102,8 @@ pub(crate) struct Weights {
     pub(crate) cols: u32,
     pub(crate) format: WeightFormat,
     pub(crate) bytes: Vec<u8>,
-    pub(crate) scales: Vec<f32>,
+    /// The section of scales, as on the device.
+    pub(crate) scales: Vec<u8>,
 }
 
 impl Weights {
@@ -111,18 +112,35 @@ impl Weights {
         let bytes = match format {
             WeightFormat::Bf16 => numbers.bf16s(count),
             // Every code but those of NaN, subnormals among them.
-            WeightFormat::Fp8Block => (0..count)
+            WeightFormat::Fp8Block | WeightFormat::Fp8Tensor => (0..count)
                 .map(|_| numbers.bits() as u8)
                 .map(|code| if code & 0x7f == 0x7f { code ^ 1 } else { code })
                 .collect(),
+            WeightFormat::Nvfp4 => (0..count / 2).map(|_| numbers.bits() as u8).collect(),
         };
-        let scales = (0..format.scale_count(rows, cols)).map(|_| 0.002 + 0.001 * numbers.float());
+        let scale_bytes = format.scale_bytes(rows, cols) as usize;
+        let mut multipliers = |count: usize| -> Vec<u8> {
+            let scales = (0..count).map(|_| 0.002 + 0.001 * numbers.float());
+            scales.flat_map(f32::to_le_bytes).collect()
+        };
+        let scales = match format {
+            WeightFormat::Bf16 | WeightFormat::Fp8Block | WeightFormat::Fp8Tensor => {
+                multipliers(scale_bytes / 4)
+            }
+            WeightFormat::Nvfp4 => {
+                let mut section = multipliers(1);
+                section.resize(PART_ALIGN as usize, 0);
+                // Zero, subnormals, and numbers up to 30.
+                section.extend((section.len()..scale_bytes).map(|_| numbers.bits() as u8 % 0x60));
+                section
+            }
+        };
         Self {
             rows,
             cols,
             format,
             bytes,
-            scales: scales.collect(),
+            scales,
         }
     }
 }
@@ -139,7 +157,9 @@ pub(crate) struct Rig<'a, B: Backend>(pub(crate) &'a mut B);
 impl<B: Backend> Rig<'_, B> {
     pub(crate) fn bytes(&mut self, bytes: &[u8], padding: u64) -> B::Buffer {
         let buffer = self.0.alloc("test", padding + bytes.len() as u64).expect("room");
-        self.0.write(&buffer, padding, bytes).expect("fits");
+        let mut words = bytes.to_vec();
+        words.resize(bytes.len().next_multiple_of(4), 0);
+        self.0.write(&buffer, padding, &words).expect("fits");
         buffer
     }
 
@@ -178,7 +198,7 @@ impl<B: Backend> Rig<'_, B> {
             })
             .collect();
         let scales = (!weights.scales.is_empty()).then(|| Scales {
-            buffer: self.bytes(bytemuck::cast_slice(&weights.scales), PADDING),
+            buffer: self.bytes(&weights.scales, PADDING),
             offset: PADDING,
         });
         Matrix::new(weights.rows, weights.cols, weights.format, parts, scales).expect("well formed")
@@ -204,8 +224,7 @@ impl<B: Backend> Rig<'_, B> {
                 ];
                 for (weights, (values, scales)) in experts[id as usize].iter().zip(offsets) {
                     record[values as usize..][..weights.bytes.len()].copy_from_slice(&weights.bytes);
-                    let table: &[u8] = bytemuck::cast_slice(&weights.scales);
-                    record[scales as usize..][..table.len()].copy_from_slice(table);
+                    record[scales as usize..][..weights.scales.len()].copy_from_slice(&weights.scales);
                 }
             }
             BankPart {

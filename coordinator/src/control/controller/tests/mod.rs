@@ -47,6 +47,7 @@ fn model() -> ModelEntry {
             experts_per_token: 2,
             embedding_bytes: 500,
             head_bytes: 500,
+            tied_bytes: 0,
             scratch: ScratchModel {
                 owner_bytes: 50,
                 holder_bytes: 20,

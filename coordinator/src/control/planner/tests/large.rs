@@ -30,6 +30,7 @@ fn real(path: &str, scratch: u64) -> ModelFootprint {
         experts_per_token: spec.moe.as_ref().map_or(0, |moe| moe.n_experts_per_token),
         embedding_bytes: bytes.embedding,
         head_bytes: bytes.head,
+        tied_bytes: 0,
         scratch: ScratchModel {
             owner_bytes: scratch,
             holder_bytes: scratch / 2,

@@ -2,6 +2,7 @@
 
 mod kept;
 mod large;
+mod outlook;
 mod proven;
 mod shapes;
 mod standbys;
@@ -58,6 +59,7 @@ fn footprint(layers: usize) -> ModelFootprint {
         experts_per_token: 2,
         embedding_bytes: 500,
         head_bytes: 500,
+        tied_bytes: 0,
         scratch: ScratchModel {
             owner_bytes: 50,
             holder_bytes: 20,

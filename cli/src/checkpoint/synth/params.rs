@@ -1,0 +1,71 @@
+//! params.json of a model with fewer layers and experts than the published one.
+
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+
+use super::{Format, Shape};
+
+const LARGE_3: &str = include_str!("../../../assets/shapes/mistral-large-3.json");
+const SMALL_4: &str = include_str!("../../../assets/shapes/small-4.json");
+const MINISTRAL_8B: &str = include_str!("../../../assets/shapes/ministral-8b.json");
+
+/// The parameters, without the vision tower.
+pub(super) fn of(shape: Shape, layers: Option<u32>, experts: Option<u32>, format: Format) -> Result<Value> {
+    let text = match shape {
+        Shape::MistralLarge3 => LARGE_3,
+        Shape::Small4 => SMALL_4,
+        Shape::Ministral8b => MINISTRAL_8B,
+    };
+    let mut params: Value = serde_json::from_str(text)?;
+    if let Some(all) = params.as_object_mut() {
+        all.remove("vision_encoder");
+        all.remove("quantization");
+        if let Some(quantization) = quantization(format) {
+            all.insert("quantization".to_owned(), quantization);
+        }
+    }
+    if let Some(layers) = layers {
+        params["n_layers"] = json!(layers);
+        if let Some(dense) = params.pointer_mut("/moe/first_k_dense_replace") {
+            let usual = dense.as_u64().unwrap_or(0);
+            *dense = json!(usual.min(u64::from(layers) - 1));
+        }
+    }
+    if let Some(experts) = experts {
+        let Some(known) = params.pointer_mut("/moe/num_experts") else {
+            bail!("--experts: this model has none");
+        };
+        *known = json!(experts);
+    }
+    Ok(params)
+}
+
+/// The object that says how weights are stored, as Mistral publishes it.
+fn quantization(format: Format) -> Option<Value> {
+    let compressed = |name: &str, weights: Value| {
+        json!({
+            "quant_method": "compressed-tensors",
+            "format": name,
+            "ignore": [],
+            "config_groups": { "group_0": { "targets": ["Linear"], "weights": weights } },
+        })
+    };
+    match format {
+        Format::Bf16 => None,
+        Format::Fp8 => Some(compressed(
+            "float-quantized",
+            json!({
+                "num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128],
+                "symmetric": true, "dynamic": false,
+            }),
+        )),
+        Format::Fp8Tensor => Some(json!({ "qformat_weight": "fp8_e4m3", "qscheme_act": "NO_SCALES" })),
+        Format::Nvfp4 => Some(compressed(
+            "nvfp4-pack-quantized",
+            json!({
+                "num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16,
+                "symmetric": true, "dynamic": false,
+            }),
+        )),
+    }
+}
