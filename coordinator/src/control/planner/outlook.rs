@@ -97,6 +97,7 @@ impl Cluster<'_> {
             footprint: self.footprint,
             replicas: &serving,
             candidates: self.candidates,
+            on_busy: true,
             left_out: &BTreeSet::new(),
             present: &[],
         })
