@@ -1,6 +1,6 @@
 //! Copies of weights that a device keeps for others, beside what it computes with.
 //!
-//! They are loaded slice by slice, when the device has nothing else to do, and are the first to go where memory is short.
+//! They are loaded piece by piece, when the device has nothing else to do, and are the first to go where memory is short.
 
 use tramontane_model::members::StandbyReport;
 
@@ -23,11 +23,11 @@ impl<D: Backend> Executor<D> {
         copies.find(|&slice| !self.weights.holds(slice))
     }
 
-    /// Loads a copy, unless it takes memory that the device does not have.
+    /// Goes on loading a copy, unless it takes memory that the device does not have.
     pub fn load_copy(&mut self, slice: WeightSlice, watch: &LoadWatch<'_>) -> Result<(), WeightError> {
         let (held, memory) = (self.held_bytes(), self.info().memory_bytes);
         let planned = held.saturating_add(slice.bytes(&self.model.bytes));
-        if planned > memory {
+        if planned > memory && !self.weights.has_begun(slice) {
             return Err(WeightError::TooLarge { planned, memory });
         }
         let backend = &mut self.backend;

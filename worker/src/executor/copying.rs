@@ -13,7 +13,7 @@ use super::{DeviceError, Executor};
 use crate::ops::{Backend, OpError};
 use crate::weights::{Copies, LoadProgress, LoadWatch, WeightError};
 
-/// After a copy a device that serves loads no other for so many times as long as it took.
+/// After a piece of a copy a device that serves loads no other for so many times as long as it took.
 const PAUSE_AFTER_COPY: u32 = 3;
 
 /// Copies that are to be kept for others.
@@ -55,8 +55,8 @@ impl<B: Backend, F: FnMut() -> Result<B, OpError>> DeviceThread<'_, B, F> {
         Some(self.copying.not_before.unwrap_or_else(Instant::now))
     }
 
-    /// Loads one copy, or makes the first steps with one. A device that serves pauses after it, so that its steps have
-    /// most of the time; whoever gives it something else to do ends it.
+    /// Loads a piece of a copy, or makes the first steps with one. A device that serves pauses after it, so that its
+    /// steps have most of the time; whoever gives it something else to do ends it.
     pub(super) fn copy(&mut self) {
         let Some(executor) = &mut self.executor else {
             return;

@@ -15,10 +15,10 @@ use super::ahead::Ahead;
 use super::store::{
     FeedForward, GroupedAttention, Head, LatentAttention, LayerAttention, LayerFeedForward, OwnerLayer,
 };
-use super::{LoadProgress, LoadWatch, MirrorError, ModelFiles, WeightError};
+use super::{LoadProgress, LoadWatch, MirrorError, ModelFiles, WeightError, WeightSlice};
 use crate::ops::{
-    Backend, BankPart, ExpertBank, ExpertLayout, Matrix, MatrixPart, OpError, PART_ALIGN, Scales, Vector,
-    WeightFormat, split_rows,
+    Backend, BankPart, DeviceBuffer, ExpertBank, ExpertLayout, Matrix, MatrixPart, OpError, PART_ALIGN,
+    Scales, Vector, WeightFormat, split_rows,
 };
 
 /// Most bytes that are checked and written at once: how soon a cancelled load ends.
@@ -47,6 +47,37 @@ fn dims(shape: Shape) -> (u32, u32) {
     match shape {
         Shape::Matrix { rows, cols } => (rows, cols),
         Shape::Vector(len) => (1, len),
+    }
+}
+
+/// Experts of a layer on their way to the device, record by record.
+#[derive(Debug)]
+pub(super) struct UnfinishedBank<B> {
+    layer: u32,
+    experts: ExpertRange,
+    layout: ExpertLayout,
+    parts: Vec<BankPart<B>>,
+    /// The first expert that is not there.
+    next: u32,
+}
+
+impl<B: DeviceBuffer> UnfinishedBank<B> {
+    /// Which layer's experts they are.
+    pub(super) fn slice(&self) -> WeightSlice {
+        WeightSlice::Experts {
+            layer: self.layer,
+            experts: self.experts,
+        }
+    }
+
+    /// The bank, once every record is there.
+    pub(super) fn finish(self) -> Result<ExpertBank<B>, WeightError> {
+        let first = TensorId::Expert {
+            layer: self.layer,
+            expert: self.experts.start(),
+            matrix: FfnMatrix::W1,
+        };
+        ExpertBank::new(self.layout, self.experts.iter(), self.parts).map_err(device_error(first))
     }
 }
 
@@ -146,23 +177,20 @@ impl<'a, D: Backend> Loader<'a, D> {
         })
     }
 
-    /// Loads the records of some experts of a layer.
-    pub(super) fn experts(
+    /// Memory for the records of some experts of a layer, which are still to be loaded.
+    pub(super) fn begin_bank(
         &mut self,
         layer: u32,
         experts: ExpertRange,
-    ) -> Result<ExpertBank<D::Buffer>, WeightError> {
-        let id = |expert, matrix| TensorId::Expert {
+    ) -> Result<UnfinishedBank<D::Buffer>, WeightError> {
+        // Checked when the model was opened: a layer's experts are stored alike.
+        let id = |matrix| TensorId::Expert {
             layer,
-            expert,
+            expert: experts.start(),
             matrix,
         };
-        // Checked when the model was opened: a layer's experts are stored alike.
-        let first = id(experts.start(), FfnMatrix::W1);
-        let (up, down) = (
-            self.weight(first)?,
-            self.weight(id(experts.start(), FfnMatrix::W2))?,
-        );
+        let first = id(FfnMatrix::W1);
+        let (up, down) = (self.weight(first)?, self.weight(id(FfnMatrix::W2))?);
         let (hidden, dim) = dims(up.shape());
         let layout = ExpertLayout::new(dim, hidden, (up.format(), down.format()));
         let layout = layout.map_err(device_error(first))?;
@@ -173,26 +201,44 @@ impl<'a, D: Backend> Loader<'a, D> {
             let bytes = layout.bytes * u64::from(range.end - range.start);
             let label = format!("layers.{layer}.experts.{}..{}", range.start, range.end);
             let buffer = self.backend.alloc(&label, bytes).map_err(device_error(first))?;
-            for expert in range.clone() {
-                let record = layout.bytes * u64::from(expert - range.start);
-                for (matrix, values, scales) in [
-                    (FfnMatrix::W1, layout.w1, layout.s1),
-                    (FfnMatrix::W3, layout.w3, layout.s3),
-                    (FfnMatrix::W2, layout.w2, layout.s2),
-                ] {
-                    let tensor = id(expert, matrix);
-                    let weight = self.stored(tensor)?;
-                    self.copy(tensor, weight.values(), &buffer, record + values)?;
-                    self.copy_scales(&weight, &buffer, record + scales)?;
-                }
-            }
             parts.push(BankPart {
                 experts: range,
                 buffer,
                 offset: 0,
             });
         }
-        ExpertBank::new(layout, experts.iter(), parts).map_err(device_error(first))
+        Ok(UnfinishedBank {
+            layer,
+            experts,
+            layout,
+            parts,
+            next: experts.start(),
+        })
+    }
+
+    /// Loads one more record of a bank. Says whether all are there.
+    pub(super) fn add_expert(&mut self, bank: &mut UnfinishedBank<D::Buffer>) -> Result<bool, WeightError> {
+        let (layer, expert, layout) = (bank.layer, bank.next, bank.layout);
+        let part = bank.parts.iter().find(|part| part.experts.contains(&expert));
+        if let Some(part) = part {
+            let record = layout.bytes * u64::from(expert - part.experts.start);
+            for (matrix, values, scales) in [
+                (FfnMatrix::W1, layout.w1, layout.s1),
+                (FfnMatrix::W3, layout.w3, layout.s3),
+                (FfnMatrix::W2, layout.w2, layout.s2),
+            ] {
+                let tensor = TensorId::Expert {
+                    layer,
+                    expert,
+                    matrix,
+                };
+                let weight = self.stored(tensor)?;
+                self.copy(tensor, weight.values(), &part.buffer, record + values)?;
+                self.copy_scales(&weight, &part.buffer, record + scales)?;
+            }
+        }
+        bank.next += 1;
+        Ok(bank.next >= bank.experts.end())
     }
 
     /// Loads a matrix, split by rows at multiples of `unit` where it exceeds the binding limit.

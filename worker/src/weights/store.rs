@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tramontane_model::placement::ExpertRange;
 
 use super::ahead::Ahead;
-use super::load::Loader;
+use super::load::{Loader, UnfinishedBank};
 use super::{DeviceSlices, LoadWatch, ModelFiles, WeightError, WeightSlice};
 use crate::ops::{Backend, DeviceBuffer, ExpertBank, Matrix, Vector};
 
@@ -104,6 +104,8 @@ pub struct WeightStore<B> {
     layers: BTreeMap<u32, OwnerLayer<B>>,
     experts: BTreeMap<(u32, ExpertRange), ExpertBank<B>>,
     head: Option<Head<B>>,
+    /// A slice of experts of which some are there.
+    unfinished: Option<UnfinishedBank<B>>,
 }
 
 impl<B> Default for WeightStore<B> {
@@ -113,6 +115,7 @@ impl<B> Default for WeightStore<B> {
             layers: BTreeMap::new(),
             experts: BTreeMap::new(),
             head: None,
+            unfinished: None,
         }
     }
 }
@@ -162,6 +165,7 @@ impl<B: DeviceBuffer> WeightStore<B> {
         if !kept.contains(&WeightSlice::Head) {
             self.head = None;
         }
+        self.unfinished.take_if(|bank| !kept.contains(&bank.slice()));
     }
 
     /// Loads what is missing of what `slices` name. After an error, what was loaded stays: the next call goes on from
@@ -208,7 +212,8 @@ impl<B: DeviceBuffer> WeightStore<B> {
         Ok(())
     }
 
-    /// Loads one slice that no placement asks for, if it is not held.
+    /// Goes on loading a slice that no placement asks for, if it is not held: all of it, but one record at a time of
+    /// experts, which may be much.
     pub fn load_copy<D: Backend<Buffer = B>>(
         &mut self,
         backend: &mut D,
@@ -216,11 +221,51 @@ impl<B: DeviceBuffer> WeightStore<B> {
         slice: WeightSlice,
         watch: &LoadWatch<'_>,
     ) -> Result<(), WeightError> {
-        if !self.holds(slice) {
-            self.add(&mut Loader::new(backend, model, watch, None), slice)?;
-            count_read("standby", slice.bytes(&model.bytes));
+        if self.holds(slice) {
+            return Ok(());
         }
+        let mut loader = Loader::new(backend, model, watch, None);
+        match slice {
+            WeightSlice::Experts { layer, experts } => {
+                let mut bank = self.begun(&mut loader, layer, experts)?;
+                match loader.add_expert(&mut bank) {
+                    Ok(true) => drop(self.experts.insert((layer, experts), bank.finish()?)),
+                    Ok(false) => {
+                        self.unfinished = Some(bank);
+                        return Ok(());
+                    }
+                    Err(WeightError::Cancelled) => {
+                        self.unfinished = Some(bank);
+                        return Err(WeightError::Cancelled);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            WeightSlice::Embedding | WeightSlice::Layer(_) | WeightSlice::Head => {
+                self.add(&mut loader, slice)?;
+            }
+        }
+        count_read("standby", slice.bytes(&model.bytes));
         Ok(())
+    }
+
+    /// Whether memory has been taken for a slice that is not all there.
+    pub fn has_begun(&self, slice: WeightSlice) -> bool {
+        self.unfinished.as_ref().is_some_and(|bank| bank.slice() == slice)
+    }
+
+    /// The bank that was begun for these experts, or a new one in place of whatever was begun.
+    fn begun<D: Backend<Buffer = B>>(
+        &mut self,
+        loader: &mut Loader<'_, D>,
+        layer: u32,
+        experts: ExpertRange,
+    ) -> Result<UnfinishedBank<B>, WeightError> {
+        let begun = self.has_begun(WeightSlice::Experts { layer, experts });
+        match self.unfinished.take().filter(|_| begun) {
+            Some(bank) => Ok(bank),
+            None => loader.begin_bank(layer, experts),
+        }
     }
 
     /// Whether a slice is held.
@@ -244,8 +289,9 @@ impl<B: DeviceBuffer> WeightStore<B> {
                 self.layers.insert(layer, loader.layer(layer)?);
             }
             WeightSlice::Experts { layer, experts } => {
-                self.experts
-                    .insert((layer, experts), loader.experts(layer, experts)?);
+                let mut bank = self.begun(loader, layer, experts)?;
+                while !loader.add_expert(&mut bank)? {}
+                self.experts.insert((layer, experts), bank.finish()?);
             }
             WeightSlice::Head => self.head = Some(loader.head()?),
         }
