@@ -317,7 +317,11 @@ impl Lost {
                 lost.replica
             )
         });
-        let untouched = (self.untouched > 0).then(|| format!("{} others go on", self.untouched));
+        let untouched = match self.untouched {
+            0 => None,
+            1 => Some("the other goes on".to_owned()),
+            others => Some(format!("the other {others} go on")),
+        };
         let texts: Vec<String> = anew.chain(lost).chain(untouched).collect();
         texts.join("; ")
     }
