@@ -216,14 +216,17 @@ impl Replica {
         let fits: Vec<String> = fits
             .map(|fits| format!("{} of {} tokens", fits.requests, fits.tokens))
             .collect();
+        let stages = match self.stages {
+            1 => "1 stage".to_owned(),
+            count => format!("{count} stages"),
+        };
         let unmet = match self.wishes_met {
             true => "",
             false => ", not of the wished stages and expert groups",
         };
         println!(
-            "replica {}: {} stages{unmet}; the cache holds {} tokens, so at once: {}",
+            "replica {}: {stages}{unmet}; the cache holds {} tokens, so at once: {}",
             self.id,
-            self.stages,
             self.cache_tokens,
             fits.join(", or ")
         );
