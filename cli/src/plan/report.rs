@@ -216,14 +216,17 @@ impl Replica {
         let fits: Vec<String> = fits
             .map(|fits| format!("{} of {} tokens", fits.requests, fits.tokens))
             .collect();
+        let stages = match self.stages {
+            1 => "1 stage".to_owned(),
+            count => format!("{count} stages"),
+        };
         let unmet = match self.wishes_met {
             true => "",
             false => ", not of the wished stages and expert groups",
         };
         println!(
-            "replica {}: {} stages{unmet}; the cache holds {} tokens, so at once: {}",
+            "replica {}: {stages}{unmet}; the cache holds {} tokens, so at once: {}",
             self.id,
-            self.stages,
             self.cache_tokens,
             fits.join(", or ")
         );
@@ -317,7 +320,11 @@ impl Lost {
                 lost.replica
             )
         });
-        let untouched = (self.untouched > 0).then(|| format!("{} others go on", self.untouched));
+        let untouched = match self.untouched {
+            0 => None,
+            1 => Some("the other goes on".to_owned()),
+            others => Some(format!("the other {others} go on")),
+        };
         let texts: Vec<String> = anew.chain(lost).chain(untouched).collect();
         texts.join("; ")
     }

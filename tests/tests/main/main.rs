@@ -25,6 +25,7 @@ mod pauses;
 mod placements;
 mod plans;
 mod prompts;
+mod real_size;
 mod replicas;
 mod rolling;
 mod schemathesis;

@@ -3,6 +3,7 @@
 //! A slice is loaded and dropped as a whole; one that stays in the next assignment stays on the device.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use tramontane_model::placement::ExpertRange;
 
@@ -185,13 +186,21 @@ impl<B: DeviceBuffer> WeightStore<B> {
             .filter(|&slice| !self.holds(slice))
             .collect();
         let ahead = Ahead::new(model, &missing);
+        let began = Instant::now();
         std::thread::scope(|scope| {
             ahead.start(scope);
             let mut loader = Loader::new(backend, model, watch, Some(&ahead));
             let loaded = self.load_all(&mut loader, &wanted);
             ahead.stop();
             loaded
-        })
+        })?;
+        let read_bytes = missing.iter().map(|slice| slice.bytes(&model.bytes)).sum::<u64>();
+        if read_bytes > 0 {
+            let took = began.elapsed();
+            let bytes_per_second = (read_bytes as f64 / took.as_secs_f64().max(1e-9)) as u64;
+            tracing::info!(read_bytes, ?took, bytes_per_second, "weights are on the device");
+        }
+        Ok(())
     }
 
     fn load_all<D: Backend<Buffer = B>>(
