@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
+use tramontane_model::layout::Layout as Files;
 
 use crate::ports::Ports;
 
@@ -249,9 +250,10 @@ fn keep_token(path: &Path) -> Result<()> {
 
 /// Checks a checkpoint's directory and makes its path a full one, as configuration files elsewhere need it.
 pub(crate) fn model_dir(dir: &Path) -> Result<PathBuf> {
-    if !dir.join("params.json").is_file() {
+    let is_file = |layout: Files| dir.join(layout.params_file()).is_file();
+    if !is_file(Files::Consolidated) && !is_file(Files::HuggingFace) {
         bail!(
-            "--model {}: there is no params.json; it must be a checkpoint's directory",
+            "--model {}: there is no params.json and no config.json; it must be a checkpoint's directory",
             dir.display()
         );
     }

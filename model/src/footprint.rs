@@ -5,7 +5,7 @@
 
 use crate::placement::KvShape;
 use crate::sampling::MAX_TOP_LOGPROBS;
-use crate::spec::ModelSpec;
+use crate::spec::{AttentionSpec, ModelSpec};
 use crate::step::{MAX_STEP_ROWS, MAX_STEP_SEQUENCES};
 use crate::tensors::SECTION_ALIGN;
 
@@ -70,7 +70,7 @@ impl StepCapacity {
     }
 }
 
-/// Bytes of one layer's cache: latent and rotated key of each token, f32.
+/// Bytes of one layer's cache: latent and rotated key of each token, or its keys and values, f32.
 pub fn kv_layer_bytes(spec: &ModelSpec, kv: KvShape) -> u64 {
     u64::from(kv.blocks)
         .saturating_mul(u64::from(kv.block_tokens))
@@ -82,14 +82,15 @@ pub fn max_table_width(spec: &ModelSpec, kv: KvShape) -> u32 {
     spec.max_context.div_ceil(kv.block_tokens.max(1)).min(kv.blocks)
 }
 
-/// Bytes of every buffer that a stage's owner needs to run a step, each a multiple of [`SECTION_ALIGN`].
+/// Bytes of every buffer that a stage's owner needs to run a step, each a multiple of [`SECTION_ALIGN`]. Those of the
+/// other kind of attention are as small as a buffer can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnerScratch {
     /// Token ids, `[rows]`.
     pub tokens: u64,
     /// Position, slot, table and query scale, `[rows, 4]`.
     pub meta: u64,
-    /// Cosines and sines, `[rows, rope]`.
+    /// Cosines and sines, `[rows, rotated values of a head]`.
     pub rotary: u64,
     /// Block tables, `[sequences, longest]`.
     pub tables: u64,
@@ -101,15 +102,19 @@ pub struct OwnerScratch {
     pub compressed: u64,
     /// Its norm, `[rows, q_lora_rank]`.
     pub compressed_normed: u64,
-    /// Expanded query, `[rows, heads * (nope + rope)]`.
+    /// Expanded query before it is rotated, `[rows, heads * (nope + rope)]` or `[rows, heads * head_dim]`.
     pub expanded: u64,
     /// Latent and key before the norm, `[rows, kv_lora_rank + rope]`.
     pub latent: u64,
-    /// Absorbed query, `[rows, heads * (kv_lora_rank + rope)]`.
+    /// Keys before they are rotated, `[rows, kv_heads * head_dim]`.
+    pub keys: u64,
+    /// Values, `[rows, kv_heads * head_dim]`.
+    pub values: u64,
+    /// Query that attention reads, `[rows, heads * (kv_lora_rank + rope)]` or `[rows, heads * head_dim]`.
     pub queries: u64,
-    /// Attention over the latents, `[rows, heads * kv_lora_rank]`.
+    /// Attention over the latents, `[rows, heads * kv_lora_rank]`, or its values, `[rows, heads * head_dim]`.
     pub context: u64,
-    /// Attention's values, `[rows, heads * v]`.
+    /// Values of attention over latents, `[rows, heads * v]`.
     pub attended: u64,
     /// Hidden layer of the dense or shared feed-forward, `[rows, hidden]`.
     pub gated: u64,
@@ -186,31 +191,67 @@ fn expert_sizes(spec: &ModelSpec) -> (u64, u64) {
     })
 }
 
+/// Widths of a row in the buffers of attention; 0 where the kind of attention does not use them.
+#[derive(Default)]
+struct AttentionWidths {
+    compressed: u32,
+    expanded: u32,
+    latent: u32,
+    kv: u32,
+    queries: u32,
+    context: u32,
+    attended: u32,
+}
+
+impl AttentionWidths {
+    fn new(attention: &AttentionSpec) -> Self {
+        match attention {
+            AttentionSpec::Mla(mla) => Self {
+                compressed: mla.q_lora_rank,
+                expanded: mla.n_heads * mla.qk_head_dim(),
+                latent: mla.kv_values(),
+                queries: mla.n_heads.saturating_mul(mla.kv_values()),
+                context: mla.n_heads.saturating_mul(mla.kv_lora_rank),
+                attended: mla.n_heads * mla.v_head_dim,
+                ..Self::default()
+            },
+            AttentionSpec::Gqa(gqa) => Self {
+                expanded: gqa.q_dim(),
+                kv: gqa.kv_dim(),
+                queries: gqa.q_dim(),
+                context: gqa.q_dim(),
+                ..Self::default()
+            },
+        }
+    }
+}
+
 impl OwnerScratch {
     /// The buffers for steps of `capacity` over a cache of `kv`.
     pub fn new(spec: &ModelSpec, capacity: StepCapacity, kv: KvShape) -> Self {
         let rows = |width: u32| words(u64::from(capacity.rows), u64::from(width));
-        let mla = spec.mla();
-        let heads = |width: u32| words(u64::from(capacity.rows) * u64::from(mla.n_heads), width.into());
+        let attention = AttentionWidths::new(&spec.attention);
         let pairs = u64::from(capacity.rows) * expert_sizes(spec).0;
         let shared_hidden = spec.moe.as_ref().map_or(0, |moe| moe.shared_hidden_dim());
         Self {
             tokens: rows(1),
             meta: words(u64::from(capacity.rows), ROW_META_WORDS),
-            rotary: rows(mla.qk_rope_head_dim),
+            rotary: rows(spec.rope.dim),
             tables: words(
                 u64::from(capacity.sequences),
                 u64::from(max_table_width(spec, kv)),
             ),
             hidden: rows(spec.dim),
             normed: rows(spec.dim),
-            compressed: rows(mla.q_lora_rank),
-            compressed_normed: rows(mla.q_lora_rank),
-            expanded: heads(mla.qk_head_dim()),
-            latent: rows(mla.kv_values()),
-            queries: heads(mla.kv_values()),
-            context: heads(mla.kv_lora_rank),
-            attended: heads(mla.v_head_dim),
+            compressed: rows(attention.compressed),
+            compressed_normed: rows(attention.compressed),
+            expanded: rows(attention.expanded),
+            latent: rows(attention.latent),
+            keys: rows(attention.kv),
+            values: rows(attention.kv),
+            queries: rows(attention.queries),
+            context: rows(attention.context),
+            attended: rows(attention.attended),
             gated: rows(spec.dense_hidden_dim.max(shared_hidden)),
             shared: rows(spec.dim),
             router_logits: rows(spec.n_experts()),
@@ -221,7 +262,7 @@ impl OwnerScratch {
     }
 
     /// All buffers with their names.
-    pub fn each(&self) -> [(&'static str, u64); 19] {
+    pub fn each(&self) -> [(&'static str, u64); 21] {
         [
             ("tokens", self.tokens),
             ("row meta", self.meta),
@@ -233,7 +274,9 @@ impl OwnerScratch {
             ("normed compressed query", self.compressed_normed),
             ("expanded query", self.expanded),
             ("latent", self.latent),
-            ("absorbed query", self.queries),
+            ("keys", self.keys),
+            ("values", self.values),
+            ("query", self.queries),
             ("attention context", self.context),
             ("attention values", self.attended),
             ("gated", self.gated),

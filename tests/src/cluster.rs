@@ -1,13 +1,16 @@
 //! A cluster of real processes on this machine.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::client::Client;
-use crate::config::{Addresses, MODEL, Plan, Ports, addresses, write_coordinator, write_token, write_worker};
+use crate::config::{
+    Addresses, MODEL, Plan, Ports, addresses, fetched_dir, write_coordinator, write_token, write_worker,
+};
 use crate::process::{Node, signal};
 use crate::status::{Replica, Status};
 use crate::wait::{need, until};
@@ -293,6 +296,12 @@ impl Cluster {
         self.worker_metrics.push(address);
     }
 
+    /// A client of what a worker serves its metrics with.
+    pub fn worker_metrics(&self, number: usize) -> Client {
+        let address = self.worker_metrics[number - 1].to_string();
+        Client::new(address, self.plan.client_identity())
+    }
+
     /// The sum of a metric over every worker that runs and over its labels; nothing if none has it.
     pub async fn worker_metric(&self, name: &str) -> Result<Option<f64>, String> {
         let mut sum = None;
@@ -304,6 +313,11 @@ impl Cluster {
             }
         }
         Ok(sum)
+    }
+
+    /// Where a worker puts the files that it fetches.
+    pub fn fetched_dir(&self, number: usize) -> PathBuf {
+        fetched_dir(self.dir.path(), number)
     }
 
     /// What every process that runs has logged, by its name.

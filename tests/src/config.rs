@@ -27,6 +27,8 @@ pub struct Plan {
     pub settings: Vec<String>,
     /// A folder of certificates; with it each node has an address of its own.
     pub certificates: Option<PathBuf>,
+    /// Workers have no files of the model: each fetches what it is given to a folder of its own.
+    pub fetch: bool,
     /// What every process logs, as JSON, in the form of TRAMONTANE_LOG; else what it logs by itself.
     pub log: Option<String>,
 }
@@ -43,6 +45,7 @@ impl Plan {
             model: mini(),
             settings: vec!["placement.kv_tokens_max = 32768".to_owned()],
             certificates: None,
+            fetch: false,
             log: None,
         }
     }
@@ -77,6 +80,12 @@ impl Plan {
         self.settings.retain(|other| key(other) != key(line));
         self.settings.push(line.to_owned());
         self
+    }
+
+    /// The same with workers that fetch what they hold.
+    #[must_use]
+    pub fn fetching(self) -> Self {
+        Self { fetch: true, ..self }
     }
 
     /// The same with logs of this, as JSON.
@@ -191,6 +200,11 @@ pub fn write_coordinator(dir: &Path, plan: &Plan, all: &[Addresses], number: usi
     write(dir, &name, &text)
 }
 
+/// Where worker number `number` puts what it fetches.
+pub fn fetched_dir(dir: &Path, number: usize) -> PathBuf {
+    dir.join(format!("worker-{number}-model"))
+}
+
 /// Writes the file of worker number `number`, from 1, whose metrics are served at `metrics`.
 pub fn write_worker(
     dir: &Path,
@@ -201,11 +215,15 @@ pub fn write_worker(
 ) -> PathBuf {
     let name = format!("worker-{number}");
     let coordinators: Vec<String> = all.iter().map(|one| one.rpc.to_string()).collect();
-    let model = &plan.model;
+    let model = match plan.fetch {
+        true => fetched_dir(dir, number),
+        false => plan.model.clone(),
+    };
+    let fetch = plan.fetch;
     let listen = SocketAddr::from((plan.worker_host(number), 0));
     let mut text = format!(
         "name = {name:?}\ncoordinators = {coordinators:?}\njoin_token_file = \"join-token\"\n\
-         rpc.listen = \"{listen}\"\nmetrics.listen = \"{metrics}\"\nmodel.dir = {model:?}\n"
+         rpc.listen = \"{listen}\"\nmetrics.listen = \"{metrics}\"\nmodel = {{ dir = {model:?}, fetch = {fetch} }}\n"
     );
     text += &tls(plan, &name);
     for memory in &plan.workers[number - 1] {

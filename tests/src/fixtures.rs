@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 /// The root of the project.
@@ -37,19 +37,30 @@ pub struct Golden {
     pub prompt_ids: Vec<u32>,
     /// The log-probability of each token given those before it; the first has none.
     pub prompt_logprobs: Vec<Option<f64>>,
-    /// For each token of the prompt, how near the router was to choosing another expert.
+    /// For each token of the prompt, how near the router was to choosing another expert; empty where the model has none.
+    #[serde(deserialize_with = "or_empty")]
     pub prompt_router_gap: Vec<Option<f64>>,
     /// Its greedy continuation; ends before a near tie, so it may be empty.
     pub greedy: Vec<u32>,
-    /// For each step, how near the router was to choosing another expert.
+    /// The same for each step.
+    #[serde(deserialize_with = "or_empty")]
     pub router_gap: Vec<Option<f64>>,
     /// For each step, the best five and their log-probabilities.
     pub top5: Vec<Vec<(u32, f64)>>,
 }
 
-/// All records.
+fn or_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Option<f64>>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// All records of the miniature.
 pub fn golden() -> Vec<Golden> {
-    lines("mini-large-3/golden.jsonl")
+    golden_of("mini-large-3")
+}
+
+/// All records of a fixture.
+pub fn golden_of(fixture: &str) -> Vec<Golden> {
+    lines(&format!("{fixture}/golden.jsonl"))
 }
 
 /// A question of `eval.jsonl`.

@@ -1,9 +1,9 @@
-// attention: y[r, h] = sum_t softmax_t(scale * q[r, h] . cache[t]) * cache[t].latent, t <= position[r].
-// Workgroup: x = 4 heads, y = row. Tiles of LANES tokens at multiples of LANES from position 0, merged in order with a
+// attention: y[r, h] = sum_t softmax_t(scale * q[r, h] . key[t, k]) * value[t, k], t <= position[r], k the keys and values
+// of head h. Workgroup: x = 4 heads that share them, y = row. Tiles of LANES tokens at multiples of LANES from position 0, merged in order with a
 // running maximum: a lane scores one token, then sums over the tile's tokens for some columns. Nothing depends on other
 // rows. Twin: src/reference/attention.rs
 override LANES: u32 = 32;
-// Most groups of 4 latent columns: MAX_LATENT in src/gpu/ops/attention.rs.
+// Most groups of 4 columns of a value: MAX_VALUE in src/gpu/ops/attention.rs.
 const MAX_QUADS: u32 = 128;
 const LOWEST: f32 = -3.0e38;
 @group(0) @binding(0) var<storage, read> queries: array<vec4<f32>>;
@@ -14,9 +14,14 @@ const LOWEST: f32 = -3.0e38;
 
 struct Params {
     heads: u32,
-    // Widths / 4.
-    latent: u32,
+    // Heads that share keys and values, and workgroups for them.
+    group: u32,
+    tiles: u32,
+    // Widths / 4: a head's key and value, a token's row of the cache; where its values begin.
+    key: u32,
+    value: u32,
     width: u32,
+    first_value: u32,
     table_width: u32,
     table_rows: u32,
     // log2 of the tokens of a block; blocks of the cache; tokens that a table reaches.
@@ -27,7 +32,7 @@ struct Params {
 }
 var<immediate> p: Params;
 
-// Of the four heads, per token of the tile; where its cache row starts; sums per head and column.
+// Of the four heads, per token of the tile; where its value starts; sums per head and column.
 var<workgroup> scores: array<vec4<f32>, LANES>;
 var<workgroup> places: array<u32, LANES>;
 var<workgroup> sums: array<vec4<f32>, 4 * MAX_QUADS>;
@@ -35,14 +40,18 @@ var<workgroup> sums: array<vec4<f32>, 4 * MAX_QUADS>;
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = workgroup.y;
-    let first_head = workgroup.x * 4u;
+    let shared_head = workgroup.x / p.tiles;
+    let last_head = (shared_head + 1u) * p.group - 1u;
+    let first_head = shared_head * p.group + workgroup.x % p.tiles * 4u;
     // Heads beyond the last repeat it, and store what it stores.
-    let heads = min(vec4<u32>(first_head) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.heads - 1u));
-    let query = (heads + row * p.heads) * p.width;
+    let heads = min(vec4<u32>(first_head) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last_head));
+    let query = (heads + row * p.heads) * p.key;
+    let first_key = shared_head * p.key;
+    let first_value = p.first_value + shared_head * p.value;
     let info = meta_rows[row];
     let tokens = min(info.x, p.reach - 1u) + 1u;
     let table = min(info.z, p.table_rows - 1u) * p.table_width;
-    for (var quad = lane; quad < p.latent; quad += LANES) {
+    for (var quad = lane; quad < p.value; quad += LANES) {
         for (var head = 0u; head < 4u; head += 1u) {
             sums[head * MAX_QUADS + quad] = vec4<f32>(0.0);
         }
@@ -54,8 +63,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         let token = start + min(lane, count - 1u);
         let block = min(tables[table + (token >> p.block_bits)], p.blocks - 1u);
         let place = ((block << p.block_bits) + (token & ((1u << p.block_bits) - 1u))) * p.width;
-        places[lane] = place;
-        scores[lane] = score(query, place) * p.scale;
+        places[lane] = place + first_value;
+        scores[lane] = score(query, place + first_key) * p.scale;
         workgroupBarrier();
         var highest = largest;
         for (var t = 0u; t < count; t += 1u) {
@@ -71,13 +80,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         for (var t = 0u; t < count; t += 1u) {
             total += scores[t];
         }
-        for (var quad = lane; quad < p.latent; quad += LANES) {
+        for (var quad = lane; quad < p.value; quad += LANES) {
             accumulate(quad, count, kept);
         }
         workgroupBarrier();
     }
-    for (var quad = lane; quad < p.latent; quad += LANES) {
-        let place = (heads + row * p.heads) * p.latent + quad;
+    for (var quad = lane; quad < p.value; quad += LANES) {
+        let place = (heads + row * p.heads) * p.value + quad;
         y[place.x] = sums[quad] / total.x;
         y[place.y] = sums[MAX_QUADS + quad] / total.y;
         y[place.z] = sums[2u * MAX_QUADS + quad] / total.z;
@@ -87,7 +96,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 
 fn score(query: vec4<u32>, place: u32) -> vec4<f32> {
     var sum = vec4<f32>(0.0);
-    for (var quad = 0u; quad < p.width; quad += 1u) {
+    for (var quad = 0u; quad < p.key; quad += 1u) {
         let key = cache[place + quad];
         sum.x = add4(key, queries[query.x + quad], sum.x);
         sum.y = add4(key, queries[query.y + quad], sum.y);

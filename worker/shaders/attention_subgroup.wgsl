@@ -1,12 +1,12 @@
 // attention, as attention.wgsl, for devices with subgroups of 8 lanes where loads and barriers are dear: a workgroup is
-// one subgroup. y[r, h] = sum_t softmax_t(scale * q[r, h] . cache[t]) * cache[t].latent, t <= position[r].
-// Workgroup: x = 4 heads, or 8 where the latent is SMALL, y = row. Tiles of 8 tokens at multiples of 8 from position 0,
+// one subgroup. y[r, h] = sum_t softmax_t(scale * q[r, h] . key[t, k]) * value[t, k], t <= position[r].
+// Workgroup: x = 4 heads that share keys and values, or 8 where values are SMALL, y = row. Tiles of 8 tokens at multiples of 8 from position 0,
 // merged in order with a running maximum: a lane scores one token, then sums over the tile's tokens for some columns.
 // Lanes read the queries together and hand them around. Twin: src/reference/attention.rs
 override LANES: u32 = 8;
-// The latent is at most 64 wide (SMALL_LATENT in src/gpu/ops/attention.rs): sums stay in registers.
+// A value is at most 64 wide (SMALL_VALUE in src/gpu/ops/attention.rs): sums stay in registers.
 override SMALL: bool = false;
-// Most groups of 4 latent columns: MAX_LATENT in src/gpu/ops/attention.rs.
+// Most groups of 4 columns of a value: MAX_VALUE in src/gpu/ops/attention.rs.
 const MAX_QUADS: u32 = 128;
 const LOWEST: f32 = -3.0e38;
 @group(0) @binding(0) var<storage, read> queries: array<vec2<u64>>;
@@ -17,9 +17,14 @@ const LOWEST: f32 = -3.0e38;
 
 struct Params {
     heads: u32,
-    // Widths / 4.
-    latent: u32,
+    // Heads that share keys and values, and workgroups for them.
+    group: u32,
+    tiles: u32,
+    // Widths / 4: a head's key and value, a token's row of the cache; where its values begin.
+    key: u32,
+    value: u32,
     width: u32,
+    first_value: u32,
     table_width: u32,
     table_rows: u32,
     // log2 of the tokens of a block; blocks of the cache; tokens that a table reaches.
@@ -44,15 +49,19 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 
 fn attend(workgroup: vec3<u32>, lane: u32) {
     let row = workgroup.y;
-    let first_head = workgroup.x * 4u;
+    let shared_head = workgroup.x / p.tiles;
+    let last_head = (shared_head + 1u) * p.group - 1u;
+    let first_head = shared_head * p.group + workgroup.x % p.tiles * 4u;
     // Heads beyond the last repeat it, and store what it stores.
-    let heads = min(vec4<u32>(first_head) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.heads - 1u));
+    let heads = min(vec4<u32>(first_head) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last_head));
     // Of the query that this lane reads: head lane % 4, at even or odd groups of columns.
-    let query = (min(first_head + (lane & 3u), p.heads - 1u) + row * p.heads) * p.width + (lane >> 2u);
+    let query = (min(first_head + (lane & 3u), last_head) + row * p.heads) * p.key + (lane >> 2u);
+    let first_key = shared_head * p.key;
+    let first_value = p.first_value + shared_head * p.value;
     let info = meta_rows[row];
     let tokens = min(info.x, p.reach - 1u) + 1u;
     let table = min(info.z, p.table_rows - 1u) * p.table_width;
-    for (var quad = lane; quad < p.latent; quad += 8u) {
+    for (var quad = lane; quad < p.value; quad += 8u) {
         for (var head = 0u; head < 4u; head += 1u) {
             sums[head * MAX_QUADS + quad] = vec4<f32>(0.0);
         }
@@ -65,18 +74,18 @@ fn attend(workgroup: vec3<u32>, lane: u32) {
         let block = min(tables[table + (token >> p.block_bits)], p.blocks - 1u);
         let place = ((block << p.block_bits) + (token & ((1u << p.block_bits) - 1u))) * p.width;
         // Lanes beyond the last token repeat it for the maximum; their share is nothing.
-        let mine = score(query, place) * p.scale;
+        let mine = score(query, place + first_key) * p.scale;
         let highest = max(largest, subgroupMax(mine));
         let share = select(vec4<f32>(0.0), exp(mine - highest), vec4<bool>(lane < count));
         let kept = exp(largest - highest);
         largest = highest;
         total = fma(total, kept, sum_shares(share));
-        for (var quad = 0u; quad < p.latent; quad += 8u) {
-            accumulate(min(quad + lane, p.latent - 1u), quad + lane < p.latent, share, place, kept);
+        for (var quad = 0u; quad < p.value; quad += 8u) {
+            accumulate(min(quad + lane, p.value - 1u), quad + lane < p.value, share, place + first_value, kept);
         }
     }
-    for (var quad = lane; quad < p.latent; quad += 8u) {
-        let place = (heads + row * p.heads) * p.latent + quad;
+    for (var quad = lane; quad < p.value; quad += 8u) {
+        let place = (heads + row * p.heads) * p.value + quad;
         y[place.x] = sums[quad] / total.x;
         y[place.y] = sums[MAX_QUADS + quad] / total.y;
         y[place.z] = sums[2u * MAX_QUADS + quad] / total.z;
@@ -87,7 +96,7 @@ fn attend(workgroup: vec3<u32>, lane: u32) {
 // The widths are multiples of 16: groups of columns come in twos.
 fn score(query: u32, place: u32) -> vec4<f32> {
     var sum = vec4<f32>(0.0);
-    for (var quad = 0u; quad < p.width; quad += 2u) {
+    for (var quad = 0u; quad < p.key; quad += 2u) {
         let key = values(cache[place + quad]);
         let next = values(cache[place + quad + 1u]);
         sum = add8(values(queries[query + quad]), key, next, sum);
@@ -153,15 +162,19 @@ struct Column {
 // As attend, for 8 heads, each lane with groups of columns `lane` and `lane + 8`.
 fn attend_small(workgroup: vec3<u32>, lane: u32) {
     let row = workgroup.y;
-    let first_head = workgroup.x * 8u;
-    let heads = min(vec4<u32>(first_head) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.heads - 1u));
-    let heads2 = min(vec4<u32>(first_head) + vec4<u32>(4u, 5u, 6u, 7u), vec4<u32>(p.heads - 1u));
-    let query = (min(first_head + (lane & 3u), p.heads - 1u) + row * p.heads) * p.width + (lane >> 2u);
-    let query2 = (min(first_head + 4u + (lane & 3u), p.heads - 1u) + row * p.heads) * p.width + (lane >> 2u);
+    let shared_head = workgroup.x / p.tiles;
+    let last_head = (shared_head + 1u) * p.group - 1u;
+    let first_head = shared_head * p.group + workgroup.x % p.tiles * 8u;
+    let heads = min(vec4<u32>(first_head) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last_head));
+    let heads2 = min(vec4<u32>(first_head) + vec4<u32>(4u, 5u, 6u, 7u), vec4<u32>(last_head));
+    let query = (min(first_head + (lane & 3u), last_head) + row * p.heads) * p.key + (lane >> 2u);
+    let query2 = (min(first_head + 4u + (lane & 3u), last_head) + row * p.heads) * p.key + (lane >> 2u);
+    let first_key = shared_head * p.key;
+    let first_value = p.first_value + shared_head * p.value;
     let info = meta_rows[row];
     let tokens = min(info.x, p.reach - 1u) + 1u;
     let table = min(info.z, p.table_rows - 1u) * p.table_width;
-    let last_quad = p.latent - 1u;
+    let last_quad = p.value - 1u;
     var column: Column;
     var column2: Column;
     var largest = vec4<f32>(LOWEST);
@@ -175,9 +188,9 @@ fn attend_small(workgroup: vec3<u32>, lane: u32) {
         let place = ((block << p.block_bits) + (token & ((1u << p.block_bits) - 1u))) * p.width;
         var mine = vec4<f32>(0.0);
         var mine2 = vec4<f32>(0.0);
-        for (var quad = 0u; quad < p.width; quad += 2u) {
-            let key = values(cache[place + quad]);
-            let next = values(cache[place + quad + 1u]);
+        for (var quad = 0u; quad < p.key; quad += 2u) {
+            let key = values(cache[place + first_key + quad]);
+            let next = values(cache[place + first_key + quad + 1u]);
             mine = add8(values(queries[query + quad]), key, next, mine);
             mine2 = add8(values(queries[query2 + quad]), key, next, mine2);
         }
@@ -197,16 +210,16 @@ fn attend_small(workgroup: vec3<u32>, lane: u32) {
         let quad2 = min(lane + 8u, last_quad);
         column = Column(fade(column.low, kept), fade(column.high, kept2));
         column2 = Column(fade(column2.low, kept), fade(column2.high, kept2));
-        column = add_tokens(column, share, share2, place, quad);
-        column2 = add_tokens(column2, share, share2, place, quad2);
+        column = add_tokens(column, share, share2, place + first_value, quad);
+        column2 = add_tokens(column2, share, share2, place + first_value, quad2);
     }
-    if (lane < p.latent) {
-        store_heads(column.low, total, (heads + row * p.heads) * p.latent + lane);
-        store_heads(column.high, total2, (heads2 + row * p.heads) * p.latent + lane);
+    if (lane < p.value) {
+        store_heads(column.low, total, (heads + row * p.heads) * p.value + lane);
+        store_heads(column.high, total2, (heads2 + row * p.heads) * p.value + lane);
     }
-    if (lane + 8u < p.latent) {
-        store_heads(column2.low, total, (heads + row * p.heads) * p.latent + lane + 8u);
-        store_heads(column2.high, total2, (heads2 + row * p.heads) * p.latent + lane + 8u);
+    if (lane + 8u < p.value) {
+        store_heads(column2.low, total, (heads + row * p.heads) * p.value + lane + 8u);
+        store_heads(column2.high, total2, (heads2 + row * p.heads) * p.value + lane + 8u);
     }
 }
 

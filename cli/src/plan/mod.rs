@@ -14,7 +14,8 @@ use tramontane_coordinator::control::needs::footprint;
 use tramontane_coordinator::control::planner::Wishes;
 use tramontane_coordinator::control::planner::outlook::Cluster;
 use tramontane_model::checkpoint::{Checkpoint, CheckpointError};
-use tramontane_model::spec::{ModelSpec, PARAMS_FILE};
+use tramontane_model::layout::Layout;
+use tramontane_model::spec::ModelSpec;
 use tramontane_model::step::StepBounds;
 use tramontane_model::tensors::ModelBytes;
 
@@ -50,6 +51,9 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = PlacementConfig::default().kv_tokens_max,
         value_parser = clap::value_parser!(u32).range(1..=1 << 31))]
     cache_max: u32,
+    /// Leave spare memory empty.
+    #[arg(long)]
+    no_standbys: bool,
     /// Print the plan as JSON.
     #[arg(long)]
     json: bool,
@@ -84,6 +88,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
         wishes,
         steps,
         replicas: args.replicas,
+        standbys: !args.no_standbys,
     }
     .outlook();
     let Some(report) = Report::new(&spec, &bytes, &footprint, &devices, &outlook) else {
@@ -114,7 +119,7 @@ fn sizes(path: &Path, format: Option<Format>) -> Result<(ModelSpec, ModelBytes)>
                 let bytes = checkpoint.validate(&spec).with_context(named)?.bytes;
                 return Ok((spec, bytes));
             }
-            Err(CheckpointError::NoWeights { .. }) => path.join(PARAMS_FILE),
+            Err(CheckpointError::NoWeights { .. }) => path.join(Layout::of(path).params_file()),
             Err(error) => return Err(error).with_context(named),
         },
         false => path.to_owned(),

@@ -46,6 +46,8 @@ pub struct ModelFootprint {
     pub embedding_bytes: u64,
     /// Bytes of the final norm and the head, held by the owner of the last stage.
     pub head_bytes: u64,
+    /// Bytes that embedding and head have in common: an owner of both ends holds them once. 0 unless they are tied.
+    pub tied_bytes: u64,
     /// Bytes beside weights and cache.
     pub scratch: ScratchModel,
 }
@@ -103,6 +105,19 @@ impl ModelFootprint {
         u32::try_from(dense.count()).unwrap_or(u32::MAX)
     }
 
+    /// Bytes of embedding and head that the owner of a stage holds, by whether it is the first and whether it is the last.
+    pub fn end_bytes(&self, first: bool, last: bool) -> u64 {
+        match (first, last) {
+            (false, false) => 0,
+            (true, false) => self.embedding_bytes,
+            (false, true) => self.head_bytes,
+            (true, true) => self
+                .embedding_bytes
+                .saturating_add(self.head_bytes)
+                .saturating_sub(self.tied_bytes),
+        }
+    }
+
     /// Checks every bound, so that no sum of weights overflows and every placement can be planned.
     pub fn check(&self) -> Result<(), FootprintError> {
         let found = self.layers.len();
@@ -122,6 +137,8 @@ impl ModelFootprint {
         };
         bounded("the embedding", self.embedding_bytes, MAX_PART_BYTES)?;
         bounded("the head", self.head_bytes, MAX_PART_BYTES)?;
+        let smaller = self.embedding_bytes.min(self.head_bytes);
+        bounded("what embedding and head have in common", self.tied_bytes, smaller)?;
         bounded("an owner's scratch", self.scratch.owner_bytes, MAX_PART_BYTES)?;
         bounded("a holder's scratch", self.scratch.holder_bytes, MAX_PART_BYTES)?;
         let mut moe = false;
@@ -178,7 +195,7 @@ impl DeviceUsage {
     }
 }
 
-/// What a placement asks of each device that takes part, standbys included. Saturates instead of overflowing.
+/// What a placement asks of each device that takes part. Saturates instead of overflowing.
 pub fn usage(footprint: &ModelFootprint, replica: &Replica) -> BTreeMap<DeviceRef, DeviceUsage> {
     #[cfg(feature = "deliberate-bugs")]
     let footprint = &without_scratch(footprint);
@@ -194,12 +211,7 @@ pub fn usage(footprint: &ModelFootprint, replica: &Replica) -> BTreeMap<DeviceRe
             owner.kv_bytes = owner.kv_bytes.saturating_add(kv_bytes);
             owner.binding_bytes = owner.binding_bytes.max(kv_bytes);
         }
-        if index == 0 {
-            owner.add_weights(footprint.embedding_bytes);
-        }
-        if index == last {
-            owner.add_weights(footprint.head_bytes);
-        }
+        owner.add_weights(footprint.end_bytes(index == 0, index == last));
         owner.scratch_bytes = owner.scratch_bytes.saturating_add(footprint.scratch.owner_bytes);
 
         let one_expert = layers
@@ -207,13 +219,12 @@ pub fn usage(footprint: &ModelFootprint, replica: &Replica) -> BTreeMap<DeviceRe
             .fold(0u64, |sum, layer| sum.saturating_add(layer.expert_bytes));
         let mut helpers = std::collections::BTreeSet::new();
         for group in &stage.groups {
-            for holder in &group.holders {
-                let device = devices.entry(holder.clone()).or_default();
-                device.add_weights(one_expert.saturating_mul(u64::from(group.experts.len())));
-                if *holder != stage.owner && helpers.insert(holder) {
-                    let scratch = footprint.scratch.holder_bytes;
-                    device.scratch_bytes = device.scratch_bytes.saturating_add(scratch);
-                }
+            let holder = &group.holder;
+            let device = devices.entry(holder.clone()).or_default();
+            device.add_weights(one_expert.saturating_mul(u64::from(group.experts.len())));
+            if *holder != stage.owner && helpers.insert(holder) {
+                let scratch = footprint.scratch.holder_bytes;
+                device.scratch_bytes = device.scratch_bytes.saturating_add(scratch);
             }
         }
     }

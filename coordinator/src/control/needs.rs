@@ -24,12 +24,14 @@ pub fn footprint(
         kv_token_bytes,
     };
     let capacity = steps.capacity();
+    let tied_bytes = if spec.tied_embeddings { bytes.embedding } else { 0 };
     ModelFootprint {
         layers: bytes.layers.iter().map(layer).collect(),
         n_experts: spec.n_experts(),
         experts_per_token: spec.moe.as_ref().map_or(0, |moe| moe.n_experts_per_token),
         embedding_bytes: bytes.embedding,
-        head_bytes: bytes.head,
+        head_bytes: bytes.head + tied_bytes,
+        tied_bytes,
         scratch: ScratchModel {
             owner_bytes: owner_scratch_bytes(spec, capacity, kv_block_tokens),
             holder_bytes: holder_scratch_bytes(spec, capacity),

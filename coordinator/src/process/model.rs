@@ -6,6 +6,7 @@ use std::time::UNIX_EPOCH;
 
 use tramontane_model::checkpoint::Checkpoint;
 use tramontane_model::step::StepBounds;
+use tramontane_model::tekken;
 
 use super::CoordinatorError;
 use crate::control::needs::footprint;
@@ -22,7 +23,7 @@ pub(super) struct ServedModel {
     pub(super) tokenizer: Tokenizer,
     /// Most tokens of prompt and answer together.
     pub(super) max_context: u32,
-    /// When its params.json was written, in seconds since 1970: equal on all who have the same files.
+    /// When its parameters were written, in seconds since 1970: equal on all who have the same files.
     pub(super) created: u64,
 }
 
@@ -37,13 +38,14 @@ impl ServedModel {
         let checkpoint = Checkpoint::open(dir)?;
         let spec = checkpoint.spec()?;
         let inventory = checkpoint.validate(&spec)?;
-        let tokenizer = Tokenizer::load(&dir.join("tekken.json"), spec.vocab_size as usize)?;
+        let tokenizer = Tokenizer::load(&tekken::file_in(dir), spec.vocab_size as usize)?;
         let entry = ModelEntry {
             name,
             fingerprint: checkpoint.fingerprint().0,
             footprint: footprint(&spec, &inventory.bytes, steps, kv_block_tokens),
         };
-        let written = std::fs::metadata(dir.join("params.json")).and_then(|file| file.modified());
+        let written =
+            std::fs::metadata(dir.join(checkpoint.layout().params_file())).and_then(|file| file.modified());
         let created = written.ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         Ok(Self {
             entry,
@@ -72,6 +74,28 @@ mod tests {
         assert_eq!(footprint.layers[3].kv_token_bytes, (64 + 16) * 4);
         assert_eq!(footprint.embedding_bytes, 8192 * 256 * 2);
         assert_eq!((served.max_context, served.tokenizer.vocab_size()), (4096, 8192));
+        assert_eq!(footprint.tied_bytes, 0);
+    }
+
+    #[test]
+    fn a_dense_model_with_tied_embeddings_is_described_in_either_layout() {
+        for layout in ["micro-ministral-tied", "micro-ministral-tied-hf"] {
+            let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+                .join("../tests/fixtures")
+                .join(layout);
+            let served = ServedModel::open(&dir, "micro".to_owned(), StepBounds::default(), 16).unwrap();
+            let footprint = &served.entry.footprint;
+            footprint.check().unwrap();
+            assert_eq!((footprint.n_layers(), footprint.first_moe_layer()), (3, 3));
+            assert_eq!((footprint.n_experts, footprint.experts_per_token), (0, 0));
+            assert_eq!(footprint.layers[0].kv_token_bytes, 2 * 2 * 32 * 4);
+            let embedding = 2048 * 128 * 2;
+            assert_eq!(footprint.tied_bytes, embedding);
+            assert_eq!(footprint.end_bytes(true, false), embedding);
+            assert_eq!(footprint.end_bytes(false, true), embedding + 128 * 2);
+            assert_eq!(footprint.end_bytes(true, true), embedding + 128 * 2);
+            assert!(served.created > 0);
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub const MAX_FAULTS: usize = 32;
 /// Why a checkpoint could not be opened or does not fit its spec.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// params.json could not be read.
+    /// The model's parameters could not be read.
     #[error(transparent)]
     Spec(#[from] SpecError),
     /// A file could not be read or mapped.
@@ -26,10 +26,14 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// The folder has no weights.
-    #[error("{dir}: has neither consolidated.safetensors.index.json nor consolidated.safetensors")]
+    #[error("{dir}: has neither {index} nor {single}")]
     NoWeights {
         /// The folder.
         dir: PathBuf,
+        /// What an index would be called.
+        index: &'static str,
+        /// What a file of all weights would be called.
+        single: &'static str,
     },
     /// The index of the weight files is not one.
     #[error("{path}: {problem}")]
@@ -257,7 +261,7 @@ pub enum Fault {
         name: String,
         /// Its shape.
         found: Vec<u64>,
-        /// What params.json asks for.
+        /// What the model's parameters ask for.
         expected: Vec<u64>,
     },
     /// A tensor of a dtype that is not served at its place.
@@ -271,6 +275,20 @@ pub enum Fault {
         found: Dtype,
         /// The dtypes that are right.
         expected: String,
+    },
+    /// Rows that must be reordered across scale blocks.
+    #[error(
+        "{file}: tensor {name}: rows {start}..{end} are a rotated half-split head with scales of two blocks, expected within one block of 128 rows, or rows interleaved as in the consolidated layout"
+    )]
+    SplitAcrossBlocks {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+        /// First of the rows.
+        start: u32,
+        /// One past the last.
+        end: u32,
     },
     /// A weight file or tensor that the manifest does not name.
     #[error("{name} is not in manifest.json: make it anew with `tramontane checkpoint manifest`")]

@@ -1,4 +1,4 @@
-//! Which files a checkpoint has: one `consolidated.safetensors`, or those that its index names.
+//! Which files a checkpoint has: one of all weights, or those that its index names.
 //!
 //! Names in an index are plain file names: a name that leads out of the folder is refused.
 
@@ -10,11 +10,8 @@ use serde::Deserialize;
 
 use super::error::CheckpointError;
 use super::json::Members;
+use crate::layout::Layout;
 
-/// The weights when they are one file.
-pub const SINGLE_FILE: &str = "consolidated.safetensors";
-/// The index when they are several.
-pub const INDEX_FILE: &str = "consolidated.safetensors.index.json";
 /// Longest index, in bytes; that of Mistral Large 3 has about 4 MB.
 const MAX_INDEX_BYTES: u64 = 100_000_000;
 /// Most files.
@@ -37,20 +34,24 @@ struct RawIndex {
 }
 
 /// Finds the files; an index wins over a single file beside it.
-pub(super) fn list(dir: &Path) -> Result<Listing, CheckpointError> {
-    let path = dir.join(INDEX_FILE);
+pub(super) fn list(dir: &Path, layout: Layout) -> Result<Listing, CheckpointError> {
+    let path = dir.join(layout.index_file());
     let index_error = |problem: String| CheckpointError::Index {
         path: path.clone(),
         problem,
     };
     let Some(bytes) = read_index(&path)? else {
-        if dir.join(SINGLE_FILE).try_exists().unwrap_or(false) {
+        if dir.join(layout.single_file()).try_exists().unwrap_or(false) {
             return Ok(Listing {
-                files: vec![SINGLE_FILE.to_owned()],
+                files: vec![layout.single_file().to_owned()],
                 index: BTreeMap::new(),
             });
         }
-        return Err(CheckpointError::NoWeights { dir: dir.to_owned() });
+        return Err(CheckpointError::NoWeights {
+            dir: dir.to_owned(),
+            index: layout.index_file(),
+            single: layout.single_file(),
+        });
     };
     if bytes.len() as u64 > MAX_INDEX_BYTES {
         return Err(index_error(format!(

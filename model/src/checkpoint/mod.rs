@@ -1,5 +1,7 @@
-//! A checkpoint in Mistral's consolidated layout: params.json and safetensors files, mapped and checked.
+//! A checkpoint: the model's parameters and safetensors files, mapped and checked.
 //!
+//! In Mistral's consolidated layout or in Hugging Face's; where a folder has both, the consolidated one is opened. Here
+//! all tensors have the names of the consolidated layout; errors name them as the files do.
 //! Opening reads headers only, so it is quick for any size; weights are paged in as they are used. Nothing is
 //! written. The files must not change while a checkpoint is open.
 //!
@@ -14,24 +16,26 @@ mod json;
 mod manifest;
 mod map;
 mod parts;
+mod place;
 mod validate;
 mod view;
 mod weight;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use error::{BadValue, CheckpointError, Fault, Faults, MAX_FAULTS, NoSuchRows};
 pub use fingerprint::Fingerprint;
 pub use header::MAX_HEADER_BYTES;
-pub use index::{INDEX_FILE, SINGLE_FILE};
 pub use manifest::{FileSum, MANIFEST_FILE, Manifest, Sum};
-pub use parts::{FileHead, FilePart, OTHER_FILES};
+pub use parts::{FileHead, FilePart};
 pub use validate::Inventory;
 pub use view::TensorView;
 pub use weight::Weight;
 
-use crate::spec::{ModelSpec, PARAMS_FILE, SpecError, read_bounded};
+use crate::layout::{HuggingFaceNames, Layout};
+use crate::spec::{ModelSpec, SpecError, read_bounded};
 use header::Entry;
 use index::Listing;
 use map::FileMap;
@@ -43,6 +47,9 @@ const MAX_TENSORS: usize = 1 << 22;
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
+    layout: Layout,
+    /// There if the files have other names than those of the consolidated layout.
+    names: Option<HuggingFaceNames>,
     params: Vec<u8>,
     files: Vec<WeightFile>,
     tensors: BTreeMap<String, Located>,
@@ -64,7 +71,7 @@ struct Located {
 
 impl Checkpoint {
     /// Opens the checkpoint in a folder: finds its files, maps them and checks their headers, against the manifest too
-    /// where there is one, giving all faults at once, up to a bound. Whether it holds what params.json describes is
+    /// where there is one, giving all faults at once, up to a bound. Whether it holds what its parameters describe is
     /// [`Checkpoint::validate`].
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let mut checkpoint = Self::open_files(dir)?;
@@ -77,8 +84,9 @@ impl Checkpoint {
 
     /// As [`Checkpoint::open`], without a look at the manifest.
     pub fn open_files(dir: &Path) -> Result<Self, CheckpointError> {
-        let params = read_bounded(&dir.join(PARAMS_FILE))?;
-        let listing = index::list(dir)?;
+        let layout = Layout::of(dir);
+        let params = read_bounded(&dir.join(layout.params_file()))?;
+        let listing = index::list(dir, layout)?;
         let mut faults = Faults::default();
         let mut files = Vec::new();
         for name in &listing.files {
@@ -117,8 +125,18 @@ impl Checkpoint {
         files
             .iter()
             .for_each(|file| file.map.expect_scattered_reads(false));
+        tracing::info!(dir = %dir.display(), ?layout, files = files.len(), "checkpoint opened");
+        let (names, tensors) = match layout {
+            Layout::Consolidated => (None, tensors),
+            Layout::HuggingFace => {
+                let names = HuggingFaceNames::find(|name| tensors.contains_key(name));
+                (Some(names), place::consolidated(tensors, &names))
+            }
+        };
         Ok(Self {
             dir: dir.to_owned(),
+            layout,
+            names,
             params,
             files,
             tensors,
@@ -132,14 +150,28 @@ impl Checkpoint {
         &self.dir
     }
 
-    /// The spec, from the params.json that was there when the checkpoint was opened.
+    /// How the folder is laid out.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The spec, from the parameters that were there when the checkpoint was opened.
     pub fn spec(&self) -> Result<ModelSpec, SpecError> {
-        ModelSpec::from_json(&self.params, &self.dir.join(PARAMS_FILE))
+        let path = self.dir.join(self.layout.params_file());
+        ModelSpec::parse(&self.params, &path, self.layout)
     }
 
     /// What tells this model from others.
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
+    }
+
+    /// What the files call the tensor of a name.
+    fn name_in_files(&self, name: &str) -> String {
+        match &self.names {
+            Some(names) => names.name_of(name),
+            None => name.to_owned(),
+        }
     }
 
     /// The names of all tensors, sorted.
@@ -153,16 +185,34 @@ impl Checkpoint {
     }
 
     /// Sums the stored bytes of a tensor, where there is a manifest, and refuses them if they are not what they were.
-    pub fn check_sum(&self, name: &str) -> Result<(), CheckpointError> {
-        let (Some(manifest), Some(view)) = (&self.manifest, self.tensor(name)) else {
+    pub fn check_sum(&self, view: &TensorView<'_>) -> Result<(), CheckpointError> {
+        let Some(manifest) = &self.manifest else {
             return Ok(());
         };
-        manifest.check_tensor(&view).map_err(|fault| {
+        manifest.check_tensor(view).map_err(|fault| {
             let mut faults = Faults::default();
             faults.push(fault);
             let dir = self.dir.clone();
             CheckpointError::Faults { dir, faults }
         })
+    }
+
+    /// Brings some bytes of a tensor in from storage, and waits for them.
+    pub fn bring_in(&self, view: &TensorView<'_>, range: Range<usize>) {
+        if let Some(file) = self.files.iter().find(|file| file.name == view.file()) {
+            let start = usize::try_from(view.offset()).unwrap_or(usize::MAX);
+            let at = |place: usize| start.saturating_add(place).min(file.map.len());
+            file.map.bring_in(at(range.start)..at(range.end));
+        }
+    }
+
+    /// Says that the bytes of a view are not needed soon.
+    pub fn let_go(&self, view: &TensorView<'_>) {
+        if let Some(file) = self.files.iter().find(|file| file.name == view.file()) {
+            let start = usize::try_from(view.offset()).unwrap_or(usize::MAX);
+            let end = start.saturating_add(view.bytes().len()).min(file.map.len());
+            file.map.let_go(start.min(end)..end);
+        }
     }
 
     /// Bytes of all weight files.

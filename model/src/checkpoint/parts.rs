@@ -6,12 +6,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::fingerprint::SAMPLE_BYTES;
-use super::{Checkpoint, INDEX_FILE, MANIFEST_FILE, fingerprint};
-use crate::spec::PARAMS_FILE;
-use crate::tekken::TEKKEN_FILE;
+use super::{Checkpoint, MANIFEST_FILE, fingerprint};
+use crate::tekken;
 
-/// Files beside the weights that belong to a checkpoint where they are there.
-pub const OTHER_FILES: [&str; 4] = [PARAMS_FILE, TEKKEN_FILE, INDEX_FILE, MANIFEST_FILE];
 /// Longest of them, in bytes.
 const MAX_OTHER_BYTES: u64 = 256 << 20;
 
@@ -38,6 +35,18 @@ pub struct FilePart {
 }
 
 impl Checkpoint {
+    /// Names of the files beside the weights that belong to the checkpoint where they are there.
+    pub(super) fn other_files(&self) -> Vec<String> {
+        let vocabulary = tekken::file_in(self.dir());
+        let vocabulary = vocabulary.file_name().and_then(|name| name.to_str());
+        let layout = self.layout();
+        [layout.params_file(), layout.index_file(), MANIFEST_FILE]
+            .into_iter()
+            .chain(vocabulary)
+            .map(str::to_owned)
+            .collect()
+    }
+
     /// Every file, and what its fingerprint is made of beside heads: with those alone a folder opens as this checkpoint.
     pub fn heads(&self) -> io::Result<(Vec<FileHead>, Vec<FilePart>)> {
         let weights = self.weight_files().map(|(name, bytes)| FileHead {
@@ -56,14 +65,14 @@ impl Checkpoint {
             })
         };
         let sampled = sampled.filter_map(part).collect();
-        for name in OTHER_FILES {
-            let bytes = match std::fs::metadata(self.dir().join(name)) {
+        for name in self.other_files() {
+            let bytes = match std::fs::metadata(self.dir().join(&name)) {
                 Ok(found) => found.len(),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             };
             files.push(FileHead {
-                name: name.to_owned(),
+                name,
                 bytes,
                 head_bytes: bytes,
             });
@@ -85,7 +94,7 @@ impl Checkpoint {
             let range = start.zip(end).and_then(|(start, end)| map.get(start..end));
             return range.map(Cow::Borrowed).ok_or_else(outside);
         }
-        if !OTHER_FILES.contains(&name) || bytes > MAX_OTHER_BYTES {
+        if !self.other_files().iter().any(|other| other == name) || bytes > MAX_OTHER_BYTES {
             return Err(io::Error::new(
                 io::ErrorKind::NotFound,
                 format!("the checkpoint has no file {name}"),

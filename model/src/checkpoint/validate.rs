@@ -1,4 +1,4 @@
-//! Does a checkpoint hold the model that its params.json describes: every tensor there, of the right shape and dtype.
+//! Does a checkpoint hold the model that its parameters describe: every tensor there, of the right shape and dtype.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,7 +44,7 @@ impl Checkpoint {
             match self.stored(&tensor) {
                 Ok(weight) => {
                     language_file_bytes += weight.file_bytes();
-                    if let Some(fault) = format_fault(&weight, &formats) {
+                    if let Some(fault) = self.format_fault(&weight, &formats) {
                         faults.push(fault);
                     }
                     formats.insert(tensor.id, weight.format());
@@ -94,6 +94,19 @@ impl Checkpoint {
         Ok(inventory)
     }
 
+    /// What is wrong with the format of a weight beside those before it.
+    fn format_fault(&self, weight: &Weight<'_>, formats: &BTreeMap<TensorId, WeightFormat>) -> Option<Fault> {
+        let other = agrees_with(weight.id())?;
+        let expected = *formats.get(&other)?;
+        (weight.format() != expected).then(|| Fault::MixedFormats {
+            file: weight.values().file().to_owned(),
+            name: weight.values().name().to_owned(),
+            found: weight.format(),
+            expected,
+            other: self.name_in_files(&other.to_string()),
+        })
+    }
+
     /// A tensor of the model with its scales; refused unless it has the shape and a format that the spec asks for.
     pub fn weight(&self, spec: &ModelSpec, id: TensorId) -> Result<Weight<'_>, Fault> {
         self.stored(&tensor_spec(spec, id))
@@ -102,6 +115,7 @@ impl Checkpoint {
 
 /// The tensor whose format a tensor must have as well, an earlier one: gate and up are read together, and devices keep a
 /// layer's experts in records of one layout.
+#[expect(clippy::wildcard_enum_match_arm, reason = "all others stand for themselves")]
 fn agrees_with(id: TensorId) -> Option<TensorId> {
     match id {
         TensorId::Layer { layer, tensor } => {
@@ -126,16 +140,4 @@ fn agrees_with(id: TensorId) -> Option<TensorId> {
         }
         TensorId::Embedding | TensorId::FinalNorm | TensorId::Head => None,
     }
-}
-
-fn format_fault(weight: &Weight<'_>, formats: &BTreeMap<TensorId, WeightFormat>) -> Option<Fault> {
-    let other = agrees_with(weight.id())?;
-    let expected = *formats.get(&other)?;
-    (weight.format() != expected).then(|| Fault::MixedFormats {
-        file: weight.values().file().to_owned(),
-        name: weight.values().name().to_owned(),
-        found: weight.format(),
-        expected,
-        other: other.to_string(),
-    })
 }

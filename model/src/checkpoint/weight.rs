@@ -9,7 +9,7 @@ use super::error::{BadValue, Fault};
 use super::view::TensorView;
 use crate::dtype::{self, Dtype};
 use crate::spec::FP8_BLOCK;
-use crate::tensors::{NVFP4_GROUP, Shape, TensorId, TensorSpec, WeightFormat};
+use crate::tensors::{HalfSplit, NVFP4_GROUP, Shape, TensorId, TensorSpec, WeightFormat};
 
 const WEIGHT: &str = ".weight";
 const PACKED: &str = ".weight_packed";
@@ -35,6 +35,7 @@ pub struct Weight<'a> {
     values: TensorView<'a>,
     scales: Option<TensorView<'a>>,
     divisor: Option<TensorView<'a>>,
+    half_split: Option<HalfSplit>,
 }
 
 impl<'a> Weight<'a> {
@@ -56,6 +57,11 @@ impl<'a> Weight<'a> {
     /// Its stored codes; [`TensorView::rows`] gives some rows. In NVFP4 a row has half as many bytes as columns.
     pub fn values(&self) -> TensorView<'a> {
         self.values
+    }
+
+    /// How the stored rows are ordered, if not as devices hold them.
+    pub fn half_split(&self) -> Option<HalfSplit> {
+        self.half_split
     }
 
     /// Its stored scales: BF16 or F32 in FP8; in NVFP4 e4m3, `[rows, cols / 16]`.
@@ -98,7 +104,7 @@ impl<'a> Weight<'a> {
         Ok(values)
     }
 
-    /// What the codes stand for, each rounded once to f32.
+    /// What the codes stand for, each rounded once to f32, in the order of storage.
     pub fn to_f32(&self) -> Vec<f32> {
         let (Shape::Matrix { cols, .. }, Some(scales)) = (self.shape, self.scales) else {
             return self.values.to_f32();
@@ -156,6 +162,7 @@ impl Checkpoint {
             values,
             scales,
             divisor,
+            half_split: tensor.half_split,
         };
         let (rows, cols) = match tensor.shape {
             Shape::Matrix { rows, cols } if tensor.may_be_quantised => (rows, cols),
@@ -195,6 +202,14 @@ impl Checkpoint {
         }
         let table = [rows, cols].map(|side| side.div_ceil(FP8_BLOCK).into());
         let scales = self.scale(&values, &blocks, table.to_vec(), &dtypes)?;
+        if let Some((start, end)) = tensor.half_split.and_then(|split| split.across_blocks(rows)) {
+            return Err(Fault::SplitAcrossBlocks {
+                file: values.file.to_owned(),
+                name: values.name.to_owned(),
+                start,
+                end,
+            });
+        }
         Ok(weight(WeightFormat::Fp8Block, values, Some(scales), None))
     }
 
@@ -202,7 +217,7 @@ impl Checkpoint {
     fn of_shape(&self, name: &str, expected: Vec<u64>, dtypes: &[Dtype]) -> Result<TensorView<'_>, Fault> {
         let Some(view) = self.tensor(name) else {
             return Err(Fault::Missing {
-                name: name.to_owned(),
+                name: self.name_in_files(name),
                 expected,
             });
         };
@@ -223,7 +238,7 @@ impl Checkpoint {
                 file: weight.file.to_owned(),
                 name: weight.name.to_owned(),
                 dtype: weight.dtype,
-                scale: name.to_owned(),
+                scale: self.name_in_files(name),
                 expected,
             });
         };

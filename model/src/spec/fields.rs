@@ -13,7 +13,7 @@ const SHOWN_CHARS: usize = 60;
 /// Most unknown keys remembered for the log.
 const MAX_UNKNOWN: usize = 64;
 
-/// One thing wrong with params.json.
+/// One thing wrong with a model's parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The key, with the objects it lies in: `moe.num_experts`.
@@ -64,7 +64,7 @@ fn shorten(text: &str) -> String {
     text.chars().take(SHOWN_CHARS).chain("...".chars()).collect()
 }
 
-/// An object of params.json; `path` is empty or ends with a dot.
+/// An object of the parameters; `path` is empty or ends with a dot.
 pub(super) struct Fields<'a> {
     path: String,
     map: &'a Map<String, Value>,
@@ -187,6 +187,30 @@ impl<'a> Fields<'a> {
         if self.has(key) {
             self.fixed(report, key, right, why);
         }
+    }
+
+    /// True or false; a missing key is `default`.
+    pub(super) fn flag(&mut self, report: &mut Report, key: &'static str, default: bool) -> Option<bool> {
+        self.read.insert(key);
+        if !self.has(key) {
+            return Some(default);
+        }
+        self.required(report, key, &|| "true or false".to_owned(), Value::as_bool)
+    }
+
+    /// A number in a range; a missing key is `default`.
+    pub(super) fn real_or(
+        &mut self,
+        report: &mut Report,
+        key: &'static str,
+        range: RangeInclusive<f64>,
+        default: f64,
+    ) -> Option<f64> {
+        self.read.insert(key);
+        if !self.has(key) {
+            return Some(default);
+        }
+        self.real(report, key, range)
     }
 
     /// A text; a missing key is no fault.

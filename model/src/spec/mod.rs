@@ -1,12 +1,15 @@
-//! What a model is: params.json of Mistral's consolidated layout, parsed once into a checked [`ModelSpec`].
+//! What a model is: params.json of Mistral's consolidated layout or config.json of Hugging Face's, parsed once into a
+//! checked [`ModelSpec`].
 //!
-//! Attention with a compressed key-value cache (MLA), leading dense layers, then mixture-of-experts layers. Absent
-//! here: weights (`checkpoint`), tensor names (`tensors`), rotary tables (`rope`), the vision tower.
+//! Attention with a compressed key-value cache (MLA) or with grouped queries (GQA), leading dense layers, then
+//! mixture-of-experts layers, if any. Absent here: weights (`checkpoint`), tensor names (`tensors`, `layout`), rotary
+//! tables (`rope`), the vision tower.
 //!
 //! **Bounds:** every size is at most its `MAX_*`, so that the byte counts of the whole model fit in a `u64` and
 //! those of a single matrix in 2^42.
 
 mod fields;
+mod hugging_face;
 mod parse;
 mod quantization;
 #[cfg(test)]
@@ -18,9 +21,9 @@ use std::path::{Path, PathBuf};
 pub use fields::Fault;
 pub use quantization::{FP8_BLOCK, Quantization};
 
-/// Name of the parameter file in a checkpoint folder.
-pub const PARAMS_FILE: &str = "params.json";
-/// Largest params.json, in bytes.
+use crate::layout::Layout;
+
+/// Largest params.json or config.json, in bytes.
 pub const MAX_PARAMS_BYTES: u64 = 1 << 20;
 /// Most layers.
 pub const MAX_LAYERS: u32 = 1024;
@@ -57,7 +60,7 @@ const _: () = {
     assert!(8 * largest_head_rows * MAX_DIM as u128 <= 1 << 42);
 };
 
-/// A model, as its params.json describes it; every value is checked.
+/// A model, as its params.json or config.json describes it; every value is checked.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ModelSpec {
@@ -75,13 +78,17 @@ pub struct ModelSpec {
     pub attention: AttentionSpec,
     /// Rotary position encoding.
     pub rope: RopeSpec,
+    /// In which order the checkpoint has the rotated rows of a head.
+    pub rope_rows: RopeRows,
     /// Growth of the query with the position, where the model has it.
     pub query_scaling: Option<QueryScaling>,
+    /// Whether the output matrix is the embedding.
+    pub tied_embeddings: bool,
     /// Width of the dense feed-forward layers; 0 where no layer is dense.
     pub dense_hidden_dim: u32,
     /// The mixture-of-experts layers, where the model has them.
     pub moe: Option<MoeSpec>,
-    /// How the weights are stored, as far as params.json says; each tensor's own dtype decides.
+    /// How the weights are stored, as far as the file says; each tensor's own dtype decides.
     pub quantization: Quantization,
     /// Whether the checkpoint carries a vision tower.
     pub has_vision: bool,
@@ -92,6 +99,68 @@ pub struct ModelSpec {
 pub enum AttentionSpec {
     /// Multi-head latent attention.
     Mla(MlaSpec),
+    /// Grouped-query attention.
+    Gqa(GqaSpec),
+}
+
+impl AttentionSpec {
+    /// The sizes of latent attention, where it is that.
+    pub fn mla(&self) -> Option<&MlaSpec> {
+        match self {
+            Self::Mla(mla) => Some(mla),
+            Self::Gqa(_) => None,
+        }
+    }
+
+    /// The sizes of grouped-query attention, where it is that.
+    pub fn gqa(&self) -> Option<&GqaSpec> {
+        match self {
+            Self::Mla(_) => None,
+            Self::Gqa(gqa) => Some(gqa),
+        }
+    }
+
+    /// Values cached per token and layer.
+    pub fn kv_values(&self) -> u32 {
+        match self {
+            Self::Mla(mla) => mla.kv_values(),
+            Self::Gqa(gqa) => 2 * gqa.kv_dim(),
+        }
+    }
+
+    /// What the scores are multiplied with: the width of a head's query `^-0.5`, nothing for YaRN since `apply_scale`
+    /// is false.
+    pub fn softmax_scale(&self) -> f32 {
+        let width = match self {
+            Self::Mla(mla) => mla.qk_head_dim(),
+            Self::Gqa(gqa) => gqa.head_dim,
+        };
+        f64::from(width).sqrt().recip() as f32
+    }
+}
+
+/// Grouped-query attention (Ainslie et al. 2023): consecutive query heads share a key and a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GqaSpec {
+    /// Query heads, a multiple of the next.
+    pub n_heads: u32,
+    /// Heads of keys and of values.
+    pub n_kv_heads: u32,
+    /// Width of a head's query, key and value; all of it is rotated.
+    pub head_dim: u32,
+}
+
+impl GqaSpec {
+    /// Width of the queries of a token.
+    pub fn q_dim(&self) -> u32 {
+        self.n_heads * self.head_dim
+    }
+
+    /// Width of the keys of a token, and of its values.
+    pub fn kv_dim(&self) -> u32 {
+        self.n_kv_heads * self.head_dim
+    }
 }
 
 /// Multi-head latent attention (DeepSeek-V2, section 2.1).
@@ -122,11 +191,15 @@ impl MlaSpec {
     pub fn kv_values(&self) -> u32 {
         self.kv_lora_rank + self.qk_rope_head_dim
     }
+}
 
-    /// What the scores are multiplied with: `(nope + rope)^-0.5`, nothing for YaRN since `apply_scale` is false.
-    pub fn softmax_scale(&self) -> f32 {
-        f64::from(self.qk_head_dim()).sqrt().recip() as f32
-    }
+/// In which order a checkpoint has the rotated rows of a head; devices hold them interleaved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeRows {
+    /// Pairs are rows `2i` and `2i + 1`.
+    Interleaved,
+    /// Pairs are rows `i` and `i + half`.
+    HalfSplit,
 }
 
 /// Rotary position encoding.
@@ -191,32 +264,39 @@ impl MoeSpec {
 }
 
 impl ModelSpec {
-    /// Reads params.json of a checkpoint folder.
+    /// Reads params.json or config.json of a checkpoint folder.
     pub fn load(dir: &Path) -> Result<Self, SpecError> {
-        Self::read(&dir.join(PARAMS_FILE))
+        let layout = Layout::of(dir);
+        let path = dir.join(layout.params_file());
+        let bytes = read_bounded(&path)?;
+        Self::parse(&bytes, &path, layout)
     }
 
-    /// Reads a file like params.json.
+    /// Reads a file like params.json, or like config.json if it is called that.
     pub fn read(path: &Path) -> Result<Self, SpecError> {
-        let bytes = read_bounded(path)?;
-        Self::from_json(&bytes, path)
+        let is_config = path
+            .file_name()
+            .is_some_and(|name| name == Layout::HuggingFace.params_file());
+        let layout = match is_config {
+            true => Layout::HuggingFace,
+            false => Layout::Consolidated,
+        };
+        Self::parse(&read_bounded(path)?, path, layout)
     }
 
-    /// Parses params.json; `path` is only named in errors and in the log, which also gets the unknown keys.
+    /// Parses params.json, as [`ModelSpec::parse`] does.
     pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self, SpecError> {
-        let (spec, unknown) = parse::parse(bytes, path)?;
+        Self::parse(bytes, path, Layout::Consolidated)
+    }
+
+    /// Parses the parameters of a layout; `path` is only named in errors and in the log, which also gets the unknown keys.
+    pub fn parse(bytes: &[u8], path: &Path, layout: Layout) -> Result<Self, SpecError> {
+        let (spec, unknown) = parse::parse(bytes, path, layout)?;
         if !unknown.is_empty() {
             let (path, keys) = (path.display(), unknown.join(", "));
-            tracing::warn!(%path, keys, "unknown keys in params.json are ignored");
+            tracing::warn!(%path, keys, "unknown keys of the model's parameters are ignored");
         }
         Ok(spec)
-    }
-
-    /// The latent attention's sizes.
-    pub fn mla(&self) -> &MlaSpec {
-        match &self.attention {
-            AttentionSpec::Mla(mla) => mla,
-        }
     }
 
     /// The layers with routed experts; empty for a dense model.
@@ -244,7 +324,7 @@ impl ModelSpec {
 
     /// Values cached per token in one layer.
     pub fn kv_values_per_token_layer(&self) -> u32 {
-        self.mla().kv_values()
+        self.attention.kv_values()
     }
 
     /// Values cached per token in all layers.
@@ -253,7 +333,7 @@ impl ModelSpec {
     }
 }
 
-/// Why a params.json was refused.
+/// Why a params.json or config.json was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
     /// The file could not be read.
@@ -264,8 +344,8 @@ pub enum SpecError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file is far longer than any params.json.
-    #[error("{path}: is longer than {MAX_PARAMS_BYTES} bytes, expected a params.json")]
+    /// The file is far longer than any model's parameters.
+    #[error("{path}: is longer than {MAX_PARAMS_BYTES} bytes, expected the parameters of a model")]
     TooLong {
         /// The file.
         path: PathBuf,

@@ -1,4 +1,6 @@
 //! params.json, key by key: ranges of each value, then what they must be to each other.
+//!
+//! Whole numbers and their bounds are those of config.json as well (`hugging_face`).
 
 use std::path::Path;
 
@@ -6,9 +8,10 @@ use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, Report};
 use super::{
-    AttentionSpec, MAX_CONTEXT, MAX_DIM, MAX_EXPERTS, MAX_EXPERTS_PER_TOKEN, MAX_HEAD_DIM, MAX_HEADS,
-    MAX_HIDDEN_DIM, MAX_LAYERS, MAX_SHARED_EXPERTS, MAX_VOCAB, MlaSpec, ModelSpec, MoeSpec, Quantization,
-    QueryScaling, RopeSpec, SpecError, WIDTH_MULTIPLE, YarnSpec, quantization,
+    AttentionSpec, GqaSpec, Layout, MAX_CONTEXT, MAX_DIM, MAX_EXPERTS, MAX_EXPERTS_PER_TOKEN, MAX_HEAD_DIM,
+    MAX_HEADS, MAX_HIDDEN_DIM, MAX_LAYERS, MAX_SHARED_EXPERTS, MAX_VOCAB, MlaSpec, ModelSpec, MoeSpec,
+    Quantization, QueryScaling, RopeRows, RopeSpec, SpecError, WIDTH_MULTIPLE, YarnSpec, hugging_face,
+    quantization,
 };
 
 /// The keys that only a model with latent attention has.
@@ -21,14 +24,21 @@ const MLA_KEYS: [&str; 5] = [
 ];
 
 /// Parses and checks; gives the spec and the keys that nobody knows.
-pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<(ModelSpec, Vec<String>), SpecError> {
+pub(super) fn parse(
+    bytes: &[u8],
+    path: &Path,
+    layout: Layout,
+) -> Result<(ModelSpec, Vec<String>), SpecError> {
     let map: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| SpecError::Json {
         path: path.to_owned(),
         problem: error.to_string(),
     })?;
     let mut report = Report::default();
     let mut fields = Fields::new("", &map);
-    let spec = read_model(&mut fields, &mut report);
+    let spec = match layout {
+        Layout::Consolidated => read_model(&mut fields, &mut report),
+        Layout::HuggingFace => hugging_face::read_model(&mut fields, &mut report),
+    };
     fields.finish(&mut report);
     match spec {
         Some(spec) if report.faults.is_empty() => Ok((spec, report.unknown)),
@@ -49,14 +59,11 @@ fn read_model(fields: &mut Fields<'_>, report: &mut Report) -> Option<ModelSpec>
     let vocab_size = fields.count(report, "vocab_size", 1..=MAX_VOCAB);
     let norm_eps = fields.real(report, "norm_eps", 1e-12..=0.1);
     let max_context = fields.count(report, "max_position_embeddings", 1..=MAX_CONTEXT);
-    fields.fixed_if_there(
-        report,
-        "tied_embeddings",
-        &json!(false),
-        "the head has a matrix of its own",
-    );
+    let tied_embeddings = fields.flag(report, "tied_embeddings", false);
     let attention = read_attention(fields, report);
-    let rope = read_rope(fields, report, attention.as_ref().map(|mla| mla.qk_rope_head_dim));
+    let rope = read_rope(fields, report, attention.as_ref().map(rotated));
+    let why = "every token is attended to";
+    fields.fixed_if_there(report, "sliding_window", &Value::Null, why);
     let query_scaling = fields
         .object(report, "llama_4_scaling")
         .map(|object| read_scaling(object, report));
@@ -89,9 +96,11 @@ fn read_model(fields: &mut Fields<'_>, report: &mut Report) -> Option<ModelSpec>
         vocab_size: vocab_size?,
         norm_eps: norm_eps? as f32,
         max_context: max_context?,
-        attention: AttentionSpec::Mla(attention?),
+        attention: attention?,
         rope: rope?,
+        rope_rows: RopeRows::Interleaved,
         query_scaling: transpose(query_scaling)?,
+        tied_embeddings: tied_embeddings?,
         dense_hidden_dim: dense_hidden_dim?,
         moe: transpose(moe)?,
         quantization: quantization?,
@@ -100,26 +109,54 @@ fn read_model(fields: &mut Fields<'_>, report: &mut Report) -> Option<ModelSpec>
 }
 
 /// Nothing where the object is missing; gives up where it is there and bad.
-fn transpose<T>(part: Option<Option<T>>) -> Option<Option<T>> {
+pub(super) fn transpose<T>(part: Option<Option<T>>) -> Option<Option<T>> {
     match part {
         Some(read) => read.map(Some),
         None => Some(None),
     }
 }
 
-fn read_attention(fields: &mut Fields<'_>, report: &mut Report) -> Option<MlaSpec> {
-    let n_heads = fields.count(report, "n_heads", 1..=MAX_HEADS);
-    if !MLA_KEYS.iter().any(|key| fields.has(key)) {
-        fields.ignore(&["n_kv_heads", "head_dim"]);
-        let expected = "the keys of multi-head latent attention (q_lora_rank, kv_lora_rank, qk_nope_head_dim, \
-             qk_rope_head_dim, v_head_dim): grouped-query attention, as in Ministral, is not served";
-        report.faults.push(super::Fault {
-            key: "kv_lora_rank".to_owned(),
-            found: None,
-            expected: expected.to_owned(),
-        });
-        return None;
+/// Rotated values of a head.
+pub(super) fn rotated(attention: &AttentionSpec) -> u32 {
+    match attention {
+        AttentionSpec::Mla(mla) => mla.qk_rope_head_dim,
+        AttentionSpec::Gqa(gqa) => gqa.head_dim,
     }
+}
+
+fn read_attention(fields: &mut Fields<'_>, report: &mut Report) -> Option<AttentionSpec> {
+    let n_heads = fields.count(report, "n_heads", 1..=MAX_HEADS);
+    if MLA_KEYS.iter().any(|key| fields.has(key)) {
+        return read_mla(fields, report, n_heads).map(AttentionSpec::Mla);
+    }
+    fields.ignore(&MLA_KEYS);
+    let keys = ["n_kv_heads", "head_dim"];
+    read_gqa(fields, report, n_heads, keys).map(AttentionSpec::Gqa)
+}
+
+/// `keys`: those of the heads of keys and values, and of a head's width.
+pub(super) fn read_gqa(
+    fields: &mut Fields<'_>,
+    report: &mut Report,
+    n_heads: Option<u32>,
+    keys: [&'static str; 2],
+) -> Option<GqaSpec> {
+    let n_kv_heads = fields.count(report, keys[0], 1..=n_heads.unwrap_or(MAX_HEADS));
+    let head_dim = fields.multiple(report, keys[1], WIDTH_MULTIPLE, WIDTH_MULTIPLE..=MAX_HEAD_DIM);
+    if let (Some(n_heads), Some(n_kv_heads)) = (n_heads, n_kv_heads)
+        && n_heads % n_kv_heads != 0
+    {
+        let expected = format!("a divisor of the number of heads, which is {n_heads}");
+        report.refuse(fields.key(keys[0]), n_kv_heads, expected);
+    }
+    Some(GqaSpec {
+        n_heads: n_heads?,
+        n_kv_heads: n_kv_heads?,
+        head_dim: head_dim?,
+    })
+}
+
+fn read_mla(fields: &mut Fields<'_>, report: &mut Report, n_heads: Option<u32>) -> Option<MlaSpec> {
     let rank = WIDTH_MULTIPLE..=MAX_DIM;
     let head = WIDTH_MULTIPLE..=MAX_HEAD_DIM;
     let q_lora_rank = fields.multiple(report, "q_lora_rank", WIDTH_MULTIPLE, rank.clone());

@@ -11,7 +11,11 @@ fn fixture(path: &str) -> Value {
 }
 
 fn parse(value: &Value) -> Result<(ModelSpec, Vec<String>), SpecError> {
-    parse::parse(value.to_string().as_bytes(), Path::new("params.json"))
+    parse_bytes(value.to_string().as_bytes())
+}
+
+fn parse_bytes(bytes: &[u8]) -> Result<(ModelSpec, Vec<String>), SpecError> {
+    parse::parse(bytes, Path::new("params.json"), Layout::Consolidated)
 }
 
 fn spec(path: &str) -> ModelSpec {
@@ -51,9 +55,9 @@ fn large_3_has_its_published_numbers() {
         (spec.dim, spec.n_layers, spec.vocab_size, spec.max_context),
         (7168, 61, 131_072, 294_912)
     );
-    assert_eq!(spec.mla(), &mla);
+    assert_eq!(spec.attention.mla(), Some(&mla));
     assert_eq!((spec.norm_eps, spec.dense_hidden_dim), (1e-6, 16384));
-    assert_eq!(spec.mla().softmax_scale(), 0.072_168_78);
+    assert_eq!(spec.attention.softmax_scale(), 0.072_168_78);
     assert_eq!(spec.kv_values_per_token(), 35_136);
     let moe = spec.moe.as_ref().expect("experts");
     assert_eq!(
@@ -116,6 +120,66 @@ fn the_served_family_is_taken() {
     let small4 = spec("tests/fixtures/micro-small4/params.json");
     assert_eq!((small4.moe_layers(), small4.dense_hidden_dim), (0..3, 0));
     assert_eq!(spec(MINI).moe_layers(), 1..6);
+}
+
+#[test]
+fn dense_models_are_taken() {
+    let file = |name: &str| spec(&format!("tests/fixtures/params/{name}.json"));
+    for (name, dim, n_layers, hidden_dim, theta, tied) in [
+        ("ministral-3-3b", 3072, 26, 9216, 1e6, true),
+        ("ministral-3-8b", 4096, 34, 14336, 1e6, false),
+        ("ministral-3-14b", 5120, 40, 16384, 1e9, false),
+    ] {
+        let spec = file(name);
+        let attention = AttentionSpec::Gqa(GqaSpec {
+            n_heads: 32,
+            n_kv_heads: 8,
+            head_dim: 128,
+        });
+        assert_eq!(
+            (spec.dim, spec.n_layers, spec.dense_hidden_dim),
+            (dim, n_layers, hidden_dim)
+        );
+        assert_eq!(spec.attention, attention);
+        assert_eq!((spec.rope.theta, spec.rope.dim), (theta, 128));
+        assert_eq!((spec.tied_embeddings, spec.norm_eps), (tied, 1e-5));
+        assert_eq!((spec.n_experts(), spec.moe_layers().len()), (0, 0));
+        assert_eq!(spec.attention.softmax_scale(), 0.088_388_346);
+        assert_eq!(spec.kv_values_per_token_layer(), 2 * 8 * 128);
+        assert!(spec.attention.mla().is_none() && spec.has_vision);
+        let yarn = spec.rope.yarn.as_ref().expect("yarn");
+        assert_eq!((yarn.factor, yarn.original_context), (16.0, 16384));
+        let scaling = spec.query_scaling.as_ref().expect("scaling");
+        assert_eq!((scaling.beta, scaling.original_context), (0.1, 16384));
+    }
+    let small = file("small-4-119b");
+    assert_eq!((small.n_layers, small.moe_layers()), (36, 0..36));
+    assert_eq!(small.kv_values_per_token_layer(), 320);
+}
+
+#[test]
+fn impossible_heads_are_refused_naming_the_key() {
+    for (path, value, expected) in [
+        (
+            "n_kv_heads",
+            json!(3),
+            "a divisor of the number of heads, which is 32",
+        ),
+        ("n_kv_heads", json!(64), "a whole number from 1 to 32"),
+        ("n_kv_heads", Value::Null, "a whole number from 1 to 32"),
+        ("head_dim", json!(100), "a multiple of 16 from 16 to 1024"),
+        ("head_dim", Value::Null, "a multiple of 16 from 16 to 1024"),
+        ("hidden_dim", Value::Null, "a multiple of 16 from 16 to 262144"),
+    ] {
+        let mut params = fixture("tests/fixtures/params/ministral-3-8b.json");
+        set(&mut params, path, value);
+        let faults = faults(&params);
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert_eq!(
+            (faults[0].key.as_str(), faults[0].expected.as_str()),
+            (path, expected)
+        );
+    }
 }
 
 #[test]
@@ -183,17 +247,6 @@ fn what_is_said_of_activations_does_not_matter() {
 }
 
 #[test]
-fn graphs_that_are_not_served_are_refused_by_name() {
-    let faults = faults(&fixture("tests/fixtures/params/ministral.json"));
-    let fault = faults
-        .iter()
-        .find(|fault| fault.key == "kv_lora_rank")
-        .expect("a fault of the key");
-    let expected = "grouped-query attention, as in Ministral, is not served";
-    assert!(fault.expected.contains(expected), "{fault}");
-}
-
-#[test]
 fn all_faults_are_given_at_once() {
     let mut params = fixture(MINI);
     set(&mut params, "dim", json!("wide"));
@@ -242,7 +295,7 @@ fn all_faults_are_given_at_once() {
 
 #[test]
 fn impossible_values_are_refused_naming_the_key() {
-    let bad: [(&str, Value); 40] = [
+    let bad: [(&str, Value); 41] = [
         ("dim", json!(258)),
         ("dim", json!(-256)),
         ("dim", json!(1_u64 << 40)),
@@ -253,7 +306,8 @@ fn impossible_values_are_refused_naming_the_key() {
         ("norm_eps", json!("1e-6")),
         ("max_position_embeddings", json!(0)),
         ("max_position_embeddings", Value::Null),
-        ("tied_embeddings", json!(true)),
+        ("tied_embeddings", json!("no")),
+        ("sliding_window", json!(4096)),
         ("n_heads", json!(0)),
         ("n_kv_heads", json!(2)),
         ("head_dim", json!(64)),
@@ -342,7 +396,7 @@ fn a_model_without_experts_is_dense_throughout() {
 fn what_is_not_an_object_is_refused() {
     let deep = "[".repeat(100_000);
     for text in ["", "7", "[]", "{\"dim\": ", "\u{fffd}", &deep] {
-        let error = parse::parse(text.as_bytes(), Path::new("params.json")).expect_err("refused");
+        let error = parse_bytes(text.as_bytes()).expect_err("refused");
         assert!(matches!(error, SpecError::Json { .. }), "{error}");
     }
     let folder = tempfile::tempdir().expect("a folder");
@@ -350,12 +404,14 @@ fn what_is_not_an_object_is_refused() {
         ModelSpec::load(folder.path()),
         Err(SpecError::Read { .. })
     ));
-    std::fs::write(folder.path().join(PARAMS_FILE), vec![b' '; (1 << 20) + 1]).expect("written");
+    std::fs::write(folder.path().join("params.json"), vec![b' '; (1 << 20) + 1]).expect("written");
     assert!(matches!(
         ModelSpec::load(folder.path()),
         Err(SpecError::TooLong { .. })
     ));
 }
+
+mod hugging_face;
 
 proptest! {
     /// Whatever bytes params.json has, nothing panics, and what is taken keeps its bounds.
@@ -372,7 +428,7 @@ proptest! {
                 _ => { bytes.remove(at); }
             }
         }
-        if let Ok((spec, _)) = parse::parse(&bytes, Path::new("params.json")) {
+        if let Ok((spec, _)) = parse_bytes(&bytes) {
             prop_assert!(spec.dim <= MAX_DIM && spec.n_layers <= MAX_LAYERS && spec.vocab_size <= MAX_VOCAB);
             prop_assert!(spec.moe_layers().end <= spec.n_layers);
             // Overflow in here would panic: the profile checks for it.

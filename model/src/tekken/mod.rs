@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine;
@@ -21,7 +21,7 @@ use crate::bounded;
 
 pub use error::{TekkenError, TekkenFault};
 
-/// Name of the file in a checkpoint's folder.
+/// Usual name of the file in a checkpoint's folder.
 pub const TEKKEN_FILE: &str = "tekken.json";
 /// Largest `tekken.json` read, in bytes; Mistral's own is under 20 MB.
 pub const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -36,6 +36,25 @@ const BYTE_TOKENS: usize = 256;
 
 // Ranks and ids are kept in 32 bits.
 const _: () = assert!(MAX_VOCAB_ENTRIES + MAX_SPECIAL_TOKENS < u32::MAX as usize);
+
+/// The vocabulary in a checkpoint's folder: tekken.json, or else the only file whose name begins with `tekken` and ends in
+/// `.json`, as versions of it are named. Where there is neither, the path is of a tekken.json that is not there.
+pub fn file_in(dir: &Path) -> PathBuf {
+    let usual = dir.join(TEKKEN_FILE);
+    if usual.try_exists().unwrap_or(false) {
+        return usual;
+    }
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let is_version = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with("tekken") && name.ends_with(".json"))
+    };
+    let mut versions = entries.map(|entry| entry.path()).filter(is_version);
+    match (versions.next(), versions.next()) {
+        (Some(only), None) => only,
+        (Some(_), Some(_)) | (None, _) => usual,
+    }
+}
 
 /// What ids stand for.
 ///
@@ -217,5 +236,32 @@ fn check_rank(field: &'static str, index: usize, found: u64) -> Result<(), Tekke
         Ok(())
     } else {
         Err(TekkenFault::RankGap { field, index, found })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_another_version_is_taken_if_it_is_the_only_one() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let add = |file: &str| std::fs::write(dir.path().join(file), "").expect("written");
+        let found = || {
+            let path = file_in(dir.path());
+            path.file_name().and_then(|name| name.to_str()).map(str::to_owned)
+        };
+        assert_eq!(found().as_deref(), Some("tekken.json"));
+        add("tokenizer.json");
+        add("tekken_240911.json");
+        assert_eq!(found().as_deref(), Some("tekken_240911.json"));
+        add("tekken_250101.json");
+        assert_eq!(
+            found().as_deref(),
+            Some("tekken.json"),
+            "which of the two is not said"
+        );
+        add("tekken.json");
+        assert_eq!(found().as_deref(), Some("tekken.json"));
     }
 }

@@ -10,7 +10,8 @@ use crate::spec::ModelSpec;
 pub struct ModelBytes {
     /// The embedding, held by the owner of the first stage.
     pub embedding: u64,
-    /// The final norm and the output matrix, held by the owner of the last stage.
+    /// The final norm and the output matrix, held by the owner of the last stage. Where the output matrix is the
+    /// embedding this is the norm alone: the owner then holds the embedding as well.
     pub head: u64,
     /// Each layer in order.
     pub layers: Vec<LayerBytes>,
@@ -47,12 +48,15 @@ impl ModelBytes {
         let whole = |id| one(&tensor_spec(spec, id));
         Self {
             embedding: whole(TensorId::Embedding),
-            head: whole(TensorId::FinalNorm) + whole(TensorId::Head),
+            head: match spec.tied_embeddings {
+                true => whole(TensorId::FinalNorm),
+                false => whole(TensorId::FinalNorm) + whole(TensorId::Head),
+            },
             layers: (0..spec.n_layers).map(layer).collect(),
         }
     }
 
-    /// The whole model, each expert once.
+    /// The whole model on one device, each expert once.
     pub fn total(&self, n_experts: u32) -> u64 {
         let layers = self
             .layers

@@ -4,20 +4,26 @@
 
 mod bytes;
 mod format;
+mod rows;
 
 use std::fmt;
 
 pub use bytes::{LayerBytes, ModelBytes};
 pub use format::{CHUNK_COLS, NVFP4_GROUP, SECTION_ALIGN, WeightFormat, record_bytes};
+pub use rows::HalfSplit;
 
-use crate::spec::{ModelSpec, Quantization};
+use crate::spec::{AttentionSpec, ModelSpec, Quantization, RopeRows};
 
-/// What begins the name of every tensor of the vision tower and its adapter.
-pub const VISION_PREFIXES: [&str; 4] = [
+/// What begins the name of every tensor of the vision tower and its adapter, in either layout.
+pub const VISION_PREFIXES: [&str; 8] = [
     "vision_encoder.",
     "pre_mm_projector_norm.",
     "patch_merger.",
     "vision_language_adapter.",
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
 ];
 
 /// Whether a tensor belongs to the vision tower or its adapter.
@@ -79,7 +85,13 @@ pub enum LayerTensor {
     KvANorm,
     /// Expands the latent, per head `[nope | v]` rows: `[heads * (nope + v), kv_lora_rank]`.
     WkvB,
-    /// Output of attention, `[dim, heads * v]`.
+    /// Queries of grouped-query attention, `[heads * head_dim, dim]`.
+    Wq,
+    /// Its keys, `[kv_heads * head_dim, dim]`.
+    Wk,
+    /// Its values, `[kv_heads * head_dim, dim]`.
+    Wv,
+    /// Output of attention, `[dim, heads * v]`; a head's value is `v` or `head_dim` wide.
     Wo,
     /// Norm before the feed-forward, `[dim]`.
     FfnNorm,
@@ -114,11 +126,11 @@ pub enum TensorId {
     },
     /// Norm after the last layer, `[dim]`; held by the owner of the last stage.
     FinalNorm,
-    /// Output matrix, `[vocab, dim]`; held by the owner of the last stage.
+    /// Output matrix, `[vocab, dim]`; held by the owner of the last stage. Where embeddings are tied it is not stored.
     Head,
 }
 
-/// The tensor's name in the checkpoint.
+/// The tensor's name in the consolidated layout.
 impl fmt::Display for TensorId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -142,6 +154,9 @@ impl fmt::Display for TensorId {
                     LayerTensor::WkvAWithMqa => f.write_str("attention.wkv_a_with_mqa.weight"),
                     LayerTensor::KvANorm => f.write_str("attention.kv_a_norm.weight"),
                     LayerTensor::WkvB => f.write_str("attention.wkv_b.weight"),
+                    LayerTensor::Wq => f.write_str("attention.wq.weight"),
+                    LayerTensor::Wk => f.write_str("attention.wk.weight"),
+                    LayerTensor::Wv => f.write_str("attention.wv.weight"),
                     LayerTensor::Wo => f.write_str("attention.wo.weight"),
                     LayerTensor::FfnNorm => f.write_str("ffn_norm.weight"),
                     LayerTensor::Dense(matrix) => write!(f, "feed_forward.{}.weight", matrix.name()),
@@ -196,21 +211,23 @@ pub struct TensorSpec {
     pub may_be_quantised: bool,
     /// Its format in a checkpoint quantised as the spec says, when nothing more is known.
     pub usual_format: WeightFormat,
+    /// How the stored rows are ordered, if not as devices hold them.
+    pub half_split: Option<HalfSplit>,
 }
 
 /// The tensors of a layer that its stage's owner holds, in the order of the forward pass.
 pub fn owner_tensors(spec: &ModelSpec, layer: u32) -> Vec<TensorSpec> {
-    let attention = [
-        LayerTensor::AttentionNorm,
-        LayerTensor::WqA,
-        LayerTensor::QANorm,
-        LayerTensor::WqB,
-        LayerTensor::WkvAWithMqa,
-        LayerTensor::KvANorm,
-        LayerTensor::WkvB,
-        LayerTensor::Wo,
-        LayerTensor::FfnNorm,
-    ];
+    let attention: &[LayerTensor] = match spec.attention {
+        AttentionSpec::Mla(_) => &[
+            LayerTensor::WqA,
+            LayerTensor::QANorm,
+            LayerTensor::WqB,
+            LayerTensor::WkvAWithMqa,
+            LayerTensor::KvANorm,
+            LayerTensor::WkvB,
+        ],
+        AttentionSpec::Gqa(_) => &[LayerTensor::Wq, LayerTensor::Wk, LayerTensor::Wv],
+    };
     let feed_forward = match spec.moe_at(layer) {
         None => FfnMatrix::ALL.map(LayerTensor::Dense).to_vec(),
         Some(moe) if moe.n_shared_experts == 0 => vec![LayerTensor::Gate],
@@ -219,8 +236,9 @@ pub fn owner_tensors(spec: &ModelSpec, layer: u32) -> Vec<TensorSpec> {
             std::iter::once(LayerTensor::Gate).chain(shared).collect()
         }
     };
-    attention
-        .into_iter()
+    std::iter::once(LayerTensor::AttentionNorm)
+        .chain(attention.iter().copied())
+        .chain([LayerTensor::Wo, LayerTensor::FfnNorm])
         .chain(feed_forward)
         .map(|tensor| tensor_spec(spec, TensorId::Layer { layer, tensor }))
         .collect()
@@ -240,7 +258,7 @@ pub fn expert_tensors(spec: &ModelSpec, layer: u32, expert: u32) -> [TensorSpec;
     })
 }
 
-/// Every tensor of the language model: embedding, layer by layer the owner's part and the experts, norm, head.
+/// Every stored tensor of the language model: embedding, layer by layer the owner's part and the experts, norm, head.
 pub fn language_tensors(spec: &ModelSpec) -> impl Iterator<Item = TensorSpec> + '_ {
     let layers = (0..spec.n_layers).flat_map(move |layer| {
         let experts = if spec.is_moe_layer(layer) {
@@ -251,12 +269,11 @@ pub fn language_tensors(spec: &ModelSpec) -> impl Iterator<Item = TensorSpec> + 
         let experts = (0..experts).flat_map(move |expert| expert_tensors(spec, layer, expert));
         owner_tensors(spec, layer).into_iter().chain(experts)
     });
+    let head = (!spec.tied_embeddings).then(|| tensor_spec(spec, TensorId::Head));
     std::iter::once(tensor_spec(spec, TensorId::Embedding))
         .chain(layers)
-        .chain([
-            tensor_spec(spec, TensorId::FinalNorm),
-            tensor_spec(spec, TensorId::Head),
-        ])
+        .chain([tensor_spec(spec, TensorId::FinalNorm)])
+        .chain(head)
 }
 
 /// Shape and formats of one tensor. The layer and expert are taken as they are: whether the model has them is what
@@ -279,7 +296,12 @@ pub fn tensor_spec(spec: &ModelSpec, id: TensorId) -> TensorSpec {
             | LayerTensor::FfnNorm
             | LayerTensor::Gate => None,
             LayerTensor::WqA | LayerTensor::WkvAWithMqa => left_alone,
-            LayerTensor::WqB | LayerTensor::WkvB | LayerTensor::Wo => attention,
+            LayerTensor::WqB
+            | LayerTensor::WkvB
+            | LayerTensor::Wq
+            | LayerTensor::Wk
+            | LayerTensor::Wv
+            | LayerTensor::Wo => attention,
             LayerTensor::Dense(_) | LayerTensor::Shared(_) => feed_forward,
         },
     };
@@ -295,11 +317,29 @@ pub fn tensor_spec(spec: &ModelSpec, id: TensorId) -> TensorSpec {
         shape,
         may_be_quantised: usually.is_some(),
         usual_format,
+        half_split: half_split(spec, id),
     }
 }
 
+/// Which rows of a tensor are rotated, where they are stored half by half.
+fn half_split(spec: &ModelSpec, id: TensorId) -> Option<HalfSplit> {
+    let TensorId::Layer { tensor, .. } = id else {
+        return None;
+    };
+    let split = match (&spec.attention, tensor) {
+        (AttentionSpec::Mla(mla), LayerTensor::WqB) => {
+            HalfSplit::new(mla.qk_nope_head_dim, mla.qk_rope_head_dim)
+        }
+        (AttentionSpec::Mla(mla), LayerTensor::WkvAWithMqa) => {
+            HalfSplit::new(mla.kv_lora_rank, mla.qk_rope_head_dim)
+        }
+        (AttentionSpec::Gqa(gqa), LayerTensor::Wq | LayerTensor::Wk) => HalfSplit::new(0, gqa.head_dim),
+        (AttentionSpec::Mla(_) | AttentionSpec::Gqa(_), _) => return None,
+    };
+    (spec.rope_rows == RopeRows::HalfSplit).then_some(split)
+}
+
 fn shape_of(spec: &ModelSpec, id: TensorId) -> Shape {
-    let mla = spec.mla();
     let dim = spec.dim;
     let (expert_hidden, shared_hidden) = spec
         .moe
@@ -312,20 +352,44 @@ fn shape_of(spec: &ModelSpec, id: TensorId) -> Shape {
         TensorId::Expert { matrix, .. } => matrix.shape(dim, expert_hidden),
         TensorId::Layer { tensor, .. } => match tensor {
             LayerTensor::AttentionNorm | LayerTensor::FfnNorm => Shape::Vector(dim),
-            LayerTensor::WqA => matrix(mla.q_lora_rank, dim),
-            LayerTensor::QANorm => Shape::Vector(mla.q_lora_rank),
-            LayerTensor::WqB => matrix(mla.n_heads * mla.qk_head_dim(), mla.q_lora_rank),
-            LayerTensor::WkvAWithMqa => matrix(mla.kv_values(), dim),
-            LayerTensor::KvANorm => Shape::Vector(mla.kv_lora_rank),
-            LayerTensor::WkvB => matrix(
-                mla.n_heads * (mla.qk_nope_head_dim + mla.v_head_dim),
-                mla.kv_lora_rank,
-            ),
-            LayerTensor::Wo => matrix(dim, mla.n_heads * mla.v_head_dim),
+            LayerTensor::WqA
+            | LayerTensor::QANorm
+            | LayerTensor::WqB
+            | LayerTensor::WkvAWithMqa
+            | LayerTensor::KvANorm
+            | LayerTensor::WkvB
+            | LayerTensor::Wq
+            | LayerTensor::Wk
+            | LayerTensor::Wv
+            | LayerTensor::Wo => attention_shape(spec, tensor),
             LayerTensor::Dense(matrix) => matrix.shape(dim, spec.dense_hidden_dim),
             LayerTensor::Gate => matrix(spec.n_experts(), dim),
             LayerTensor::Shared(matrix) => matrix.shape(dim, shared_hidden),
         },
+    }
+}
+
+/// A tensor of attention. What the model's kind of attention does not have is empty.
+fn attention_shape(spec: &ModelSpec, tensor: LayerTensor) -> Shape {
+    let dim = spec.dim;
+    let matrix = |rows, cols| Shape::Matrix { rows, cols };
+    match (&spec.attention, tensor) {
+        (AttentionSpec::Mla(mla), LayerTensor::WqA) => matrix(mla.q_lora_rank, dim),
+        (AttentionSpec::Mla(mla), LayerTensor::QANorm) => Shape::Vector(mla.q_lora_rank),
+        (AttentionSpec::Mla(mla), LayerTensor::WqB) => {
+            matrix(mla.n_heads * mla.qk_head_dim(), mla.q_lora_rank)
+        }
+        (AttentionSpec::Mla(mla), LayerTensor::WkvAWithMqa) => matrix(mla.kv_values(), dim),
+        (AttentionSpec::Mla(mla), LayerTensor::KvANorm) => Shape::Vector(mla.kv_lora_rank),
+        (AttentionSpec::Mla(mla), LayerTensor::WkvB) => matrix(
+            mla.n_heads * (mla.qk_nope_head_dim + mla.v_head_dim),
+            mla.kv_lora_rank,
+        ),
+        (AttentionSpec::Mla(mla), LayerTensor::Wo) => matrix(dim, mla.n_heads * mla.v_head_dim),
+        (AttentionSpec::Gqa(gqa), LayerTensor::Wq) => matrix(gqa.q_dim(), dim),
+        (AttentionSpec::Gqa(gqa), LayerTensor::Wk | LayerTensor::Wv) => matrix(gqa.kv_dim(), dim),
+        (AttentionSpec::Gqa(gqa), LayerTensor::Wo) => matrix(dim, gqa.q_dim()),
+        (AttentionSpec::Mla(_) | AttentionSpec::Gqa(_), _) => Shape::Vector(0),
     }
 }
 
@@ -358,6 +422,36 @@ mod tests {
             .map(|tensor| tensor.shape.elements())
             .sum();
         assert_eq!(expert, 88_080_384);
+    }
+
+    #[test]
+    fn the_family_has_its_published_counts() {
+        let counted = |file: &str| -> u64 {
+            let spec = spec(&format!("tests/fixtures/params/{file}.json"));
+            let parameters = language_tensors(&spec)
+                .map(|tensor| tensor.shape.elements())
+                .sum();
+            let bytes = ModelBytes::usual(&spec);
+            assert_eq!(bytes.total(spec.n_experts()), 2 * parameters, "{file} in BF16");
+            assert_eq!(bytes.layers.len(), spec.n_layers as usize);
+            parameters
+        };
+        // By hand: per layer attention, feed-forward and two norms; the embedding, a head unless it is tied, a norm.
+        let dense = |dim: u64, hidden: u64, layers: u64, ends: u64| {
+            let attention = dim * (4096 + 1024 + 1024) + 4096 * dim;
+            layers * (attention + 3 * dim * hidden + 2 * dim) + ends * 131_072 * dim + dim
+        };
+        assert_eq!(counted("ministral-3-3b"), dense(3072, 9216, 26, 1));
+        assert_eq!(counted("ministral-3-8b"), dense(4096, 14336, 34, 2));
+        assert_eq!(counted("ministral-3-14b"), dense(5120, 16384, 40, 2));
+        assert_eq!(counted("ministral-3-3b"), 3_429_006_336);
+        assert_eq!(counted("ministral-3-8b"), 8_489_553_920);
+        assert_eq!(counted("ministral-3-14b"), 13_506_073_600);
+        let attention =
+            1024 * 4096 + 1024 + 32 * 128 * 1024 + 320 * 4096 + 256 + 32 * 192 * 256 + 4096 * 4096;
+        let layer = attention + 2 * 4096 + 128 * 4096 + 129 * 3 * 2048 * 4096;
+        assert_eq!(counted("small-4-119b"), 36 * layer + 2 * 131_072 * 4096 + 4096);
+        assert_eq!(counted("small-4-119b") / 1_000_000_000, 118);
     }
 
     #[test]

@@ -118,6 +118,58 @@ const FAULTS: &[Fault] = &[
     },
 ];
 
+/// The same in Hugging Face's layout.
+const HUGGING_FACE_FAULTS: &[Fault] = &[
+    Fault {
+        what: "an impossible config.json",
+        make: |copy| {
+            copy.edit("config.json", |config| {
+                config["num_key_value_heads"] = json!(3);
+                config["rope_parameters"]["mscale_all_dim"] = json!(0.5);
+            });
+        },
+        says: &[
+            "config.json",
+            "num_key_value_heads is 3, expected a divisor of the number of heads, which is 4",
+            "rope_parameters.mscale_all_dim is 0.5",
+        ],
+    },
+    Fault {
+        what: "another architecture",
+        make: |copy| copy.edit("config.json", |config| config["model_type"] = json!("llama")),
+        says: &["config.json", "model_type is \"llama\", expected ministral3"],
+    },
+    Fault {
+        what: "no weights in Hugging Face's layout",
+        make: |copy| std::fs::remove_file(copy.path().join("model.safetensors")).expect("removes"),
+        says: &["has neither model.safetensors.index.json nor model.safetensors"],
+    },
+    Fault {
+        what: "a missing head that is not tied",
+        make: |copy| {
+            copy.tensors("model.safetensors", |tensors| {
+                let all = tensors.header.as_object_mut().expect("an object");
+                let head = all.shift_remove("lm_head.weight").expect("a tensor");
+                all.insert("lm_tail.weight".to_owned(), head);
+            });
+        },
+        says: &["tensor lm_head.weight is missing, expected with shape [2048, 128]"],
+    },
+    Fault {
+        what: "keys of another shape",
+        make: |copy| {
+            copy.tensors("model.safetensors", |tensors| {
+                let keys = &mut tensors.header["model.layers.2.self_attn.k_proj.weight"];
+                keys["shape"] = json!([128, 64]);
+            });
+        },
+        says: &[
+            "model.safetensors",
+            "tensor model.layers.2.self_attn.k_proj.weight has shape [128, 64], the model needs [64, 128]",
+        ],
+    },
+];
+
 /// Starts a coordinator or a worker of a checkpoint; it must end with an error that says every part.
 async fn refused(role: &str, copy: &Copy, what: &str, says: &[&str]) {
     let dir = tempfile::tempdir().expect("a directory");
@@ -146,11 +198,16 @@ async fn refused(role: &str, copy: &Copy, what: &str, says: &[&str]) {
 
 #[tokio::test]
 async fn faults_of_the_files_are_told_at_the_start() {
-    for fault in FAULTS {
-        let copy = Copy::of(&fixture("micro-bf16"));
-        (fault.make)(&copy);
-        refused("worker", &copy, fault.what, fault.says).await;
-        refused("coordinator", &copy, fault.what, fault.says).await;
+    for (name, faults) in [
+        ("micro-bf16", FAULTS),
+        ("micro-ministral-hf", HUGGING_FACE_FAULTS),
+    ] {
+        for fault in faults {
+            let copy = Copy::of(&fixture(name));
+            (fault.make)(&copy);
+            refused("worker", &copy, fault.what, fault.says).await;
+            refused("coordinator", &copy, fault.what, fault.says).await;
+        }
     }
 }
 

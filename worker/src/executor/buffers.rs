@@ -3,11 +3,9 @@
 use tramontane_model::footprint::{
     ExpertScratchBytes, HeadScratch, HolderScratch, OwnerScratch, SAMPLE_RESULT_WORDS, StepCapacity,
 };
-use tramontane_model::spec::ModelSpec;
+use tramontane_model::spec::{AttentionSpec, ModelSpec};
 
-use crate::ops::{
-    Backend, DeviceBuffer, ExpertScratch, LatentCache, LatentCacheShape, OpError, SampleResult,
-};
+use crate::ops::{Backend, DeviceBuffer, ExpertScratch, KvCache, KvCacheShape, OpError, SampleResult};
 use crate::weights::StageSlice;
 
 const _: () = assert!(SampleResult::bytes(1) == SAMPLE_RESULT_WORDS * 4);
@@ -25,6 +23,8 @@ pub(super) struct OwnerBuffers<B> {
     pub(super) compressed_normed: B,
     pub(super) expanded: B,
     pub(super) latent: B,
+    pub(super) keys: B,
+    pub(super) values: B,
     pub(super) queries: B,
     pub(super) context: B,
     pub(super) attended: B,
@@ -90,7 +90,9 @@ impl<B: DeviceBuffer> OwnerBuffers<B> {
             compressed_normed: new("normed compressed query", bytes.compressed_normed)?,
             expanded: new("expanded query", bytes.expanded)?,
             latent: new("latent", bytes.latent)?,
-            queries: new("absorbed query", bytes.queries)?,
+            keys: new("keys", bytes.keys)?,
+            values: new("values", bytes.values)?,
+            queries: new("query", bytes.queries)?,
             context: new("attention context", bytes.context)?,
             attended: new("attention values", bytes.attended)?,
             gated: new("gated", bytes.gated)?,
@@ -154,18 +156,18 @@ pub(super) fn caches<D: Backend>(
     backend: &mut D,
     spec: &ModelSpec,
     stage: &StageSlice,
-) -> Result<Vec<LatentCache<D::Buffer>>, OpError> {
-    let mla = spec.mla();
-    let shape = LatentCacheShape {
-        blocks: stage.kv.blocks,
-        block_tokens: stage.kv.block_tokens,
-        latent: mla.kv_lora_rank,
-        rope: mla.qk_rope_head_dim,
+) -> Result<Vec<KvCache<D::Buffer>>, OpError> {
+    let (blocks, block_tokens) = (stage.kv.blocks, stage.kv.block_tokens);
+    let shape = match &spec.attention {
+        AttentionSpec::Mla(mla) => {
+            KvCacheShape::latent(blocks, block_tokens, mla.kv_lora_rank, mla.qk_rope_head_dim)
+        }
+        AttentionSpec::Gqa(gqa) => KvCacheShape::grouped(blocks, block_tokens, gqa.n_kv_heads, gqa.head_dim),
     };
     let slots = u64::from(shape.blocks) * u64::from(shape.block_tokens);
     if slots >= u64::from(u32::MAX) {
         return Err(OpError::shape(
-            "latent cache",
+            "kv cache",
             format!("{slots} slots, there must be fewer than {}", u32::MAX),
         ));
     }
@@ -175,7 +177,7 @@ pub(super) fn caches<D: Backend>(
         .iter()
         .map(|layer| {
             let buffer = alloc(backend, &label(layer), shape.bytes())?;
-            LatentCache::new(shape, buffer)
+            KvCache::new(shape, buffer)
         })
         .collect()
 }

@@ -160,7 +160,10 @@ impl<D: Backend> StageRun<'_, D> {
         samples: &[SampledRow],
         unsampled: &mut Vec<Unsampled>,
     ) -> Result<Vec<SampleResult>, DeviceError> {
-        let (Some(buffers), Some(head)) = (&self.stage.head, self.device.weights.head()) else {
+        let weights = self.device.weights;
+        let (Some(buffers), Some(norm), Some(output)) =
+            (&self.stage.head, weights.final_norm(), weights.output())
+        else {
             return Err(OpError::shape("head", "it is not loaded").into());
         };
         let picks: Vec<u32> = samples.iter().map(|sample| sample.row).collect();
@@ -173,14 +176,14 @@ impl<D: Backend> StageRun<'_, D> {
         backend.rms_norm(&RmsNorm {
             input: &self.stage.buffers.hidden,
             pick: Some(&buffers.picks),
-            weight: &head.norm,
+            weight: norm,
             output: &buffers.normed,
             eps: spec.norm_eps,
             rows,
         })?;
         backend.linear(&Linear {
             input: &buffers.normed,
-            weight: &head.output,
+            weight: output,
             output: &buffers.logits,
             add: false,
             rows,

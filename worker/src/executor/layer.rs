@@ -1,14 +1,13 @@
-//! One layer: norm, latent attention, residual; norm, feed-forward, residual.
+//! One layer: norm, attention, residual; norm, feed-forward, residual.
 //!
-//! The forward pass of Mistral Large 3, in the absorbed form of latent attention (DeepSeek-V2, appendix C).
+//! The forward pass of Mistral Large 3 and its family. What is between the norm and `wo` is in `attention`.
+
+use tramontane_model::spec::AttentionSpec;
 
 use super::DeviceError;
 use super::run::StageRun;
-use crate::ops::{
-    Attention, Backend, GateUp, LatentWrite, Linear, Matrix, MlaDims, OpError, Queries, RmsNorm, Values,
-    Vector,
-};
-use crate::weights::{FeedForward, LayerFeedForward, OwnerLayer};
+use crate::ops::{Backend, GateUp, Linear, Matrix, OpError, RmsNorm, Vector};
+use crate::weights::{FeedForward, LayerAttention, LayerFeedForward, OwnerLayer};
 
 impl<D: Backend> StageRun<'_, D> {
     /// Records a layer of the model. Reads back only where other devices compute experts.
@@ -30,68 +29,22 @@ impl<D: Backend> StageRun<'_, D> {
     }
 
     fn attention(&mut self, layer: u32, weights: &OwnerLayer<D::Buffer>) -> Result<(), OpError> {
-        let (stage, rows) = (self.stage, self.plan.rows);
-        let (buffers, spec) = (&stage.buffers, &self.device.model.spec);
-        let mla = spec.mla();
-        let dims = MlaDims {
-            heads: mla.n_heads,
-            nope: mla.qk_nope_head_dim,
-            rope: mla.qk_rope_head_dim,
-            v: mla.v_head_dim,
-            latent: mla.kv_lora_rank,
-        };
+        let stage = self.stage;
+        let (buffers, attention) = (&stage.buffers, &self.device.model.spec.attention);
         let cache = &stage.caches[(layer - stage.slice.layers.start()) as usize];
         self.norm(&buffers.hidden, &weights.attention_norm, &buffers.normed)?;
-        self.linear(&buffers.normed, &weights.wq_a, &buffers.compressed, false)?;
-        self.norm(&buffers.compressed, &weights.q_a_norm, &buffers.compressed_normed)?;
-        self.linear(
-            &buffers.compressed_normed,
-            &weights.wq_b,
-            &buffers.expanded,
-            false,
-        )?;
-        self.linear(&buffers.normed, &weights.wkv_a, &buffers.latent, false)?;
-        let backend = &mut *self.device.backend;
-        backend.latent_write(&LatentWrite {
-            input: &buffers.latent,
-            norm: &weights.kv_a_norm,
-            eps: spec.norm_eps,
-            rotary: &buffers.rotary,
-            meta: &buffers.meta,
-            cache,
-            rows,
-        })?;
-        backend.queries(&Queries {
-            input: &buffers.expanded,
-            wkv_b: &weights.wkv_b,
-            dims,
-            rotary: &buffers.rotary,
-            meta: &buffers.meta,
-            output: &buffers.queries,
-            rows,
-        })?;
-        backend.attention(&Attention {
-            queries: &buffers.queries,
-            meta: &buffers.meta,
-            tables: &buffers.tables,
-            table_rows: self.plan.table_rows,
-            table_width: self.plan.table_width,
-            cache,
-            heads: dims.heads,
-            scale: mla.softmax_scale(),
-            output: &buffers.context,
-            rows,
-        })?;
-        backend.values(&Values {
-            input: &buffers.context,
-            wkv_b: &weights.wkv_b,
-            dims,
-            output: &buffers.attended,
-            rows,
-        })?;
-        self.linear(&buffers.attended, &weights.wo, &buffers.hidden, true)
+        let attended = match (&weights.attention, attention) {
+            (LayerAttention::Latent(weights), AttentionSpec::Mla(mla)) => self.latent(weights, mla, cache)?,
+            (LayerAttention::Grouped(weights), AttentionSpec::Gqa(gqa)) => {
+                self.grouped(weights, gqa.n_heads, cache)?
+            }
+            // Weights are loaded as the spec says.
+            (LayerAttention::Latent(_) | LayerAttention::Grouped(_), _) => {
+                return Err(OpError::shape("attention", "its weights are of another kind"));
+            }
+        };
+        self.linear(attended, &weights.wo, &buffers.hidden, true)
     }
-
     /// `output = w2(silu(w1 x) * w3 x)` of the normed rows, or added to the output.
     pub(super) fn feed_forward(
         &mut self,
@@ -110,7 +63,7 @@ impl<D: Backend> StageRun<'_, D> {
         self.linear(&buffers.gated, &weights.w2, output, add)
     }
 
-    fn norm(
+    pub(super) fn norm(
         &mut self,
         input: &D::Buffer,
         weight: &Vector<D::Buffer>,
@@ -126,7 +79,7 @@ impl<D: Backend> StageRun<'_, D> {
         })
     }
 
-    fn linear(
+    pub(super) fn linear(
         &mut self,
         input: &D::Buffer,
         weight: &Matrix<D::Buffer>,

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tramontane_model::grammar::{Cancel, Compiler, Grammar, GrammarError, Matcher, Pool, Words};
 use tramontane_model::ids::SequenceId;
 use tramontane_model::step::{Opening, SequenceChunk};
-use tramontane_model::tekken::{TEKKEN_FILE, Vocabulary};
+use tramontane_model::tekken::{self, Vocabulary};
 
 use super::run::MAX_OPEN_SEQUENCES;
 use crate::weights::ModelFiles;
@@ -48,7 +48,7 @@ impl MaskMaker {
         let pool = Pool::start("masks", (cores / 2).clamp(1, MAX_THREADS), MAX_OPEN_SEQUENCES)?;
         let shared = Arc::new(Shared {
             pool,
-            path: model.checkpoint.dir().join(TEKKEN_FILE),
+            path: tekken::file_in(model.checkpoint.dir()),
             vocab_size: model.spec.vocab_size as usize,
             compiler: OnceLock::new(),
         });

@@ -7,9 +7,12 @@
 //! **DET-1:** a row's result depends on its sequence, its role and the weights alone. Rows are split by role, every op
 //! keeps its promise for any number of rows, and experts are combined in their order whoever computed them.
 
+mod attention;
 mod buffers;
 mod busy;
 mod command;
+mod copies;
+mod copying;
 mod decoding;
 mod error;
 mod exchange;

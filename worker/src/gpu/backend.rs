@@ -15,7 +15,7 @@ use super::tuning::Tuning;
 use super::{ops, staging};
 use crate::ops::{
     Adjust, Attention, Backend, Combine, DeviceInfo, Embed, Experts, GateUp, LatentWrite, Linear, OpError,
-    Queries, ReadRange, RmsNorm, Route, Sample, Values,
+    Queries, ReadRange, RmsNorm, RotateQkv, Route, Sample, Values,
 };
 
 /// Most workgroups in one dimension: what every Vulkan device has.
@@ -294,6 +294,10 @@ impl Backend for GpuBackend {
 
     fn queries(&mut self, op: &Queries<'_, GpuBuffer>) -> Result<(), OpError> {
         ops::queries::record(self, op)
+    }
+
+    fn rotate_qkv(&mut self, op: &RotateQkv<'_, GpuBuffer>) -> Result<(), OpError> {
+        ops::rotate_qkv::record(self, op)
     }
 
     fn attention(&mut self, op: &Attention<'_, GpuBuffer>) -> Result<(), OpError> {

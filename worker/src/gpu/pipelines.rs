@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::mem::size_of;
 
-use super::ops::{adjust, attention, elementwise, experts, matmul, norm, queries, route, sample};
+use super::ops::{adjust, attention, elementwise, experts, matmul, norm, queries, rotate_qkv, route, sample};
 use super::tuning::Tuning;
 use crate::ops::WeightFormat;
 
@@ -62,7 +62,7 @@ pub(super) struct Variant {
 pub(super) enum Kernel {
     Adjust,
     Attention {
-        /// The latent is small; only where lanes share loads.
+        /// Values are small and many heads share them; only where lanes share loads.
         small: bool,
     },
     Combine,
@@ -74,6 +74,7 @@ pub(super) enum Kernel {
     /// Never grouped.
     Queries(Variant),
     RmsNorm,
+    RotateQkv,
     Route,
     Sample,
 }
@@ -109,6 +110,7 @@ impl Kernel {
             Self::GroupExperts,
             Self::LatentWrite,
             Self::RmsNorm,
+            Self::RotateQkv,
             Self::Route,
             Self::Sample,
         ];
@@ -142,6 +144,7 @@ impl Kernel {
             Self::Route => 9,
             Self::Sample => 10,
             Self::Adjust => 11,
+            Self::RotateQkv => 12,
         }
     }
 
@@ -227,6 +230,10 @@ impl Kernel {
                 let sources = sources!["rms_norm.wgsl", "shared/norm.wgsl"];
                 new("rms_norm", sources, 3, 1, size_of::<norm::Params>())
             }
+            Self::RotateQkv => {
+                let sources = sources!["rotate_qkv.wgsl", "shared/rotate.wgsl"];
+                new("rotate_qkv", sources, 5, 2, size_of::<rotate_qkv::Params>())
+            }
             Self::Route => {
                 let sources = sources!["route.wgsl", "shared/reduce.wgsl"];
                 new("route", sources, 1, 2, size_of::<route::Params>())
@@ -249,6 +256,7 @@ impl Kernel {
             | Self::GroupExperts
             | Self::LatentWrite
             | Self::RmsNorm
+            | Self::RotateQkv
             | Self::Route
             | Self::Sample => None,
         }
@@ -265,7 +273,7 @@ impl Kernel {
                 }
                 constants
             }
-            Self::Combine | Self::Embed => lanes(tuning.lanes_each),
+            Self::Combine | Self::Embed | Self::RotateQkv => lanes(tuning.lanes_each),
             Self::GateUp(variant) | Self::Linear(variant) => {
                 let mut constants = vec![
                     ("ROWS", f64::from(variant.rows)),

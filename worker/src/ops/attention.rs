@@ -1,16 +1,20 @@
-//! Absorbed latent attention over the paged cache:
-//! `out[r, h] = sum_t softmax_t(scale * q[r, h] . cache[t]) * cache[t].latent`, over positions `t <= position[r]`.
+//! Attention over the paged cache:
+//! `out[r, h] = sum_t softmax_t(scale * q[r, h] . key[t, k]) * value[t, k]`, over positions `t <= position[r]`, where `k`
+//! is the head of keys and values that query head `h` shares with its neighbours.
+//!
+//! Grouped-query attention, and with one head for all queries the absorbed form of latent attention, where a token's
+//! value is the first part of its key.
 //!
 //! The softmax runs over tiles of the sequence at fixed places (multiples of a tile from position 0), merged in
 //! order, so that a row's bits depend on its own position only.
 
 use super::rows::{check_rows, check_words};
-use super::{DeviceBuffer, LatentCache, OpError, Rows};
+use super::{DeviceBuffer, KvCache, OpError, Rows};
 
 /// Operands of attention.
 #[derive(Clone, Debug)]
 pub struct Attention<'a, B> {
-    /// Output of [`super::Queries`]: `[rows, heads, latent + rope]` f32.
+    /// Output of [`super::Queries`] or [`super::RotateQkv`]: `[rows, heads, key]` f32.
     pub queries: &'a B,
     /// [`super::RowMeta`] per row; `position` and `table` are read.
     pub meta: &'a B,
@@ -21,12 +25,12 @@ pub struct Attention<'a, B> {
     /// Entries per row of `tables`.
     pub table_width: u32,
     /// The cache of the layer, already written for the rows of this call.
-    pub cache: &'a LatentCache<B>,
-    /// Heads.
+    pub cache: &'a KvCache<B>,
+    /// Query heads, a multiple of the cache's.
     pub heads: u32,
-    /// Softmax scale, `(nope + rope)^-0.5`.
+    /// Softmax scale.
     pub scale: f32,
-    /// `[rows, heads, latent]` f32.
+    /// `[rows, heads, value]` f32.
     pub output: &'a B,
     /// The rows.
     pub rows: Rows,
@@ -37,11 +41,17 @@ impl<B: DeviceBuffer> Attention<'_, B> {
     pub fn check(&self) -> Result<(), OpError> {
         const OP: &str = "attention";
         let (rows, shape) = (self.rows.total(), self.cache.shape());
+        if self.heads == 0 || !self.heads.is_multiple_of(shape.heads) {
+            let detail = format!(
+                "{} heads over {} of keys and values, they must be a positive multiple",
+                self.heads, shape.heads
+            );
+            return Err(OpError::shape(OP, detail));
+        }
         let width = self
             .heads
-            .checked_mul(shape.width())
-            .filter(|&width| width > 0)
-            .ok_or_else(|| OpError::shape(OP, format!("{} heads of {}", self.heads, shape.width())))?;
+            .checked_mul(shape.key)
+            .ok_or_else(|| OpError::shape(OP, format!("{} heads of {}", self.heads, shape.key)))?;
         check_rows(OP, "queries", self.queries, rows, width)?;
         check_rows(OP, "meta", self.meta, rows, 4)?;
         check_words(
@@ -54,6 +64,6 @@ impl<B: DeviceBuffer> Attention<'_, B> {
         if rows > 0 && (self.table_rows == 0 || self.table_width == 0) {
             return Err(OpError::shape(OP, "there are rows but no block table"));
         }
-        check_rows(OP, "output", self.output, rows, self.heads * shape.latent)
+        check_rows(OP, "output", self.output, rows, self.heads * shape.value)
     }
 }

@@ -24,6 +24,7 @@ mod linear;
 mod matrix;
 mod queries;
 mod rms_norm;
+mod rotate_qkv;
 mod route;
 mod rows;
 mod sample;
@@ -33,7 +34,7 @@ use std::time::Instant;
 
 pub use adjust::{Adjust, AdjustedRow, Adjustment, HELD_BACK, mask_words};
 pub use attention::Attention;
-pub use cache::{LatentCache, LatentCacheShape};
+pub use cache::{KvCache, KvCacheShape};
 pub use combine::Combine;
 pub use embed::Embed;
 pub use error::OpError;
@@ -48,6 +49,7 @@ pub use matrix::{
 };
 pub use queries::{MlaDims, Queries};
 pub use rms_norm::RmsNorm;
+pub use rotate_qkv::RotateQkv;
 pub use route::{MAX_EXPERTS, MAX_TOP_K, Route};
 pub use rows::{NO_ROW, RowMeta, Rows};
 pub(crate) use sample::PARAM_WORDS;
@@ -135,7 +137,9 @@ pub trait Backend {
     fn latent_write(&mut self, op: &LatentWrite<'_, Self::Buffer>) -> Result<(), OpError>;
     /// Rotates queries and folds the key half of `wkv_b` into them.
     fn queries(&mut self, op: &Queries<'_, Self::Buffer>) -> Result<(), OpError>;
-    /// Absorbed latent attention over the paged cache.
+    /// Rotates queries and keys of grouped-query attention, writes keys and values to the cache.
+    fn rotate_qkv(&mut self, op: &RotateQkv<'_, Self::Buffer>) -> Result<(), OpError>;
+    /// Attention over the paged cache.
     fn attention(&mut self, op: &Attention<'_, Self::Buffer>) -> Result<(), OpError>;
     /// Applies the value half of `wkv_b` to attention's latent output.
     fn values(&mut self, op: &Values<'_, Self::Buffer>) -> Result<(), OpError>;

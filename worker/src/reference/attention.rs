@@ -6,11 +6,13 @@ use crate::ops::Attention;
 
 pub(super) fn run(op: &Attention<'_, CpuBuffer>) {
     let shape = op.cache.shape();
-    let (latent, width, heads) = (shape.latent as usize, shape.width() as usize, op.heads as usize);
+    let (key, value, heads) = (shape.key as usize, shape.value as usize, op.heads as usize);
+    let (width, first_value) = (shape.width() as usize, shape.first_value() as usize);
+    let group = heads / shape.heads as usize;
     let block_tokens = shape.block_tokens as usize;
     let rows = op.rows.total() as usize;
     let tables = op.tables.u32s(op.table_rows as usize * op.table_width as usize);
-    let queries = op.queries.f32s(rows * heads * width);
+    let queries = op.queries.f32s(rows * heads * key);
     let cache = op.cache.buffer().f32s(usize::MAX);
     for (row, meta) in metas(op.meta, rows).into_iter().enumerate() {
         let table = (meta.table as usize).min(op.table_rows as usize - 1) * op.table_width as usize;
@@ -22,12 +24,13 @@ pub(super) fn run(op: &Attention<'_, CpuBuffer>) {
             &cache[start..start + width]
         };
         for head in 0..heads {
-            let start = (row * heads + head) * width;
-            let q = &queries[start..start + width];
+            let start = (row * heads + head) * key;
+            let q = &queries[start..start + key];
+            let shared = head / group;
             let score = |t: usize| {
                 let dot: f64 = q
                     .iter()
-                    .zip(token(t))
+                    .zip(&token(t)[shared * key..])
                     .map(|(&q, &k)| f64::from(q) * f64::from(k))
                     .sum();
                 dot * f64::from(op.scale)
@@ -35,16 +38,16 @@ pub(super) fn run(op: &Attention<'_, CpuBuffer>) {
             let scores: Vec<f64> = (0..tokens).map(score).collect();
             let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let mut sum = 0.0;
-            let mut output = vec![0.0; latent];
+            let mut output = vec![0.0; value];
             for (t, score) in scores.iter().enumerate() {
                 let p = (score - largest).exp();
                 sum += p;
-                for (out, &value) in output.iter_mut().zip(token(t)) {
-                    *out += p * f64::from(value);
+                for (out, &part) in output.iter_mut().zip(&token(t)[first_value + shared * value..]) {
+                    *out += p * f64::from(part);
                 }
             }
-            let values: Vec<f32> = output.iter().map(|value| (value / sum) as f32).collect();
-            op.output.store((row * heads + head) * latent, &values);
+            let values: Vec<f32> = output.iter().map(|part| (part / sum) as f32).collect();
+            op.output.store((row * heads + head) * value, &values);
         }
     }
 }

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::{
-    CpuBuffer, adjust, attention, combine, embed, experts, gate_up, latent, linear, queries, rms_norm, route,
-    sample, values,
+    CpuBuffer, adjust, attention, combine, embed, experts, gate_up, latent, linear, queries, rms_norm,
+    rotate_qkv, route, sample, values,
 };
 use crate::ops::{
     Adjust, Attention, Backend, Combine, DeviceBuffer, DeviceInfo, Embed, Experts, GateUp, LatentWrite,
-    Linear, OpError, Queries, ReadRange, RmsNorm, Route, Sample, Values,
+    Linear, OpError, Queries, ReadRange, RmsNorm, RotateQkv, Route, Sample, Values,
 };
 
 /// The reference backend.
@@ -144,6 +144,12 @@ impl Backend for CpuBackend {
     fn queries(&mut self, op: &Queries<'_, CpuBuffer>) -> Result<(), OpError> {
         op.check()?;
         queries::run(op);
+        Ok(())
+    }
+
+    fn rotate_qkv(&mut self, op: &RotateQkv<'_, CpuBuffer>) -> Result<(), OpError> {
+        op.check()?;
+        rotate_qkv::run(op);
         Ok(())
     }
 

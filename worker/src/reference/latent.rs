@@ -32,15 +32,15 @@ pub(super) fn metas(buffer: &CpuBuffer, rows: usize) -> Vec<RowMeta> {
 
 pub(super) fn run(op: &LatentWrite<'_, CpuBuffer>) {
     let shape = op.cache.shape();
-    let (latent, rope) = (shape.latent as usize, shape.rope as usize);
+    let (latent, rope) = (shape.value as usize, op.rope() as usize);
     let width = latent + rope;
     let rows = op.rows.total() as usize;
     let weight = decode::vector(op.norm);
     let input = op.input.f32s(rows * width);
     let rotary = op.rotary.f32s(rows * rope);
-    let slots = u64::from(shape.blocks) * u64::from(shape.block_tokens);
+    let slots = shape.slots();
     for (row, meta) in metas(op.meta, rows).into_iter().enumerate() {
-        if u64::from(meta.slot) >= slots {
+        if meta.slot >= slots {
             continue;
         }
         let x = &input[row * width..(row + 1) * width];

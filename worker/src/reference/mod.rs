@@ -16,6 +16,7 @@ mod latent;
 mod linear;
 mod queries;
 mod rms_norm;
+mod rotate_qkv;
 mod route;
 mod sample;
 mod values;

@@ -1,15 +1,21 @@
 //! Copies tensors from the mapped checkpoint to the device, in chunks.
 //!
 //! The host holds no copy of a tensor: a chunk goes from the mapped file to the backend, whose staging memory is
-//! bounded. Every chunk is checked for values that are no numbers before it is written, and scales for those that nothing
-//! can be multiplied with.
+//! bounded. Rows that are stored in another order than devices hold them are put in order chunk by chunk. Every chunk is
+//! checked for values that are no numbers before it is written, and scales for those that nothing can be multiplied with.
+
+use std::ops::Range;
 
 use tramontane_model::checkpoint::{BadValue, TensorView, Weight};
 use tramontane_model::placement::ExpertRange;
-use tramontane_model::tensors::{FfnMatrix, LayerTensor, Shape, TensorId};
+use tramontane_model::spec::AttentionSpec;
+use tramontane_model::tensors::{FfnMatrix, HalfSplit, LayerTensor, Shape, TensorId};
 
-use super::store::{FeedForward, Head, LayerFeedForward, OwnerLayer};
-use super::{LoadWatch, MirrorError, ModelFiles, WeightError};
+use super::ahead::Ahead;
+use super::store::{
+    FeedForward, GroupedAttention, Head, LatentAttention, LayerAttention, LayerFeedForward, OwnerLayer,
+};
+use super::{LoadProgress, LoadWatch, MirrorError, ModelFiles, WeightError};
 use crate::ops::{
     Backend, BankPart, ExpertBank, ExpertLayout, Matrix, MatrixPart, OpError, PART_ALIGN, Scales, Vector,
     WeightFormat, split_rows,
@@ -18,11 +24,15 @@ use crate::ops::{
 /// Most bytes that are checked and written at once: how soon a cancelled load ends.
 const CHUNK_BYTES: u64 = 8 << 20;
 
+/// What the values of some rows must be.
+type Check<'v> = fn(&TensorView<'v>) -> Result<(), BadValue>;
+
 /// Loads tensors of one model to one device.
 pub(super) struct Loader<'a, D> {
     backend: &'a mut D,
     model: &'a ModelFiles,
     watch: &'a LoadWatch<'a>,
+    ahead: Option<&'a Ahead<'a>>,
 }
 
 fn device_error(tensor: TensorId) -> impl Fn(OpError) -> WeightError {
@@ -41,12 +51,26 @@ fn dims(shape: Shape) -> (u32, u32) {
 }
 
 impl<'a, D: Backend> Loader<'a, D> {
-    pub(super) fn new(backend: &'a mut D, model: &'a ModelFiles, watch: &'a LoadWatch<'a>) -> Self {
+    pub(super) fn new(
+        backend: &'a mut D,
+        model: &'a ModelFiles,
+        watch: &'a LoadWatch<'a>,
+        ahead: Option<&'a Ahead<'a>>,
+    ) -> Self {
         Self {
             backend,
             model,
             watch,
+            ahead,
         }
+    }
+
+    pub(super) fn model(&self) -> &'a ModelFiles {
+        self.model
+    }
+
+    pub(super) fn progress(&self) -> &'a LoadProgress {
+        self.watch.progress
     }
 
     pub(super) fn embedding(&mut self) -> Result<Matrix<D::Buffer>, WeightError> {
@@ -56,14 +80,15 @@ impl<'a, D: Backend> Loader<'a, D> {
     pub(super) fn head(&mut self) -> Result<Head<D::Buffer>, WeightError> {
         Ok(Head {
             norm: self.vector(TensorId::FinalNorm)?,
-            output: self.matrix(TensorId::Head, 1)?,
+            output: match self.model.spec.tied_embeddings {
+                true => None,
+                false => Some(self.matrix(TensorId::Head, 1)?),
+            },
         })
     }
 
     pub(super) fn layer(&mut self, layer: u32) -> Result<OwnerLayer<D::Buffer>, WeightError> {
         let id = |tensor| TensorId::Layer { layer, tensor };
-        let mla = self.model.spec.mla();
-        let head_rows = mla.qk_nope_head_dim + mla.v_head_dim;
         let feed_forward = match self.model.spec.moe_at(layer) {
             None => LayerFeedForward::Dense(self.feed_forward(layer, LayerTensor::Dense)?),
             Some(moe) => LayerFeedForward::Moe {
@@ -76,15 +101,32 @@ impl<'a, D: Backend> Loader<'a, D> {
         };
         Ok(OwnerLayer {
             attention_norm: self.vector(id(LayerTensor::AttentionNorm))?,
-            wq_a: self.matrix(id(LayerTensor::WqA), 1)?,
-            q_a_norm: self.vector(id(LayerTensor::QANorm))?,
-            wq_b: self.matrix(id(LayerTensor::WqB), 1)?,
-            wkv_a: self.matrix(id(LayerTensor::WkvAWithMqa), 1)?,
-            kv_a_norm: self.vector(id(LayerTensor::KvANorm))?,
-            wkv_b: self.matrix(id(LayerTensor::WkvB), head_rows)?,
+            attention: self.attention(layer)?,
             wo: self.matrix(id(LayerTensor::Wo), 1)?,
             ffn_norm: self.vector(id(LayerTensor::FfnNorm))?,
             feed_forward,
+        })
+    }
+
+    fn attention(&mut self, layer: u32) -> Result<LayerAttention<D::Buffer>, WeightError> {
+        let id = |tensor| TensorId::Layer { layer, tensor };
+        Ok(match &self.model.spec.attention {
+            AttentionSpec::Mla(mla) => {
+                let head_rows = mla.qk_nope_head_dim + mla.v_head_dim;
+                LayerAttention::Latent(LatentAttention {
+                    wq_a: self.matrix(id(LayerTensor::WqA), 1)?,
+                    q_a_norm: self.vector(id(LayerTensor::QANorm))?,
+                    wq_b: self.matrix(id(LayerTensor::WqB), 1)?,
+                    wkv_a: self.matrix(id(LayerTensor::WkvAWithMqa), 1)?,
+                    kv_a_norm: self.vector(id(LayerTensor::KvANorm))?,
+                    wkv_b: self.matrix(id(LayerTensor::WkvB), head_rows)?,
+                })
+            }
+            AttentionSpec::Gqa(_) => LayerAttention::Grouped(GroupedAttention {
+                wq: self.matrix(id(LayerTensor::Wq), 1)?,
+                wk: self.matrix(id(LayerTensor::Wk), 1)?,
+                wv: self.matrix(id(LayerTensor::Wv), 1)?,
+            }),
         })
     }
 
@@ -168,7 +210,14 @@ impl<'a, D: Backend> Loader<'a, D> {
                 .backend
                 .alloc(&id.to_string(), bytes)
                 .map_err(device_error(id))?;
-            self.copy(id, weight.values().rows(range.clone())?, &buffer, 0)?;
+            match weight.half_split() {
+                None => self.copy(id, weight.values().rows(range.clone())?, &buffer, 0)?,
+                Some(split) => {
+                    let rows = range.clone();
+                    let values = (weight.values(), TensorView::check_finite as Check<'_>);
+                    self.copy_in_order(id, values, (split, rows), &buffer, 0)?;
+                }
+            }
             parts.push(MatrixPart {
                 rows: range,
                 buffer,
@@ -219,10 +268,13 @@ impl<'a, D: Backend> Loader<'a, D> {
                 let fetched = mirror.need(view.file(), view.offset(), view.bytes().len() as u64, &go_on);
                 fetched.map_err(|error| match error {
                     MirrorError::Cancelled => WeightError::Cancelled,
-                    other => problem(other.to_string()),
+                    other @ (MirrorError::Net(_)
+                    | MirrorError::Sources { .. }
+                    | MirrorError::Folder { .. }
+                    | MirrorError::Write { .. }) => problem(other.to_string()),
                 })?;
             }
-            let summed = self.model.checkpoint.check_sum(view.name());
+            let summed = self.model.checkpoint.check_sum(&view);
             summed.map_err(|error| problem(error.to_string()))?;
         }
         Ok(weight)
@@ -245,7 +297,7 @@ impl<'a, D: Backend> Loader<'a, D> {
         view: TensorView<'v>,
         buffer: &D::Buffer,
         offset: u64,
-        check: fn(&TensorView<'v>) -> Result<(), BadValue>,
+        check: Check<'v>,
     ) -> Result<(), WeightError> {
         let rows = u32::try_from(view.row_count()).unwrap_or(u32::MAX);
         let row_bytes = (view.bytes().len() as u64)
@@ -261,7 +313,37 @@ impl<'a, D: Backend> Loader<'a, D> {
             let chunk = view.rows(start..end)?;
             check(&chunk)?;
             self.put(id, chunk.bytes(), buffer, offset + u64::from(start) * row_bytes)?;
+            self.model.checkpoint.let_go(&chunk);
             start = end;
+        }
+        Ok(())
+    }
+
+    /// Copies some rows, counted as devices hold them, chunk by chunk.
+    fn copy_in_order<'v>(
+        &mut self,
+        id: TensorId,
+        (view, check): (TensorView<'v>, Check<'v>),
+        (split, range): (HalfSplit, Range<u32>),
+        buffer: &D::Buffer,
+        offset: u64,
+    ) -> Result<(), WeightError> {
+        let row_bytes = (view.bytes().len() as u64)
+            .checked_div(view.row_count())
+            .unwrap_or(0)
+            .max(1);
+        let step = u32::try_from(CHUNK_BYTES / row_bytes).unwrap_or(u32::MAX);
+        let step = (step / 4 * 4).max(4);
+        for start in range.clone().step_by(step as usize) {
+            let mut chunk = Vec::new();
+            for row in start..start.saturating_add(step).min(range.end) {
+                let stored = split.stored(row);
+                let row = view.rows(stored..stored + 1)?;
+                check(&row)?;
+                chunk.extend_from_slice(row.bytes());
+            }
+            let at = offset + u64::from(start - range.start) * row_bytes;
+            self.put(id, &chunk, buffer, at)?;
         }
         Ok(())
     }
@@ -280,6 +362,9 @@ impl<'a, D: Backend> Loader<'a, D> {
             self.backend.write(buffer, end, &last).map_err(device_error(id))?;
         }
         self.watch.progress.add(bytes.len() as u64);
+        if let Some(ahead) = self.ahead {
+            ahead.took(bytes.len() as u64);
+        }
         Ok(())
     }
 
@@ -290,15 +375,18 @@ impl<'a, D: Backend> Loader<'a, D> {
             return Ok(());
         }
         self.put(weight.id(), bytemuck::cast_slice(&multipliers), buffer, at)?;
-        match (weight.format(), weight.scales()) {
-            (WeightFormat::Nvfp4, Some(scales)) => self.copy_checked(
-                weight.id(),
-                scales,
-                buffer,
-                at + PART_ALIGN,
-                TensorView::check_scales,
-            ),
-            _ => Ok(()),
+        let (WeightFormat::Nvfp4, Some(scales)) = (weight.format(), weight.scales()) else {
+            return Ok(());
+        };
+        let at = at + PART_ALIGN;
+        match (weight.half_split(), weight.shape()) {
+            (Some(split), Shape::Matrix { rows, .. }) => {
+                let scales = (scales, TensorView::check_scales as Check<'_>);
+                self.copy_in_order(weight.id(), scales, (split, 0..rows), buffer, at)
+            }
+            (Some(_) | None, _) => {
+                self.copy_checked(weight.id(), scales, buffer, at, TensorView::check_scales)
+            }
         }
     }
 }

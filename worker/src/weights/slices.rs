@@ -1,6 +1,6 @@
 //! What one device holds of a placed replica.
 //!
-//! Pure: a function of the placement and the device's name. Standbys hold what they stand by for.
+//! Pure: a function of the placement and the device's name.
 
 use tramontane_model::footprint::{
     ExpertScratchBytes, HeadScratch, HolderScratch, OwnerScratch, StepCapacity, kv_layer_bytes,
@@ -34,6 +34,8 @@ pub struct StageSlice {
     pub first: bool,
     /// Whether it is the last: it holds the final norm and the head, and samples.
     pub last: bool,
+    /// Whether it holds the embedding: as the first, or as the last whose head it is.
+    pub embedding: bool,
     /// Its key-value cache.
     pub kv: KvShape,
     /// Who computes which of its experts.
@@ -78,7 +80,7 @@ pub enum WeightSlice {
         /// Which of its experts.
         experts: ExpertRange,
     },
-    /// The final norm and the output matrix.
+    /// The final norm and, unless it is the embedding, the output matrix.
     Head,
 }
 
@@ -112,6 +114,7 @@ impl DeviceSlices {
                     layers: stage.layers,
                     first: index == 0,
                     last: index as usize == last,
+                    embedding: index == 0 || (spec.tied_embeddings && index as usize == last),
                     kv: replica.kv,
                     groups: routes(stage, device),
                 });
@@ -121,7 +124,7 @@ impl DeviceSlices {
                 continue;
             };
             for (group, held) in (0_u32..).zip(&stage.groups) {
-                if held.holders.contains(device) {
+                if held.holder == *device {
                     slices.experts.push(ExpertSlice {
                         stage: index,
                         group,
@@ -139,7 +142,7 @@ impl DeviceSlices {
     pub fn weights(&self) -> Vec<WeightSlice> {
         let mut weights = Vec::new();
         if let Some(stage) = &self.stage {
-            if stage.first {
+            if stage.embedding {
                 weights.push(WeightSlice::Embedding);
             }
             weights.extend(stage.layers.iter().map(WeightSlice::Layer));
@@ -198,7 +201,7 @@ fn routes(stage: &Stage, owner: &DeviceRef) -> Vec<GroupRoute> {
         .iter()
         .map(|group| GroupRoute {
             experts: group.experts,
-            remote: Some(group.active()).filter(|active| *active != owner).cloned(),
+            remote: Some(&group.holder).filter(|holder| *holder != owner).cloned(),
         })
         .collect()
 }
@@ -224,10 +227,10 @@ mod tests {
         }
     }
 
-    fn group(start: u32, end: u32, holders: &[&str]) -> ExpertGroup {
+    fn group(start: u32, end: u32, holder: &str) -> ExpertGroup {
         ExpertGroup {
             experts: ExpertRange::new(start, end).expect("a range"),
-            holders: holders.iter().map(|name| device(name)).collect(),
+            holder: device(holder),
         }
     }
 
@@ -239,14 +242,14 @@ mod tests {
         }
     }
 
-    /// Two stages; "b" owns the second and holds half of the first one's experts, "s" stands by for the rest.
+    /// Two stages; "b" owns the second and holds half of the first one's experts.
     fn replica() -> Replica {
         Replica {
             id: ReplicaId(1),
             generation: Generation(1),
             stages: vec![
-                stage(0, 3, "a", vec![group(0, 8, &["a", "s"]), group(8, 16, &["b"])]),
-                stage(3, 6, "b", vec![group(0, 16, &["b"])]),
+                stage(0, 3, "a", vec![group(0, 8, "a"), group(8, 16, "b")]),
+                stage(3, 6, "b", vec![group(0, 16, "b")]),
             ],
             kv: KvShape {
                 block_tokens: 16,
@@ -265,7 +268,7 @@ mod tests {
         assert_eq!(replica().validate(6, 16, 1), Ok(()));
         let a = of("a").expect("a takes part");
         let own = a.stage.as_ref().expect("a owns a stage");
-        assert!(own.first && !own.last);
+        assert!(own.first && own.embedding && !own.last);
         assert_eq!(own.groups[0].remote, None);
         assert_eq!(own.groups[1].remote, Some(device("b")));
         // Layer 0 is dense: experts of layers 1 and 2.
@@ -283,22 +286,42 @@ mod tests {
             [(0, 1), (1, 0)]
         );
 
-        let standby = of("s").expect("s takes part");
-        assert_eq!(standby.stage, None);
-        assert_eq!(standby.experts.len(), 1);
         assert_eq!(of("nobody"), None);
     }
 
     #[test]
-    fn the_weights_of_all_devices_are_the_model_and_the_standby() {
+    fn the_weights_of_all_devices_are_the_model() {
         let spec = spec();
         let bytes = ModelBytes::usual(&spec);
-        let total: u64 = ["a", "b", "s"]
+        let total: u64 = ["a", "b"]
             .iter()
             .filter_map(|name| of(name))
             .map(|slices| slices.weight_bytes(&bytes))
             .sum();
-        let standby = 2 * 8 * bytes.layers[1].expert;
-        assert_eq!(total, bytes.total(spec.n_experts()) + standby);
+        assert_eq!(total, bytes.total(spec.n_experts()));
+    }
+
+    #[test]
+    fn both_ends_of_a_tied_model_hold_the_embedding_and_one_device_holds_it_once() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/mini-large-3/params.json");
+        let params = std::fs::read_to_string(&file).expect("the fixture");
+        let tied = params.replace("\"tied_embeddings\": false", "\"tied_embeddings\": true");
+        let spec = ModelSpec::from_json(tied.as_bytes(), &file).expect("a valid spec");
+        assert!(spec.tied_embeddings);
+        let bytes = ModelBytes::usual(&spec);
+        let count = |slices: &DeviceSlices| {
+            let weights = slices.weights().into_iter();
+            weights.filter(|slice| *slice == WeightSlice::Embedding).count()
+        };
+        let mut whole = replica();
+        for name in ["a", "b"] {
+            let slices = DeviceSlices::of(&whole, &device(name), &spec).expect("it takes part");
+            assert_eq!(count(&slices), 1, "{name}");
+        }
+        whole.stages = vec![stage(0, 6, "a", vec![group(0, 16, "a")])];
+        let slices = DeviceSlices::of(&whole, &device("a"), &spec).expect("a takes part");
+        assert_eq!(count(&slices), 1);
+        assert_eq!(slices.weight_bytes(&bytes), bytes.total(spec.n_experts()));
+        assert_eq!(bytes.head, 256 * 2, "the norm alone");
     }
 }

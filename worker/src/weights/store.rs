@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tramontane_model::placement::ExpertRange;
 
+use super::ahead::Ahead;
 use super::load::Loader;
 use super::{DeviceSlices, LoadWatch, ModelFiles, WeightError, WeightSlice};
 use crate::ops::{Backend, DeviceBuffer, ExpertBank, Matrix, Vector};
@@ -35,11 +36,9 @@ pub enum LayerFeedForward<B> {
     },
 }
 
-/// What the owner of a layer holds of it. Shapes are those of [`tramontane_model::tensors::LayerTensor`].
+/// The matrices of latent attention, but for the output.
 #[derive(Clone, Debug)]
-pub struct OwnerLayer<B> {
-    /// Norm before attention.
-    pub attention_norm: Vector<B>,
+pub struct LatentAttention<B> {
     /// Compresses the query.
     pub wq_a: Matrix<B>,
     /// Norm of the compressed query.
@@ -52,6 +51,35 @@ pub struct OwnerLayer<B> {
     pub kv_a_norm: Vector<B>,
     /// Expands the latent; its parts start at heads.
     pub wkv_b: Matrix<B>,
+}
+
+/// The matrices of grouped-query attention, but for the output.
+#[derive(Clone, Debug)]
+pub struct GroupedAttention<B> {
+    /// Queries.
+    pub wq: Matrix<B>,
+    /// Keys.
+    pub wk: Matrix<B>,
+    /// Values.
+    pub wv: Matrix<B>,
+}
+
+/// Attention of a layer, but for the output.
+#[derive(Clone, Debug)]
+pub enum LayerAttention<B> {
+    /// Of a model with latent attention.
+    Latent(LatentAttention<B>),
+    /// Of a model with grouped-query attention.
+    Grouped(GroupedAttention<B>),
+}
+
+/// What the owner of a layer holds of it. Shapes are those of [`tramontane_model::tensors::LayerTensor`].
+#[derive(Clone, Debug)]
+pub struct OwnerLayer<B> {
+    /// Norm before attention.
+    pub attention_norm: Vector<B>,
+    /// Attention.
+    pub attention: LayerAttention<B>,
     /// Output of attention.
     pub wo: Matrix<B>,
     /// Norm before the feed-forward.
@@ -65,8 +93,8 @@ pub struct OwnerLayer<B> {
 pub struct Head<B> {
     /// Norm after the last layer, `[dim]`.
     pub norm: Vector<B>,
-    /// Output matrix, `[vocab, dim]`.
-    pub output: Matrix<B>,
+    /// Output matrix, `[vocab, dim]`; none if it is the embedding, which is then a slice of its own.
+    pub output: Option<Matrix<B>>,
 }
 
 /// All weights on a device.
@@ -89,6 +117,11 @@ impl<B> Default for WeightStore<B> {
     }
 }
 
+/// Counts what was read of the checkpoint, and what for.
+fn count_read(purpose: &'static str, bytes: u64) {
+    metrics::counter!("tramontane_weights_read_bytes_total", "for" => purpose).increment(bytes);
+}
+
 impl<B: DeviceBuffer> WeightStore<B> {
     /// The embedding, `[vocab, dim]`, if it is held.
     pub fn embedding(&self) -> Option<&Matrix<B>> {
@@ -105,9 +138,15 @@ impl<B: DeviceBuffer> WeightStore<B> {
         self.experts.get(&(layer, experts))
     }
 
-    /// Final norm and head, if they are held.
-    pub fn head(&self) -> Option<&Head<B>> {
-        self.head.as_ref()
+    /// Norm after the last layer, if it is held.
+    pub fn final_norm(&self) -> Option<&Vector<B>> {
+        self.head.as_ref().map(|head| &head.norm)
+    }
+
+    /// Output matrix, if it is held: of its own, or the embedding.
+    pub fn output(&self) -> Option<&Matrix<B>> {
+        let head = self.head.as_ref()?;
+        head.output.as_ref().or(self.embedding.as_ref())
     }
 
     /// Drops every slice that is not among `kept`.
@@ -125,8 +164,8 @@ impl<B: DeviceBuffer> WeightStore<B> {
         }
     }
 
-    /// Drops what `slices` do not name and loads what is missing. After an error, what was loaded stays: the next
-    /// call goes on from there.
+    /// Loads what is missing of what `slices` name. After an error, what was loaded stays: the next call goes on from
+    /// there.
     pub fn load<D: Backend<Buffer = B>>(
         &mut self,
         backend: &mut D,
@@ -135,21 +174,57 @@ impl<B: DeviceBuffer> WeightStore<B> {
         watch: &LoadWatch<'_>,
     ) -> Result<(), WeightError> {
         let wanted = slices.weights();
-        self.retain(&wanted);
         watch.progress.reset(slices.weight_bytes(&model.bytes));
+        let missing: Vec<WeightSlice> = wanted
+            .iter()
+            .copied()
+            .filter(|&slice| !self.holds(slice))
+            .collect();
+        let ahead = Ahead::new(model, &missing);
+        std::thread::scope(|scope| {
+            ahead.start(scope);
+            let mut loader = Loader::new(backend, model, watch, Some(&ahead));
+            let loaded = self.load_all(&mut loader, &wanted);
+            ahead.stop();
+            loaded
+        })
+    }
+
+    fn load_all<D: Backend<Buffer = B>>(
+        &mut self,
+        loader: &mut Loader<'_, D>,
+        wanted: &[WeightSlice],
+    ) -> Result<(), WeightError> {
         let mut loaded_bytes = 0;
-        let mut loader = Loader::new(backend, model, watch);
-        for slice in wanted {
+        for &slice in wanted {
+            let bytes = slice.bytes(&loader.model().bytes);
             if !self.holds(slice) {
-                self.add(&mut loader, slice)?;
+                self.add(loader, slice)?;
+                count_read("placement", bytes);
             }
-            loaded_bytes += slice.bytes(&model.bytes);
-            watch.progress.set(loaded_bytes);
+            loaded_bytes += bytes;
+            loader.progress().set(loaded_bytes);
         }
         Ok(())
     }
 
-    fn holds(&self, slice: WeightSlice) -> bool {
+    /// Loads one slice that no placement asks for, if it is not held.
+    pub fn load_copy<D: Backend<Buffer = B>>(
+        &mut self,
+        backend: &mut D,
+        model: &ModelFiles,
+        slice: WeightSlice,
+        watch: &LoadWatch<'_>,
+    ) -> Result<(), WeightError> {
+        if !self.holds(slice) {
+            self.add(&mut Loader::new(backend, model, watch, None), slice)?;
+            count_read("standby", slice.bytes(&model.bytes));
+        }
+        Ok(())
+    }
+
+    /// Whether a slice is held.
+    pub fn holds(&self, slice: WeightSlice) -> bool {
         match slice {
             WeightSlice::Embedding => self.embedding.is_some(),
             WeightSlice::Layer(layer) => self.layers.contains_key(&layer),

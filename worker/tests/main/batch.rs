@@ -1,6 +1,7 @@
 //! DET-1 on the whole model: a sequence gets the same bits alone and in a batch, whatever the others are, its place among
 //! them and its chunks.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use tramontane_worker::executor::{
 use tramontane_worker::gpu::{self, GpuBackend};
 use tramontane_worker::weights::{DeviceSlices, LoadProgress, LoadWatch, ModelFiles};
 
-use crate::cluster::{replica, repository};
+use crate::cluster::{StagePlan, replica, repository};
 
 const BLOCKS: u32 = 8;
 
@@ -33,14 +34,21 @@ impl ExpertExchange for Alone {
     }
 }
 
+/// The miniature on one device.
 pub(crate) fn executor() -> Executor<GpuBackend> {
+    let dir = repository().join("cli/assets/mini-large-3");
+    executor_of(&dir, &[(0, 6, "w1/0", &[(16, "w1/0")])])
+}
+
+/// A checkpoint on one device.
+pub(crate) fn executor_of(dir: &Path, stages: &[StagePlan<'_>]) -> Executor<GpuBackend> {
     let config = DeviceConfig {
         adapter: None,
         memory_bytes: Some(1 << 30),
     };
     let backend = gpu::open(&config).expect("a Vulkan adapter");
-    let model = ModelFiles::open(&repository().join("cli/assets/mini-large-3")).expect("the model");
-    let replica = replica(1, &[(0, 6, "w1/0", &[(16, "w1/0")])]);
+    let model = ModelFiles::open(dir).expect("the model");
+    let replica = replica(1, stages);
     let slices = DeviceSlices::of(&replica, &replica.stages[0].owner, &model.spec).expect("slices");
     let options = ExecutorOptions {
         timeout: Duration::from_secs(60),
@@ -63,7 +71,7 @@ fn sampling(sequence: u64) -> SamplingParams {
         top_k: 50,
         min_p: 0.001,
         seed: 5,
-        logit_bias: (0..biases).map(|i| (1000 + 300 * i, 1.5)).collect(),
+        logit_bias: (0..biases).map(|i| (1000 + 100 * i, 1.5)).collect(),
         logprobs: Some(3),
         ..SamplingParams::GREEDY
     }
@@ -105,8 +113,17 @@ pub(crate) fn run(executor: &mut Executor<GpuBackend>, chunks: Vec<SequenceChunk
 
 #[test]
 fn a_sequence_has_the_same_bits_alone_in_a_batch_and_in_chunks() {
+    has_the_same_bits(executor());
+}
+
+#[test]
+fn a_sequence_of_a_dense_model_has_the_same_bits_alone_in_a_batch_and_in_chunks() {
+    let dir = repository().join("tests/fixtures/micro-ministral");
+    has_the_same_bits(executor_of(&dir, &[(0, 3, "w1/0", &[])]));
+}
+
+fn has_the_same_bits(mut executor: Executor<GpuBackend>) {
     use RowRole::{Generated, Given};
-    let mut executor = executor();
     let prompts: Vec<Vec<u32>> = (0..9_u32)
         .map(|sequence| {
             (0..5 + 5 * sequence)

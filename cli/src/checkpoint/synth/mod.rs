@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use tramontane_model::spec::{ModelSpec, PARAMS_FILE, Quantization};
+use tramontane_model::layout::Layout;
+use tramontane_model::spec::{ModelSpec, Quantization};
 use tramontane_model::tekken::TEKKEN_FILE;
 use tramontane_model::tensors::language_tensors;
 
@@ -82,14 +83,14 @@ pub(super) fn run(args: &SynthArgs) -> Result<()> {
     let dir = &args.dir;
     let params = params::of(args.shape, args.layers, args.experts, args.format)?;
     let text = serde_json::to_vec_pretty(&params)?;
-    let spec = ModelSpec::from_json(&text, &dir.join(PARAMS_FILE))
+    let spec = ModelSpec::from_json(&text, &dir.join(Layout::Consolidated.params_file()))
         .context("a model of these dimensions cannot be served")?;
     prepare(dir)?;
     let written = write::weights(dir, &tensors(&spec), args.seed)?;
     let vocabulary = vocabulary::of(spec.vocab_size)?;
     put(&dir.join(TEKKEN_FILE), &vocabulary)?;
     // Last, so that what is not whole is no checkpoint.
-    put(&dir.join(PARAMS_FILE), &text)?;
+    put(&dir.join(Layout::Consolidated.params_file()), &text)?;
     println!(
         "{}: {} layers, {} experts, {} in {} files",
         dir.display(),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
-use tramontane_model::checkpoint::{INDEX_FILE, SINGLE_FILE};
+use tramontane_model::layout::Layout;
 
 use super::codes::Tensor;
 use crate::checkpoint::bar;
@@ -66,7 +66,7 @@ pub(super) fn weights(dir: &Path, tensors: &[Tensor], seed: u64) -> Result<Writt
     let mut index: BTreeMap<&str, String> = BTreeMap::new();
     for (number, tensors) in (1..).zip(&files) {
         let name = match files.len() {
-            1 => SINGLE_FILE.to_owned(),
+            1 => Layout::Consolidated.single_file().to_owned(),
             count => format!("consolidated-{number:05}-of-{count:05}.safetensors"),
         };
         let path = dir.join(&name);
@@ -77,7 +77,7 @@ pub(super) fn weights(dir: &Path, tensors: &[Tensor], seed: u64) -> Result<Writt
     bar.finish_and_clear();
     if files.len() > 1 {
         let index = json!({ "metadata": { "total_size": bytes }, "weight_map": index });
-        let path = dir.join(INDEX_FILE);
+        let path = dir.join(Layout::Consolidated.index_file());
         std::fs::write(&path, index.to_string())
             .with_context(|| format!("{} cannot be written", path.display()))?;
     }

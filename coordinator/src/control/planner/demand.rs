@@ -93,10 +93,10 @@ impl Demand<'_> {
         self.footprint.layers.len()
     }
 
-    /// Bytes of all weights.
+    /// Bytes of all weights, each once.
     pub(super) fn weight_bytes(&self) -> u128 {
         let sums = Sums::of(&self.footprint.layers);
-        let ends = u128::from(self.footprint.embedding_bytes) + u128::from(self.footprint.head_bytes);
+        let ends = u128::from(self.footprint.end_bytes(true, true));
         sums.owner + sums.expert * u128::from(self.footprint.n_experts) + ends
     }
 
@@ -120,13 +120,7 @@ impl Demand<'_> {
             bytes = sums.owner;
         }
         bytes += sums.kv_token * u128::from(tokens);
-        if start == 0 {
-            bytes += u128::from(self.footprint.embedding_bytes);
-        }
-        if end == self.layers() {
-            bytes += u128::from(self.footprint.head_bytes);
-        }
-        bytes
+        bytes + u128::from(self.footprint.end_bytes(start == 0, end == self.layers()))
     }
 
     /// Whether a team, its owner first, can be given the layers `start..end` with these sums. What fits still fits with

@@ -9,6 +9,7 @@ pub(super) mod experts;
 pub(super) mod matmul;
 pub(super) mod norm;
 pub(super) mod queries;
+pub(super) mod rotate_qkv;
 pub(super) mod route;
 pub(super) mod sample;
 

@@ -50,11 +50,11 @@ pub(in crate::gpu) fn latent_write(
     op.check()?;
     let shape = op.cache.shape();
     let params = LatentParams {
-        latent: shape.latent / 4,
-        rope: shape.rope / 4,
+        latent: shape.value / 4,
+        rope: op.rope() / 4,
         weight: units(op.norm.offset(), 4),
         eps: op.eps,
-        slots: shape.blocks.saturating_mul(shape.block_tokens),
+        slots: shape.slots(),
     };
     let buffers = [op.input, op.norm.buffer(), op.rotary, op.meta, op.cache.buffer()];
     backend.dispatch(Kernel::LatentWrite, &buffers, &params, [op.rows.total(), 1, 1])

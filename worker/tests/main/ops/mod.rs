@@ -1,6 +1,7 @@
 //! Every op on the best Vulkan adapter against its twin, and DET-1 bit for bit: rows alone, in another order, and with
 //! split weights.
 
+mod attention;
 mod device;
 mod matrices;
 mod rig;

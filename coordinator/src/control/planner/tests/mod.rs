@@ -5,6 +5,7 @@ mod large;
 mod outlook;
 mod proven;
 mod shapes;
+mod standbys;
 
 use tramontane_model::ids::{DeviceIndex, DeviceRef, Generation, ReplicaId, WorkerId};
 use tramontane_model::placement::Replica;
@@ -58,6 +59,7 @@ fn footprint(layers: usize) -> ModelFootprint {
         experts_per_token: 2,
         embedding_bytes: 500,
         head_bytes: 500,
+        tied_bytes: 0,
         scratch: ScratchModel {
             owner_bytes: 50,
             holder_bytes: 20,
@@ -79,6 +81,7 @@ fn run(
         wishes,
         steps: StepBounds::default(),
         previous,
+        standbys: &[],
     };
     let found = plan(&request);
     if let Ok(Plan { replica, .. }) = &found {

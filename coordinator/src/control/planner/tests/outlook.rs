@@ -14,6 +14,7 @@ fn outlook(candidates: &[Candidate], replicas: Option<u32>) -> Outlook {
         wishes: WISHES,
         steps: StepBounds::default(),
         replicas,
+        standbys: true,
     };
     let outlook = cluster.outlook();
     let mut taken = std::collections::BTreeSet::new();

@@ -91,6 +91,7 @@ fn any_footprint(layers: std::ops::Range<usize>) -> impl Strategy<Value = ModelF
                     experts_per_token: n_experts.min(2),
                     embedding_bytes,
                     head_bytes,
+                    tied_bytes: 0,
                     scratch: ScratchModel {
                         owner_bytes: owner,
                         holder_bytes: holder,

@@ -1,0 +1,278 @@
+//! Cache writes and attention, of both kinds: each row is the last of a sequence of its own.
+
+use tramontane_worker::ops::{
+    Attention, Backend, KvCache, KvCacheShape, LatentWrite, NO_ROW, OpError, RotateQkv, RowMeta, Rows,
+};
+
+use super::rig::{Case, Numbers, Rig, check, device, roles};
+
+/// Tokens of a block.
+const BLOCK: u32 = 16;
+
+/// Writes rows to the cache, then attends from them.
+struct AttentionCase {
+    shape: KvCacheShape,
+    heads: u32,
+    positions: Vec<u32>,
+    rotary: Vec<Vec<f32>>,
+    queries: Vec<Vec<f32>>,
+    written: Written,
+    cache: Vec<f32>,
+    tables: Vec<Vec<u32>>,
+}
+
+/// What the rows write.
+enum Written {
+    Latent {
+        latents: Vec<Vec<f32>>,
+        norm: Vec<u8>,
+    },
+    Grouped {
+        keys: Vec<Vec<f32>>,
+        values: Vec<Vec<f32>>,
+    },
+}
+
+impl AttentionCase {
+    fn new(
+        numbers: &mut Numbers,
+        shape: impl Fn(u32) -> KvCacheShape,
+        heads: u32,
+        positions: &[u32],
+    ) -> Self {
+        let per_row = positions.iter().max().map_or(1, |last| last / BLOCK + 1);
+        let rows = positions.len();
+        let shape = shape(rows as u32 * per_row);
+        // Blocks of a sequence are scattered over the cache.
+        let table = |row: u32| {
+            (0..per_row)
+                .map(|block| block * rows as u32 + (row + block) % rows as u32)
+                .collect()
+        };
+        let written = match shape.value_in_key {
+            true => Written::Latent {
+                latents: numbers.rows(rows, shape.width() as usize),
+                norm: numbers.bf16s(shape.value as usize),
+            },
+            false => Written::Grouped {
+                keys: numbers.rows(rows, (shape.heads * shape.key) as usize),
+                values: numbers.rows(rows, (shape.heads * shape.value) as usize),
+            },
+        };
+        let turned = match shape.value_in_key {
+            true => shape.key - shape.value,
+            false => shape.key,
+        };
+        Self {
+            shape,
+            heads,
+            positions: positions.to_vec(),
+            rotary: numbers.rows(rows, turned as usize),
+            queries: numbers.rows(rows, (heads * shape.key) as usize),
+            written,
+            cache: numbers.floats((shape.bytes() / 4) as usize),
+            tables: (0..rows as u32).map(table).collect(),
+        }
+    }
+
+    fn slot(&self, row: usize) -> u32 {
+        let position = self.positions[row];
+        self.tables[row][(position / BLOCK) as usize] * BLOCK + position % BLOCK
+    }
+
+    fn meta(&self, table: usize, row: usize) -> RowMeta {
+        RowMeta {
+            position: self.positions[row],
+            // One row writes nothing.
+            slot: if row == 1 { NO_ROW } else { self.slot(row) },
+            table: table as u32,
+            query_scale: 1.0 + row as f32 / 8.0,
+        }
+    }
+}
+
+impl Case for AttentionCase {
+    fn rows(&self) -> usize {
+        self.positions.len()
+    }
+
+    fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], _: bool) -> Vec<Vec<u32>> {
+        let shape = self.shape;
+        let buffer = rig.words(&self.cache);
+        let cache = KvCache::new(shape, buffer).expect("well formed");
+        let meta = order.iter().enumerate();
+        let meta: Vec<RowMeta> = meta.map(|(table, &row)| self.meta(table, row)).collect();
+        let meta = rig.words(&meta);
+        let tables: Vec<u32> = order.iter().flat_map(|&row| self.tables[row].clone()).collect();
+        let tables = rig.words(&tables);
+        let rotary = rig.picked(&self.rotary, order);
+        let mut queries = rig.picked(&self.queries, order);
+        let rows = roles(order.len());
+        match &self.written {
+            Written::Latent { latents, norm } => {
+                let op = LatentWrite {
+                    input: &rig.picked(latents, order),
+                    norm: &rig.vector(norm),
+                    eps: 1e-6,
+                    rotary: &rotary,
+                    meta: &meta,
+                    cache: &cache,
+                    rows,
+                };
+                rig.0.latent_write(&op).expect("valid");
+            }
+            Written::Grouped { keys, values } => {
+                let turned = rig.zeros(order.len() * self.queries[0].len());
+                let op = RotateQkv {
+                    queries: &queries,
+                    keys: &rig.picked(keys, order),
+                    values: &rig.picked(values, order),
+                    heads: self.heads,
+                    rotary: &rotary,
+                    meta: &meta,
+                    cache: &cache,
+                    output: &turned,
+                    rows,
+                };
+                rig.0.rotate_qkv(&op).expect("valid");
+                queries = turned;
+            }
+        }
+        let width = (self.heads * shape.value) as usize;
+        let output = rig.zeros(order.len() * width);
+        let op = Attention {
+            queries: &queries,
+            meta: &meta,
+            tables: &tables,
+            table_rows: order.len() as u32,
+            table_width: self.tables[0].len() as u32,
+            cache: &cache,
+            heads: self.heads,
+            scale: 0.3,
+            output: &output,
+            rows,
+        };
+        rig.0.attention(&op).expect("valid");
+        let slots = rig.rows(cache.buffer(), usize::MAX, shape.width() as usize);
+        let queries = rig.rows(&queries, order.len(), self.queries[0].len());
+        let attended = rig.rows(&output, order.len(), width).into_iter().zip(queries);
+        let of_row = |((attended, query), &row): ((Vec<u32>, Vec<u32>), &usize)| {
+            [attended, query, slots[self.slot(row) as usize].clone()].concat()
+        };
+        attended.zip(order).map(of_row).collect()
+    }
+}
+
+const POSITIONS: [u32; 12] = [0, 15, 16, 31, 32, 33, 63, 64, 65, 127, 129, 300];
+
+#[test]
+fn latent_write_and_attention() {
+    let numbers = &mut Numbers::new(12);
+    for (latent, rope, heads) in [(64, 16, 8), (144, 32, 3), (512, 64, 5)] {
+        let shape = |blocks| KvCacheShape::latent(blocks, BLOCK, latent, rope);
+        let case = AttentionCase::new(numbers, shape, heads, &POSITIONS);
+        let name = format!("attention {latent} + {rope}, {heads} heads");
+        check(&name, &case, 5e-5);
+    }
+}
+
+#[test]
+fn rotate_qkv_and_attention() {
+    let numbers = &mut Numbers::new(15);
+    // Ministral 3's heads; groups of one head, of more than fill a workgroup, and of a number that fills none evenly.
+    for (head_dim, kv_heads, heads) in [
+        (128, 8, 32),
+        (32, 2, 4),
+        (16, 3, 3),
+        (48, 2, 18),
+        (64, 1, 11),
+        (272, 3, 15),
+    ] {
+        let shape = |blocks| KvCacheShape::grouped(blocks, BLOCK, kv_heads, head_dim);
+        let case = AttentionCase::new(numbers, shape, heads, &POSITIONS);
+        let name = format!("attention {head_dim}, {heads} heads over {kv_heads}");
+        check(&name, &case, 5e-5);
+    }
+}
+
+#[test]
+fn caches_and_heads_that_do_not_fit_together_are_refused() {
+    let mut device = device();
+    let rig = &mut Rig(&mut *device);
+    let buffer = rig.zeros(4096);
+    let grouped = KvCacheShape::grouped(2, BLOCK, 2, 16);
+    for (shape, expected) in [
+        (KvCacheShape { heads: 0, ..grouped }, "heads is 0"),
+        (KvCacheShape { key: 24, ..grouped }, "key is 24"),
+        (
+            KvCacheShape {
+                value_in_key: true,
+                ..grouped
+            },
+            "no value is part of a key",
+        ),
+        (
+            KvCacheShape {
+                block_tokens: 12,
+                ..grouped
+            },
+            "a power of two",
+        ),
+        (
+            KvCacheShape {
+                blocks: 1 << 16,
+                ..grouped
+            },
+            "bytes",
+        ),
+    ] {
+        let error = KvCache::new(shape, buffer.clone())
+            .expect_err("refused")
+            .to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let grouped = KvCache::new(grouped, buffer.clone()).expect("well formed");
+    let latent = KvCache::new(KvCacheShape::latent(2, BLOCK, 32, 16), buffer.clone()).expect("well formed");
+    let rows = Rows::new(0, 1);
+    let rotate = |cache, heads| RotateQkv {
+        queries: &buffer,
+        keys: &buffer,
+        values: &buffer,
+        heads,
+        rotary: &buffer,
+        meta: &buffer,
+        cache,
+        output: &buffer,
+        rows,
+    };
+    for op in [rotate(&latent, 4), rotate(&grouped, 0)] {
+        let error = rig.0.rotate_qkv(&op).expect_err("refused");
+        assert!(matches!(error, OpError::Shape { .. }), "{error}");
+    }
+    let attention = Attention {
+        queries: &buffer,
+        meta: &buffer,
+        tables: &buffer,
+        table_rows: 1,
+        table_width: 1,
+        cache: &grouped,
+        heads: 3,
+        scale: 1.0,
+        output: &buffer,
+        rows,
+    };
+    let error = rig.0.attention(&attention).expect_err("refused").to_string();
+    assert!(error.contains("3 heads over 2"), "{error}");
+    let norm = rig.vector(&[0; 64]);
+    let write = LatentWrite {
+        input: &buffer,
+        norm: &norm,
+        eps: 1e-6,
+        rotary: &buffer,
+        meta: &buffer,
+        cache: &grouped,
+        rows,
+    };
+    let error = rig.0.latent_write(&write).expect_err("refused").to_string();
+    assert!(error.contains("its value must be the latent"), "{error}");
+}
