@@ -30,13 +30,15 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
     let w1 = p.weight + tile.expert * p.record + row * p.chunks;
     let w3 = p.weight2 + tile.expert * p.record + row * p.chunks;
-    let s1 = p.scale + tile.expert * p.record_words;
-    let s3 = p.scale2 + tile.expert * p.record_words;
+    let first_s1 = p.scale + tile.expert * p.record_words;
+    let first_s3 = p.scale2 + tile.expert * p.record_words;
+    let s1 = row_scales(first_s1, p.first + row);
+    let s3 = row_scales(first_s3, p.first + row);
     var a: array<vec4<f32>, 4>;
     var b: array<vec4<f32>, 4>;
     for (var run = lane % LANES_K; run < p.chunks; run += LANES_K * RUN) {
-        let gate_scale = scale_of(gate_scales[scale_at(s1, p.first + row, run)], p.first + row, run);
-        let up_scale = scale_of(up_scales[scale_at(s3, p.first + row, run)], p.first + row, run);
+        let gate_scale = scale_of(gate_scales[scale_at(s1, run)], s1, run);
+        let up_scale = scale_of(up_scales[scale_at(s3, run)], s3, run);
         for (var chunk = run; chunk < min(run + RUN, p.chunks); chunk += 1u) {
             let gate_weights = decode(gate[w1 + chunk]);
             let up_weights = decode(up[w3 + chunk]);
@@ -58,8 +60,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             }
         }
     }
-    let gate_whole = matrix_scale(gate_scales[s1]);
-    let up_whole = matrix_scale(up_scales[s3]);
+    let gate_whole = matrix_scale(gate_scales[first_s1]);
+    let up_whole = matrix_scale(up_scales[first_s3]);
     for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
         let gated = add_lanes(lane, a[i]) * gate_whole;
         let value = gated / (vec4<f32>(1.0) + exp(-gated)) * (add_lanes(lane, b[i]) * up_whole);

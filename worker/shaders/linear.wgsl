@@ -36,11 +36,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let weight = p.weight + tile.expert * p.record + row * p.chunks;
     let weight2 = p.weight + tile.expert * p.record + row2 * p.chunks;
     let first_scale = p.scale + tile.expert * p.record_words;
+    let row_scales1 = row_scales(first_scale, p.first + row);
+    let row_scales2 = row_scales(first_scale, p.first + row2);
     for (var run = lane % LANES_K; run < p.chunks; run += LANES_K * RUN) {
-        let scale = scale_of(scales[scale_at(first_scale, p.first + row, run)], p.first + row, run);
+        let scale = scale_of(scales[scale_at(row_scales1, run)], row_scales1, run);
         var scale2 = scale;
         if (OUTPUTS > 1u) {
-            scale2 = scale_of(scales[scale_at(first_scale, p.first + row2, run)], p.first + row2, run);
+            scale2 = scale_of(scales[scale_at(row_scales2, run)], row_scales2, run);
         }
         for (var chunk = run; chunk < min(run + RUN, p.chunks); chunk += 1u) {
             let w = decode(weights[weight + chunk]);

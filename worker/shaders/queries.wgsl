@@ -37,7 +37,8 @@ fn weight4(row: u32, quad: u32) -> vec4<f32> {
 
 // Of a row of the whole matrix.
 fn row_scale(row: u32, quad: u32) -> f32 {
-    return scale_of(scales[scale_at(p.scale, row, quad / 4u)], row, quad / 4u);
+    let at = row_scales(p.scale, row);
+    return scale_of(scales[scale_at(at, quad / 4u)], at, quad / 4u);
 }
 
 @compute @workgroup_size(LANES)
@@ -57,16 +58,16 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             let row = local + n * 4u;
             let scale_row = head * p.head_rows + n * 4u;
             // Four rows lie in one block: heads and blocks start at multiples of four rows.
-            var row_scales = vec4<f32>(row_scale(scale_row, quad));
+            var by_row = vec4<f32>(row_scale(scale_row, quad));
             if (SCALE_PER_ROW) {
-                row_scales.y = row_scale(scale_row + 1u, quad);
-                row_scales.z = row_scale(scale_row + 2u, quad);
-                row_scales.w = row_scale(scale_row + 3u, quad);
+                by_row.y = row_scale(scale_row + 1u, quad);
+                by_row.z = row_scale(scale_row + 2u, quad);
+                by_row.w = row_scale(scale_row + 3u, quad);
             }
-            let w0 = weight4(row, quad) * row_scales.x;
-            let w1 = weight4(row + 1u, quad) * row_scales.y;
-            let w2 = weight4(row + 2u, quad) * row_scales.z;
-            let w3 = weight4(row + 3u, quad) * row_scales.w;
+            let w0 = weight4(row, quad) * by_row.x;
+            let w1 = weight4(row + 1u, quad) * by_row.y;
+            let w2 = weight4(row + 2u, quad) * by_row.z;
+            let w3 = weight4(row + 3u, quad) * by_row.w;
             a = add4(x[at.x + n], w0, w1, w2, w3, a);
             if (ROWS > 1u) {
                 b = add4(x[at.y + n], w0, w1, w2, w3, b);

@@ -11,7 +11,7 @@
 override ROWS: u32 = 4;
 override LANES_K: u32 = 1;
 override LANES_N: u32 = 32;
-// Chunks that a lane takes in turn with one scale: in FP8 a block of 128 columns, where lanes do not share sums.
+// Chunks that a lane takes in turn, with one scale.
 override RUN: u32 = 8;
 override GROUPED: bool = false;
 

@@ -1,7 +1,8 @@
 // Stored weights to f32. A file per format says how: weights_bf16.wgsl, weights_fp8.wgsl, weights_nvfp4.wgsl. Each has
 //   Chunk, decode: 16 columns of a row as stored, and their values;
 //   Quads, quads_at, quad_of: what 4 columns lie in, which one that is, and their values;
-//   scale_at, scale_of: the word of the scales that has a chunk's, and its value; SCALE_PER_ROW: rows never share one;
+//   row_scales: where a row's scales are; scale_at, scale_of: the word that has a chunk's, and its value;
+//   SCALE_PER_ROW: whether no two rows share one;
 //   matrix_scale: what sums are multiplied with in the end, from the first word of the scales.
 // Values times scales are exact; so is every decoding here, and none relies on subnormal numbers.
 // Needs of the including shader: loads_u32.wgsl or loads_u64.wgsl; p.chunks, p.scale_stride, p.scale_step.

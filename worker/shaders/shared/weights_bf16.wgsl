@@ -31,11 +31,15 @@ fn quad_of(loaded: Quads, quad: u32) -> vec4<f32> {
     return bf16x4(loaded.x, loaded.y);
 }
 
-fn scale_at(first: u32, row: u32, chunk: u32) -> u32 {
+fn row_scales(first: u32, row: u32) -> u32 {
     return first;
 }
 
-fn scale_of(word: u32, row: u32, chunk: u32) -> f32 {
+fn scale_at(row_scales: u32, chunk: u32) -> u32 {
+    return row_scales;
+}
+
+fn scale_of(word: u32, row_scales: u32, chunk: u32) -> f32 {
     return 1.0;
 }
 

@@ -16,11 +16,15 @@ fn quad_of(loaded: Quads, quad: u32) -> vec4<f32> {
     return e4m3x4(loaded);
 }
 
-fn scale_at(first: u32, row: u32, chunk: u32) -> u32 {
-    return first + row / 128u * p.scale_stride + chunk / 8u * p.scale_step;
+fn row_scales(first: u32, row: u32) -> u32 {
+    return first + row / 128u * p.scale_stride;
 }
 
-fn scale_of(word: u32, row: u32, chunk: u32) -> f32 {
+fn scale_at(row_scales: u32, chunk: u32) -> u32 {
+    return row_scales + chunk / 8u * p.scale_step;
+}
+
+fn scale_of(word: u32, row_scales: u32, chunk: u32) -> f32 {
     return bitcast<f32>(word);
 }
 

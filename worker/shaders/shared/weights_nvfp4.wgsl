@@ -1,8 +1,8 @@
 // NVFP4: e2m1 with an e4m3 scale per 16 columns and an f32 multiplier for all, which comes first: shared/weights.wgsl.
 // Codes are decoded to twice their value and scales to half of theirs, so that codes are small whole numbers.
 const SCALE_PER_ROW = true;
-// Words before the scales.
-const SCALES_START = 4u;
+// Bytes before the scales.
+const SCALES_START = 16u;
 alias Chunk = HalfWords;
 alias Quads = u32;
 
@@ -28,13 +28,18 @@ fn quad_of(loaded: Quads, quad: u32) -> vec4<f32> {
     return e2m1x4(loaded >> (quad % 2u * 16u));
 }
 
-fn scale_at(first: u32, row: u32, chunk: u32) -> u32 {
-    return first + SCALES_START + (row * p.chunks + chunk) / 4u;
+// In bytes: no binding has 2^32 of them.
+fn row_scales(first: u32, row: u32) -> u32 {
+    return first * 4u + SCALES_START + row * p.chunks;
+}
+
+fn scale_at(row_scales: u32, chunk: u32) -> u32 {
+    return (row_scales + chunk) / 4u;
 }
 
 // Half of an e4m3 scale, as in e4m3x4; scales have no sign.
-fn scale_of(word: u32, row: u32, chunk: u32) -> f32 {
-    let code = (word >> ((row * p.chunks + chunk) % 4u * 8u)) & 0x7fu;
+fn scale_of(word: u32, row_scales: u32, chunk: u32) -> f32 {
+    let code = (word >> ((row_scales + chunk) % 4u * 8u)) & 0x7fu;
     let normal = bitcast<f32>((code << 20u) + (119u << 23u));
     return select(f32(code) * 0.0009765625, normal, code >= 8u);
 }

@@ -275,17 +275,12 @@ impl Kernel {
             }
             Self::Combine | Self::Embed | Self::RotateQkv => lanes(tuning.lanes_each),
             Self::GateUp(variant) | Self::Linear(variant) => {
-                let run = match variant.codes {
-                    Codes::Bf16 | Codes::Fp8 => tuning.run_chunks(),
-                    // Every chunk has a scale.
-                    Codes::Nvfp4 => 1,
-                };
                 let mut constants = vec![
                     ("ROWS", f64::from(variant.rows)),
                     ("GROUPED", f64::from(u8::from(variant.grouped))),
                     ("LANES_K", f64::from(tuning.lanes_k)),
                     ("LANES_N", f64::from(tuning.lanes_n)),
-                    ("RUN", f64::from(run)),
+                    ("RUN", f64::from(tuning.run_chunks(variant.codes))),
                 ];
                 if let Self::Linear(_) = self {
                     constants.push(("OUTPUTS", f64::from(tuning.outputs)));

@@ -3,6 +3,7 @@
 use tramontane_model::footprint::LEAST_PAIR_TILE;
 
 use super::device::Class;
+use super::pipelines::Codes;
 
 /// Sizes that depend on the class of the device.
 #[derive(Clone, Copy, Debug)]
@@ -111,10 +112,16 @@ impl Tuning {
         }
     }
 
-    /// Neighbouring chunks of 16 columns that a lane takes in turn: those of a block of 128 with one scale, unless lanes
-    /// share a sum.
-    pub(super) fn run_chunks(&self) -> u32 {
-        if self.lanes_k == 1 { 8 } else { 1 }
+    /// Neighbouring chunks of 16 columns that a lane takes in turn, unless lanes share a sum: those that have one scale.
+    pub(super) fn run_chunks(&self, codes: Codes) -> u32 {
+        match codes {
+            _ if self.lanes_k > 1 => 1,
+            // All of a row.
+            Codes::Bf16 => 1 << 16,
+            // A block of 128 columns.
+            Codes::Fp8 => 8,
+            Codes::Nvfp4 => 1,
+        }
     }
 
     /// Outputs of a workgroup of the linear kernel.
