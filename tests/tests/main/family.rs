@@ -5,7 +5,7 @@ use tramontane_tests::cluster::Cluster;
 use tramontane_tests::config::{MODEL, Plan};
 use tramontane_tests::fixtures::{fixture, golden_of};
 
-use crate::golden::{assert_equal, check_against_records, complete_all};
+use crate::golden::{assert_equal, check_steps, complete_all};
 
 /// A conversation, with the chat format and the vocabulary of the folder.
 async fn chat(cluster: &Cluster) -> Value {
@@ -35,7 +35,7 @@ async fn dense_models_answer_on_two_stages_as_on_one_worker_in_either_layout() {
         };
         let cluster = Cluster::start(plan(consolidated, Plan::new(1))).await;
         let one = complete_all(&cluster.client(1), &records).await;
-        check_against_records(&records, &one, 80);
+        check_steps(&records, &one, 80);
         let spoken = chat(&cluster).await;
         drop(cluster);
 

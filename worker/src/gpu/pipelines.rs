@@ -256,6 +256,7 @@ impl Kernel {
             | Self::GroupExperts
             | Self::LatentWrite
             | Self::RmsNorm
+            | Self::RotateQkv
             | Self::Route
             | Self::Sample => None,
         }
