@@ -8,7 +8,7 @@ SHOWN := $(if $(findstring nextest,$(TEST)),--no-capture)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TRAMONTANE := $(TARGET)/release/tramontane
 
-.PHONY: build test soak chaos lint proto vulkan cargo demo bench bench-serving bench-failover
+.PHONY: build test soak chaos lint proto vulkan cargo demo bench bench-serving bench-failover bench-loading bench-protection
 
 build: cargo
 	$(CARGO) build --release --locked -p tramontane
@@ -51,6 +51,14 @@ bench-serving: vulkan build
 # How long eight streams are silent when a worker is killed, with a standby and without.
 bench-failover: vulkan build
 	$(CARGO) test --release --locked --workspace --test main bench_silence -- --ignored --nocapture --test-threads 1
+
+# How fast weights are loaded, against dd.
+bench-loading: vulkan build
+	@TRAMONTANE=$(TRAMONTANE) deploy/bench-loading.sh
+
+# Tokens per second with journals, leases and fencing and without, in ten interleaved pairs.
+bench-protection: vulkan build
+	@TRAMONTANE=$(TRAMONTANE) CARGO="$(CARGO)" deploy/bench-protection.sh
 
 # Writes proto/src/generated.rs anew from proto/cluster/v1/*.proto.
 proto: cargo

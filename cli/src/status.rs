@@ -7,7 +7,7 @@ use crate::ClientArgs;
 use crate::amounts::bytes;
 use crate::client::{Client, runtime};
 use crate::table;
-use crate::view::{Replica, Status};
+use crate::view::{Node, Replica, Status};
 
 #[derive(Args)]
 pub(crate) struct StatusArgs {
@@ -52,7 +52,7 @@ pub(crate) fn print_status(status: &Status) {
             "HTTP",
             "STATE",
             "DEVICE",
-            "HELD / MEMORY",
+            "HELD / PLANNED / MEMORY",
         ]
         .map(String::from),
     ];
@@ -79,12 +79,14 @@ pub(crate) fn print_status(status: &Status) {
         }
         for device in &node.devices {
             first[6] = format!("{}: {} ({})", device.index, device.adapter, device.state);
-            first[7] = format!("{} / {}", bytes(device.held_bytes), bytes(device.memory_bytes));
+            let of = [device.held_bytes, device.planned_bytes, device.memory_bytes];
+            first[7] = of.map(bytes).join(" / ");
             rows.push(std::mem::take(&mut first));
         }
     }
     table::print(&rows);
     println!();
+    print_standbys(&status.nodes);
     for replica in &status.replicas {
         print_placement(replica);
     }
@@ -104,6 +106,30 @@ fn replicas(status: &Status) -> String {
     match &status.replicas_short {
         Some(why) => format!("replicas serving: {serving} {wanted}: {why}"),
         None => format!("replicas serving: {serving} {wanted}"),
+    }
+}
+
+/// Prints which devices keep copies of what.
+fn print_standbys(nodes: &[Node]) {
+    let devices = nodes
+        .iter()
+        .flat_map(|node| node.devices.iter().map(move |device| (node, device)));
+    let mut rows = vec![["STANDBY", "LOADED", "COPIES"].map(String::from)];
+    for (node, device) in devices.filter(|(_, device)| !device.standby.is_empty()) {
+        let loaded = format!(
+            "{} / {}",
+            bytes(device.standby_bytes),
+            bytes(device.standby_total_bytes)
+        );
+        rows.push([
+            format!("{}/{}", node.id, device.index),
+            loaded,
+            device.standby.join("; "),
+        ]);
+    }
+    if rows.len() > 1 {
+        table::print(&rows);
+        println!();
     }
 }
 
@@ -127,15 +153,19 @@ fn print_placement(replica: &Replica) {
             load.running, load.waiting, load.kv_blocks_used, load.kv_blocks_total
         );
     }
+    match &replica.worst_loss {
+        Some(loss) if loss.read_bytes > 0 => println!(
+            "  after the loss of {} it reads {} of weights anew; of any other worker no more",
+            loss.worker,
+            bytes(loss.read_bytes)
+        ),
+        Some(_) => println!("  after the loss of any one worker it reads no weights anew"),
+        None => {}
+    }
     let mut rows = vec![["STAGE", "LAYERS", "OWNER", "EXPERTS"].map(String::from)];
     for (index, stage) in replica.stages.iter().enumerate() {
         let group = |group: &crate::view::Group| {
-            format!(
-                "{}..{} on {}",
-                group.experts.0,
-                group.experts.1,
-                group.holders.join(", ")
-            )
+            format!("{}..{} on {}", group.experts.0, group.experts.1, group.holder)
         };
         let groups: Vec<_> = stage.groups.iter().map(group).collect();
         let layers = format!("{}..{}", stage.layers.0, stage.layers.1);

@@ -55,7 +55,16 @@ pub(crate) struct Device {
     pub(crate) adapter: String,
     pub(crate) memory_bytes: u64,
     pub(crate) held_bytes: u64,
+    #[serde(default)]
+    pub(crate) planned_bytes: u64,
     pub(crate) state: String,
+    /// What it keeps copies of.
+    #[serde(default)]
+    pub(crate) standby: Vec<String>,
+    #[serde(default)]
+    pub(crate) standby_bytes: u64,
+    #[serde(default)]
+    pub(crate) standby_total_bytes: u64,
 }
 
 /// A serving copy of the model.
@@ -69,6 +78,15 @@ pub(crate) struct Replica {
     pub(crate) kv: Kv,
     pub(crate) load: Option<Load>,
     pub(crate) loading: Option<Loading>,
+    /// What the loss of the worker would cost whose loss costs the most.
+    pub(crate) worst_loss: Option<Loss>,
+}
+
+/// What the loss of a worker would cost.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Loss {
+    pub(crate) worker: String,
+    pub(crate) read_bytes: u64,
 }
 
 /// A pipeline stage.
@@ -83,7 +101,7 @@ pub(crate) struct Stage {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Group {
     pub(crate) experts: (u32, u32),
-    pub(crate) holders: Vec<String>,
+    pub(crate) holder: String,
 }
 
 /// The KV cache.

@@ -81,6 +81,8 @@ pub struct PlacementConfig {
     pub kv_tokens_min: u32,
     /// Most tokens that the KV cache is given.
     pub kv_tokens_max: u32,
+    /// Whether spare memory of devices is filled with copies of weights, so that a loss needs no loading.
+    pub standbys: bool,
     /// How long to wait for more workers before a placement that misses the wishes is made, in milliseconds.
     pub settle_ms: u64,
 }
@@ -94,6 +96,7 @@ impl Default for PlacementConfig {
             kv_block_tokens: 16,
             kv_tokens_min: 4096,
             kv_tokens_max: 1 << 20,
+            standbys: true,
             settle_ms: 3000,
         }
     }

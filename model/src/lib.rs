@@ -15,6 +15,7 @@ pub mod placement;
 pub mod rope;
 pub mod sampling;
 pub mod spec;
+pub mod standby;
 pub mod step;
 pub mod tekken;
 pub mod tensors;

@@ -96,6 +96,24 @@ pub struct DeviceReport {
     pub held_bytes: u64,
     /// What it is doing.
     pub state: DeviceState,
+    /// How far its copies of weights are.
+    pub standby: StandbyReport,
+}
+
+/// How far a device's copies of weights are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandbyReport {
+    /// Bytes on the device so far.
+    pub loaded_bytes: u64,
+    /// Bytes that it is to keep; what it computes with does not count.
+    pub total_bytes: u64,
+}
+
+impl StandbyReport {
+    /// Whether all of them are on the device.
+    pub fn is_whole(&self) -> bool {
+        self.loaded_bytes >= self.total_bytes
+    }
 }
 
 /// What a replica's scheduler is doing.

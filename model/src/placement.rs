@@ -67,20 +67,13 @@ macro_rules! range {
 range!(LayerRange);
 range!(ExpertRange);
 
-/// Some of a stage's routed experts and who holds them.
+/// Some of a stage's routed experts and who computes them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpertGroup {
     /// Which experts, of every MoE layer of the stage.
     pub experts: ExpertRange,
-    /// The first computes; the rest are standbys. Never empty, no device twice.
-    pub holders: Vec<DeviceRef>,
-}
-
-impl ExpertGroup {
-    /// The device that computes the group.
-    pub fn active(&self) -> &DeviceRef {
-        &self.holders[0]
-    }
+    /// The device that holds and computes them.
+    pub holder: DeviceRef,
 }
 
 /// A pipeline stage: consecutive layers with one owner.
@@ -151,17 +144,17 @@ pub enum PlacementError {
         /// The expert that PL-1 asks for.
         expected: u32,
     },
-    /// A group without a holder, a holder named twice, or group 0 not computed by the owner.
-    #[error("{fence}: stage {stage} group {group}: {problem}")]
-    Holders {
+    /// Group 0 is not computed by the owner.
+    #[error("{fence}: stage {stage} group 0 is computed by {found}, it must be the stage's owner {owner}")]
+    Holder {
         /// The replica.
         fence: Fence,
         /// Which stage.
         stage: usize,
-        /// Which group.
-        group: usize,
-        /// What is wrong.
-        problem: &'static str,
+        /// The device found.
+        found: DeviceRef,
+        /// The stage's owner.
+        owner: DeviceRef,
     },
     /// Two stages with one owner.
     #[error("{fence}: device {device} owns more than one stage")]
@@ -197,14 +190,14 @@ impl Replica {
         self.stages.first().map(|stage| &stage.owner)
     }
 
-    /// Every device that takes part, standbys included, in order.
+    /// Every device that takes part, in order. Standbys do not.
     pub fn devices(&self) -> BTreeSet<&DeviceRef> {
         let owners = self.stages.iter().map(|stage| &stage.owner);
         let holders = self
             .stages
             .iter()
             .flat_map(|stage| &stage.groups)
-            .flat_map(|group| &group.holders);
+            .map(|group| &group.holder);
         owners.chain(holders).collect()
     }
 
@@ -271,14 +264,6 @@ impl Stage {
     fn validate_groups(&self, fence: Fence, stage: usize, n_experts: u32) -> Result<(), PlacementError> {
         let mut next = 0;
         for (group, held) in self.groups.iter().enumerate() {
-            let holders_error = |problem| {
-                Err(PlacementError::Holders {
-                    fence,
-                    stage,
-                    group,
-                    problem,
-                })
-            };
             if held.experts.start != next || held.experts.start >= held.experts.end {
                 return Err(PlacementError::Experts {
                     fence,
@@ -288,14 +273,13 @@ impl Stage {
                 });
             }
             next = held.experts.end;
-            if held.holders.is_empty() {
-                return holders_error("nobody holds it");
-            }
-            if held.holders.iter().collect::<BTreeSet<_>>().len() != held.holders.len() {
-                return holders_error("a device holds it twice");
-            }
-            if group == 0 && held.holders[0] != self.owner {
-                return holders_error("group 0 must be computed by the stage's owner");
+            if group == 0 && held.holder != self.owner {
+                return Err(PlacementError::Holder {
+                    fence,
+                    stage,
+                    found: held.holder.clone(),
+                    owner: self.owner.clone(),
+                });
             }
         }
         if next != n_experts {
@@ -322,19 +306,17 @@ mod tests {
         }
     }
 
-    fn group(start: u32, end: u32, holders: &[&str]) -> ExpertGroup {
+    fn group(start: u32, end: u32, holder: &str) -> ExpertGroup {
         let experts = ExpertRange::new(start, end).expect("not empty");
-        ExpertGroup {
-            experts,
-            holders: holders.iter().map(|name| device(name)).collect(),
-        }
+        let holder = device(holder);
+        ExpertGroup { experts, holder }
     }
 
     fn replica() -> Replica {
         let stage = |start, end, owner, helper| Stage {
             layers: LayerRange::new(start, end).expect("not empty"),
             owner: device(owner),
-            groups: vec![group(0, 8, &[owner]), group(8, 16, &[helper, "w9"])],
+            groups: vec![group(0, 8, owner), group(8, 16, helper)],
         };
         Replica {
             id: ReplicaId(1),
@@ -351,14 +333,14 @@ mod tests {
     #[test]
     fn a_tiling_is_taken() {
         assert_eq!(replica().validate(6, 16, 1), Ok(()));
-        assert_eq!(replica().devices().len(), 5);
+        assert_eq!(replica().devices().len(), 4);
         assert_eq!(replica().head(), Some(&device("w1")));
     }
 
     #[test]
     fn every_break_of_the_tiling_is_refused() {
         type Change = (&'static str, fn(&mut Replica));
-        let changes: [Change; 11] = [
+        let changes: [Change; 9] = [
             ("no stages", |r| r.stages.clear()),
             ("gap", |r| r.stages[1].layers = LayerRange { start: 4, end: 6 }),
             ("overlap", |r| {
@@ -370,16 +352,12 @@ mod tests {
                 r.stages[0].groups[1].experts = ExpertRange { start: 9, end: 16 }
             }),
             ("experts short", |r| drop(r.stages[0].groups.pop())),
-            ("no holder", |r| r.stages[0].groups[1].holders.clear()),
-            ("holder twice", |r| {
-                r.stages[0].groups[1].holders.push(device("w2"))
-            }),
             ("owner without group 0", |r| {
-                r.stages[0].groups[0].holders[0] = device("w2")
+                r.stages[0].groups[0].holder = device("w2")
             }),
             ("owner twice", |r| {
                 r.stages[1].owner = device("w1");
-                r.stages[1].groups[0].holders = vec![device("w1")];
+                r.stages[1].groups[0].holder = device("w1");
             }),
         ];
         for (what, change) in changes {

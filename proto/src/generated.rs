@@ -42,13 +42,13 @@ pub struct PlacedStage {
     #[prost(message, repeated, tag = "3")]
     pub groups: ::prost::alloc::vec::Vec<PlacedGroup>,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PlacedGroup {
     #[prost(message, optional, tag = "1")]
     pub experts: ::core::option::Option<IndexRange>,
-    /// The first computes, the rest are standbys.
-    #[prost(message, repeated, tag = "2")]
-    pub holders: ::prost::alloc::vec::Vec<DeviceRef>,
+    /// Holds and computes them.
+    #[prost(message, optional, tag = "2")]
+    pub holder: ::core::option::Option<DeviceRef>,
 }
 /// What a step of the replica holds at most; every device's buffers follow from it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -152,6 +152,11 @@ pub struct DeviceReport {
     pub index: u32,
     #[prost(uint64, tag = "2")]
     pub held_bytes: u64,
+    /// Bytes of the copies of weights that the device keeps so far, and that it is to keep.
+    #[prost(uint64, tag = "7")]
+    pub standby_bytes: u64,
+    #[prost(uint64, tag = "8")]
+    pub standby_total_bytes: u64,
     #[prost(oneof = "device_report::State", tags = "3, 4, 5, 6")]
     pub state: ::core::option::Option<device_report::State>,
 }
@@ -207,7 +212,7 @@ pub struct SchedulerLoad {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CoordinatorMessage {
-    #[prost(oneof = "coordinator_message::Body", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "coordinator_message::Body", tags = "1, 2, 3, 4, 5")]
     pub body: ::core::option::Option<coordinator_message::Body>,
 }
 /// Nested message and enum types in `CoordinatorMessage`.
@@ -222,6 +227,8 @@ pub mod coordinator_message {
         Release(super::Release),
         #[prost(message, tag = "4")]
         Leave(super::Leave),
+        #[prost(message, tag = "5")]
+        StandBy(super::StandBy),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -256,6 +263,32 @@ pub struct Peer {
 pub struct Release {
     #[prost(message, optional, tag = "1")]
     pub fence: ::core::option::Option<Fence>,
+}
+/// Copies of weights that the worker's devices are to keep beside what they compute with, in place of those of before: of
+/// no replica and no generation. A device that is not named keeps none. Idempotent.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StandBy {
+    #[prost(message, repeated, tag = "1")]
+    pub devices: ::prost::alloc::vec::Vec<DeviceCopies>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DeviceCopies {
+    #[prost(uint32, tag = "1")]
+    pub device: u32,
+    #[prost(message, repeated, tag = "2")]
+    pub shares: ::prost::alloc::vec::Vec<Share>,
+}
+/// What one place of a stage holds of the model's weights.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Share {
+    #[prost(message, optional, tag = "1")]
+    pub layers: ::core::option::Option<IndexRange>,
+    /// What the owner of the layers holds of them; the embedding too if the first is among them, the head if the last is.
+    #[prost(bool, tag = "2")]
+    pub owned: bool,
+    /// These routed experts of each layer that has any; absent: none.
+    #[prost(message, optional, tag = "3")]
+    pub experts: ::core::option::Option<IndexRange>,
 }
 /// The answer to a report that says leaving: nothing lies on the worker any more, or it cannot be done without.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use tramontane_model::ids::{CoordinatorId, DeviceIndex, Fence, WorkerId};
 use tramontane_model::members::{
     DeviceInfo, DeviceReport, DeviceState, MAX_DEVICES, MAX_REASON_BYTES, MAX_TEXT_BYTES, SchedulerLoad,
-    WorkerInfo, WorkerReport,
+    StandbyReport, WorkerInfo, WorkerReport,
 };
 use tramontane_model::placement::Replica;
+use tramontane_model::standby::Share;
 
 use crate::fields::{at_most, exact, fence, invalid, required, text, worker};
 use crate::{WireError, v1 as pb};
@@ -17,6 +18,8 @@ use crate::{WireError, v1 as pb};
 const MAX_TOKEN_BYTES: usize = 256;
 /// Most workers named in an assignment.
 const MAX_PEERS: usize = 4096;
+/// Most shares that one device keeps copies of.
+const MAX_SHARES: usize = 4096;
 
 /// A worker that asks to be let in.
 #[derive(Clone, PartialEq, Eq)]
@@ -59,6 +62,8 @@ pub enum Directive {
     },
     /// What the worker may free, up to this generation.
     Release(Fence),
+    /// What each device is to keep copies of; one that is not named keeps none.
+    StandBy(BTreeMap<DeviceIndex, Vec<Share>>),
     /// The answer to a report that says leaving.
     Leave {
         /// Why the worker cannot be done without; absent: nothing lies on it any more, and it may go.
@@ -169,6 +174,10 @@ impl TryFrom<pb::DeviceReport> for DeviceReport {
             index: DeviceIndex(wire.index),
             held_bytes: wire.held_bytes,
             state,
+            standby: StandbyReport {
+                loaded_bytes: wire.standby_bytes,
+                total_bytes: wire.standby_total_bytes,
+            },
         })
     }
 }
@@ -202,6 +211,8 @@ impl From<DeviceReport> for pb::DeviceReport {
             index: report.index.0,
             held_bytes: report.held_bytes,
             state: Some(state),
+            standby_bytes: report.standby.loaded_bytes,
+            standby_total_bytes: report.standby.total_bytes,
         }
     }
 }
@@ -302,6 +313,17 @@ impl TryFrom<pb::CoordinatorMessage> for Directive {
                 }
             }
             Body::Release(release) => Self::Release(fence(release.fence)?),
+            Body::StandBy(pb::StandBy { devices }) => {
+                at_most("stand_by.devices", "devices", devices.len(), MAX_DEVICES)?;
+                let mut copies = BTreeMap::new();
+                for device in devices {
+                    at_most("stand_by.shares", "shares", device.shares.len(), MAX_SHARES)?;
+                    let shares = device.shares.into_iter().map(Share::try_from);
+                    let shares = shares.collect::<Result<_, _>>()?;
+                    copies.insert(DeviceIndex(device.device), shares);
+                }
+                Self::StandBy(copies)
+            }
             Body::Leave(pb::Leave { refused }) => {
                 let refused = text("leave.refused", refused, MAX_REASON_BYTES)?;
                 Self::Leave {
@@ -339,6 +361,15 @@ impl From<Directive> for pb::CoordinatorMessage {
             }),
             Directive::Release(fence) => Body::Release(pb::Release {
                 fence: Some(fence.into()),
+            }),
+            Directive::StandBy(copies) => Body::StandBy(pb::StandBy {
+                devices: copies
+                    .into_iter()
+                    .map(|(device, shares)| pb::DeviceCopies {
+                        device: device.0,
+                        shares: shares.into_iter().map(Into::into).collect(),
+                    })
+                    .collect(),
             }),
             Directive::Leave { refused } => Body::Leave(pb::Leave {
                 refused: refused.unwrap_or_default(),

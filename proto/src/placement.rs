@@ -5,6 +5,7 @@
 use tramontane_model::config::Faults;
 use tramontane_model::ids::{DeviceIndex, DeviceRef, Fence};
 use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
+use tramontane_model::standby::Share;
 use tramontane_model::step::StepBounds;
 
 use crate::fields::{at_most, fence, invalid, required, worker};
@@ -14,8 +15,6 @@ use crate::{WireError, v1 as pb};
 const MAX_STAGES: usize = 1024;
 /// Most expert groups of a stage.
 const MAX_GROUPS: usize = 1024;
-/// Most holders of an expert group.
-const MAX_HOLDERS: usize = 64;
 
 impl TryFrom<pb::DeviceRef> for DeviceRef {
     type Error = WireError;
@@ -39,26 +38,9 @@ impl From<&DeviceRef> for pb::DeviceRef {
 impl TryFrom<pb::PlacedGroup> for ExpertGroup {
     type Error = WireError;
     fn try_from(wire: pb::PlacedGroup) -> Result<Self, WireError> {
-        let range = required("group.experts", wire.experts)?;
-        let experts = ExpertRange::new(range.start, range.end).ok_or_else(|| {
-            invalid(
-                "group.experts",
-                format_args!("{}..{} is empty", range.start, range.end),
-            )
-        })?;
-        at_most("group.holders", "devices", wire.holders.len(), MAX_HOLDERS)?;
-        if wire.holders.is_empty() {
-            return Err(invalid(
-                "group.holders",
-                "at least one device must hold the group",
-            ));
-        }
-        let holders = wire
-            .holders
-            .into_iter()
-            .map(DeviceRef::try_from)
-            .collect::<Result<_, _>>()?;
-        Ok(Self { experts, holders })
+        let experts = experts("group.experts", required("group.experts", wire.experts)?)?;
+        let holder = required("group.holder", wire.holder)?.try_into()?;
+        Ok(Self { experts, holder })
     }
 }
 
@@ -69,7 +51,43 @@ impl From<&ExpertGroup> for pb::PlacedGroup {
                 start: group.experts.start(),
                 end: group.experts.end(),
             }),
-            holders: group.holders.iter().map(Into::into).collect(),
+            holder: Some((&group.holder).into()),
+        }
+    }
+}
+
+fn layers(field: &'static str, range: Option<pb::IndexRange>) -> Result<LayerRange, WireError> {
+    let pb::IndexRange { start, end } = required(field, range)?;
+    LayerRange::new(start, end).ok_or_else(|| invalid(field, format_args!("{start}..{end} is empty")))
+}
+
+fn experts(field: &'static str, range: pb::IndexRange) -> Result<ExpertRange, WireError> {
+    let pb::IndexRange { start, end } = range;
+    ExpertRange::new(start, end).ok_or_else(|| invalid(field, format_args!("{start}..{end} is empty")))
+}
+
+impl TryFrom<pb::Share> for Share {
+    type Error = WireError;
+    fn try_from(wire: pb::Share) -> Result<Self, WireError> {
+        let layers = layers("share.layers", wire.layers)?;
+        let experts = wire.experts.map(|range| experts("share.experts", range));
+        Self::new(layers, wire.owned, experts.transpose()?).map_err(|error| invalid("share", error))
+    }
+}
+
+impl From<Share> for pb::Share {
+    fn from(share: Share) -> Self {
+        let layers = share.layers();
+        Self {
+            layers: Some(pb::IndexRange {
+                start: layers.start(),
+                end: layers.end(),
+            }),
+            owned: share.owned(),
+            experts: share.experts().map(|experts| pb::IndexRange {
+                start: experts.start(),
+                end: experts.end(),
+            }),
         }
     }
 }
@@ -77,13 +95,7 @@ impl From<&ExpertGroup> for pb::PlacedGroup {
 impl TryFrom<pb::PlacedStage> for Stage {
     type Error = WireError;
     fn try_from(wire: pb::PlacedStage) -> Result<Self, WireError> {
-        let range = required("stage.layers", wire.layers)?;
-        let layers = LayerRange::new(range.start, range.end).ok_or_else(|| {
-            invalid(
-                "stage.layers",
-                format_args!("{}..{} is empty", range.start, range.end),
-            )
-        })?;
+        let layers = layers("stage.layers", wire.layers)?;
         at_most("stage.groups", "groups", wire.groups.len(), MAX_GROUPS)?;
         Ok(Self {
             layers,

@@ -296,6 +296,12 @@ impl Cluster {
         self.worker_metrics.push(address);
     }
 
+    /// A client of what a worker serves its metrics with.
+    pub fn worker_metrics(&self, number: usize) -> Client {
+        let address = self.worker_metrics[number - 1].to_string();
+        Client::new(address, self.plan.client_identity())
+    }
+
     /// The sum of a metric over every worker that runs and over its labels; nothing if none has it.
     pub async fn worker_metric(&self, name: &str) -> Result<Option<f64>, String> {
         let mut sum = None;

@@ -66,8 +66,16 @@ pub struct Device {
     pub memory_bytes: u64,
     /// Bytes that it holds.
     pub held_bytes: u64,
+    /// Bytes that the planner counts for it.
+    pub planned_bytes: u64,
     /// What it does.
     pub state: String,
+    /// What it keeps copies of.
+    pub standby: Vec<String>,
+    /// Bytes of copies that it has.
+    pub standby_bytes: u64,
+    /// Bytes of copies that it is to have.
+    pub standby_total_bytes: u64,
 }
 
 /// A serving copy of the model.
@@ -83,6 +91,17 @@ pub struct Replica {
     pub reason: Option<String>,
     /// Its pipeline stages.
     pub stages: Vec<Stage>,
+    /// What the loss of the worker would cost whose loss costs the most.
+    pub worst_loss: Option<Loss>,
+}
+
+/// What the loss of a worker would cost a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Loss {
+    /// The worker.
+    pub worker: String,
+    /// Bytes of weights that would have to be read.
+    pub read_bytes: u64,
 }
 
 /// A pipeline stage.
@@ -102,7 +121,7 @@ pub struct Group {
     /// First expert and one past the last.
     pub experts: (u32, u32),
     /// `worker/device`.
-    pub holders: Vec<String>,
+    pub holder: String,
 }
 
 impl Status {
@@ -122,6 +141,26 @@ impl Status {
     }
 }
 
+impl Status {
+    /// The replica and a worker that stands by for it: it serves, no worker's loss costs any reading, and one that
+    /// computes nothing has all its copies.
+    pub fn stood_by_for(&self) -> Result<(&Replica, &Node), String> {
+        let replica = self.serving()?;
+        if replica.worst_loss.as_ref().is_none_or(|loss| loss.read_bytes > 0) {
+            return Err(format!("the worst loss is {:?}", replica.worst_loss));
+        }
+        let is_whole =
+            |device: &Device| device.standby_bytes > 0 && device.standby_bytes == device.standby_total_bytes;
+        let mut free = self
+            .nodes
+            .iter()
+            .filter(|node| node.standby && node.state == "joined");
+        let free = free.find(|node| node.devices.iter().all(is_whole));
+        let free = free.ok_or_else(|| format!("none that computes nothing has copies: {:?}", self.nodes))?;
+        Ok((replica, free))
+    }
+}
+
 impl Replica {
     /// Layers of each stage.
     pub fn layers(&self) -> Vec<u32> {
@@ -133,7 +172,7 @@ impl Replica {
     pub fn devices(&self) -> Vec<&str> {
         let mut all: Vec<&str> = Vec::new();
         for stage in &self.stages {
-            let holders = stage.groups.iter().flat_map(|group| &group.holders);
+            let holders = stage.groups.iter().map(|group| &group.holder);
             all.extend(std::iter::once(&stage.owner).chain(holders).map(String::as_str));
         }
         all.sort_unstable();

@@ -49,7 +49,7 @@ fn replica(layers: u32, experts: u32) -> Result<(Replica, DeviceRef), Box<dyn Er
     };
     let groups = vec![ExpertGroup {
         experts: ExpertRange::new(0, experts).ok_or("no experts")?,
-        holders: vec![device.clone()],
+        holder: device.clone(),
     }];
     let replica = Replica {
         id: ReplicaId(1),

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::select_all;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tramontane_model::checkpoint::CheckpointError;
@@ -22,6 +23,7 @@ use crate::config::{DeviceConfig, WorkerConfig};
 use crate::executor::{DeviceError, DeviceHandle, DeviceOptions};
 use crate::rpc::assignments::{Assignments, Heads, LeaveAnswer, SchedulerLoads};
 use crate::rpc::expert::{ExpertServer, Holdings};
+use crate::rpc::loading::LoadLog;
 use crate::rpc::serving::ServingServer;
 use crate::rpc::session::{Session, SessionError};
 use crate::rpc::stage::{LinkEnds, StageServer};
@@ -297,7 +299,7 @@ fn report(devices: &[DeviceHandle], loads: &SchedulerLoads, leaving: bool) -> Wo
     }
 }
 
-/// Keeps the report current; a change shows within a tick.
+/// Keeps the report current: a device's change of state shows at once, everything else within a tick.
 async fn keep_reports(
     worker: &WorkerId,
     devices: &[DeviceHandle],
@@ -305,10 +307,17 @@ async fn keep_reports(
     leave: &CancellationToken,
     reports: watch::Sender<WorkerReport>,
 ) {
+    let mut loads_begun = LoadLog::default();
     let mut ticks = tokio::time::interval(REPORT_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut states: Vec<_> = devices.iter().map(DeviceHandle::state).collect();
     loop {
-        ticks.tick().await;
+        // A device that is ready is waited for.
+        let changes = states.iter_mut().map(|state| Box::pin(state.changed()));
+        tokio::select! {
+            _ = ticks.tick() => {}
+            (Ok(()), ..) = select_all(changes) => {}
+        }
         let current = report(devices, &loads.borrow(), leave.is_cancelled());
         for device in &current.devices {
             let labels = [
@@ -316,6 +325,8 @@ async fn keep_reports(
                 ("device", device.index.to_string()),
             ];
             metrics::gauge!("tramontane_device_held_bytes", &labels).set(device.held_bytes as f64);
+            loads_begun.look(Instant::now(), device);
+            metrics::gauge!("tramontane_standby_bytes", &labels).set(device.standby.loaded_bytes as f64);
         }
         reports.send_if_modified(|published| {
             let changed = *published != current;

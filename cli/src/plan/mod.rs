@@ -51,6 +51,9 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = PlacementConfig::default().kv_tokens_max,
         value_parser = clap::value_parser!(u32).range(1..=1 << 31))]
     cache_max: u32,
+    /// Leave spare memory empty.
+    #[arg(long)]
+    no_standbys: bool,
     /// Print the plan as JSON.
     #[arg(long)]
     json: bool,
@@ -85,6 +88,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
         wishes,
         steps,
         replicas: args.replicas,
+        standbys: !args.no_standbys,
     }
     .outlook();
     let Some(report) = Report::new(&spec, &bytes, &footprint, &devices, &outlook) else {

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use tramontane_coordinator::control::footprint::{ModelFootprint, usage};
+use tramontane_coordinator::control::footprint::{DeviceUsage, ModelFootprint, usage};
 use tramontane_coordinator::control::planner::outlook::{Broken, Loss, Outlook};
 use tramontane_coordinator::control::planner::{Candidate, Plan};
+use tramontane_coordinator::control::standby::shares_bytes;
 use tramontane_model::ids::DeviceRef;
 use tramontane_model::spec::ModelSpec;
+use tramontane_model::standby::Share;
 use tramontane_model::tensors::ModelBytes;
 
 use crate::amounts::bytes;
@@ -21,6 +23,8 @@ const LENGTHS: [u64; 3] = [8192, 32_768, 131_072];
 pub(super) struct Report {
     model: Model,
     replicas: Vec<Replica>,
+    /// Devices that only keep copies of weights.
+    standbys: Vec<Device>,
     /// Devices that nothing lies on.
     idle: Vec<String>,
     /// Why there is no further replica.
@@ -63,6 +67,8 @@ struct Device {
     weight_bytes: u64,
     cache_bytes: u64,
     scratch_bytes: u64,
+    /// Weights that it keeps to take others' places.
+    copy_bytes: u64,
     free_bytes: u64,
 }
 
@@ -100,15 +106,22 @@ impl Report {
         outlook: &Outlook,
     ) -> Option<Self> {
         outlook.replicas.first()?;
-        let known: BTreeMap<&DeviceRef, &Candidate> =
-            candidates.iter().map(|one| (&one.device, one)).collect();
+        let copies = outlook.standbys.iter();
+        let around = Around {
+            footprint,
+            known: candidates.iter().map(|one| (&one.device, one)).collect(),
+            copies: copies.map(|one| (&one.device, one.shares.as_slice())).collect(),
+        };
         let replicas = outlook.replicas.iter();
-        let replicas = replicas.map(|plan| Replica::new(spec, footprint, &known, plan));
+        let replicas = replicas.map(|plan| Replica::new(spec, &around, plan));
         let used = |candidate: &&Candidate| {
             let mut plans = outlook.replicas.iter();
             plans.any(|plan| plan.replica.devices().contains(&candidate.device))
         };
-        let idle = candidates.iter().filter(|candidate| !used(candidate));
+        let spare = || candidates.iter().filter(|candidate| !used(candidate));
+        let copies = |candidate: &&Candidate| around.copies.contains_key(&candidate.device);
+        let standbys = spare().filter(copies);
+        let idle = spare().filter(|candidate| !copies(candidate));
         Some(Self {
             model: Model {
                 layers: spec.n_layers,
@@ -119,6 +132,9 @@ impl Report {
                 max_context: spec.max_context,
             },
             replicas: replicas.collect(),
+            standbys: standbys
+                .map(|candidate| around.device(&candidate.device, DeviceUsage::default(), Vec::new()))
+                .collect(),
             idle: idle.map(|candidate| candidate.device.to_string()).collect(),
             no_further: outlook.missing.as_ref().map(|missing| missing.reason.clone()),
             losses: outlook.losses.iter().map(Lost::new).collect(),
@@ -144,6 +160,11 @@ impl Report {
             replica.print();
         }
         println!();
+        if !self.standbys.is_empty() {
+            println!("standbys:");
+            print_devices(&self.standbys);
+            println!();
+        }
         if !self.idle.is_empty() {
             println!("nothing lies on {}", self.idle.join(", "));
         }
@@ -158,12 +179,7 @@ impl Report {
 }
 
 impl Replica {
-    fn new(
-        spec: &ModelSpec,
-        footprint: &ModelFootprint,
-        known: &BTreeMap<&DeviceRef, &Candidate>,
-        plan: &Plan,
-    ) -> Self {
+    fn new(spec: &ModelSpec, around: &Around<'_>, plan: &Plan) -> Self {
         let placed = &plan.replica;
         let cache_tokens = u64::from(placed.kv.blocks) * u64::from(placed.kv.block_tokens);
         let longest = u64::from(spec.max_context).min(cache_tokens);
@@ -177,26 +193,13 @@ impl Replica {
             let owner = parts.entry(&stage.owner).or_default();
             owner.push(format!("stage {index}: layers {}", stage.layers));
             for group in stage.groups.iter().filter(|_| stage.groups.len() > 1) {
-                for (place, holder) in group.holders.iter().enumerate() {
-                    let standby = if place == 0 { "" } else { ", standby" };
-                    let text = format!("experts {} of stage {index}{standby}", group.experts);
-                    parts.entry(holder).or_default().push(text);
-                }
+                let text = format!("experts {} of stage {index}", group.experts);
+                parts.entry(&group.holder).or_default().push(text);
             }
         }
-        let devices = usage(footprint, placed).into_iter().map(|(device, used)| {
-            let memory = known.get(&device).map_or(0, |candidate| candidate.memory_bytes);
-            Device {
-                kind: known
-                    .get(&device)
-                    .map_or_else(String::new, |candidate| candidate.kind.clone()),
-                parts: parts.get(&device).cloned().unwrap_or_default(),
-                device: device.to_string(),
-                weight_bytes: used.weight_bytes,
-                cache_bytes: used.kv_bytes,
-                scratch_bytes: used.scratch_bytes,
-                free_bytes: memory.saturating_sub(used.total_bytes()),
-            }
+        let devices = usage(around.footprint, placed).into_iter().map(|(device, used)| {
+            let parts = parts.get(&device).cloned().unwrap_or_default();
+            around.device(&device, used, parts)
         });
         Self {
             id: placed.id.0,
@@ -213,31 +216,68 @@ impl Replica {
         let fits: Vec<String> = fits
             .map(|fits| format!("{} of {} tokens", fits.requests, fits.tokens))
             .collect();
+        let stages = match self.stages {
+            1 => "1 stage".to_owned(),
+            count => format!("{count} stages"),
+        };
         let unmet = match self.wishes_met {
             true => "",
             false => ", not of the wished stages and expert groups",
         };
         println!(
-            "replica {}: {} stages{unmet}; the cache holds {} tokens, so at once: {}",
+            "replica {}: {stages}{unmet}; the cache holds {} tokens, so at once: {}",
             self.id,
-            self.stages,
             self.cache_tokens,
             fits.join(", or ")
         );
-        let mut rows =
-            vec![["DEVICE", "KIND", "WEIGHTS", "CACHE", "SCRATCH", "FREE", "HOLDS"].map(String::from)];
-        rows.extend(self.devices.iter().map(|device| {
-            [
-                device.device.clone(),
-                device.kind.clone(),
-                bytes(device.weight_bytes),
-                bytes(device.cache_bytes),
-                bytes(device.scratch_bytes),
-                bytes(device.free_bytes),
-                device.parts.join("; "),
-            ]
-        }));
-        table::print(&rows);
+        print_devices(&self.devices);
+    }
+}
+
+fn print_devices(devices: &[Device]) {
+    let title = [
+        "DEVICE", "KIND", "WEIGHTS", "CACHE", "SCRATCH", "COPIES", "FREE", "HOLDS",
+    ];
+    let mut rows = vec![title.map(String::from)];
+    rows.extend(devices.iter().map(|device| {
+        [
+            device.device.clone(),
+            device.kind.clone(),
+            bytes(device.weight_bytes),
+            bytes(device.cache_bytes),
+            bytes(device.scratch_bytes),
+            bytes(device.copy_bytes),
+            bytes(device.free_bytes),
+            device.parts.join("; "),
+        ]
+    }));
+    table::print(&rows);
+}
+
+/// What devices are, and what they keep copies of.
+struct Around<'a> {
+    footprint: &'a ModelFootprint,
+    known: BTreeMap<&'a DeviceRef, &'a Candidate>,
+    copies: BTreeMap<&'a DeviceRef, &'a [Share]>,
+}
+
+impl Around<'_> {
+    fn device(&self, device: &DeviceRef, used: DeviceUsage, mut parts: Vec<String>) -> Device {
+        let known = self.known.get(device);
+        let copies = self.copies.get(device).copied().unwrap_or_default();
+        parts.extend(copies.iter().map(|share| format!("copy of {share}")));
+        let copy_bytes = shares_bytes(self.footprint, copies);
+        let memory = known.map_or(0, |candidate| candidate.memory_bytes);
+        Device {
+            device: device.to_string(),
+            kind: known.map_or_else(String::new, |candidate| candidate.kind.clone()),
+            parts,
+            weight_bytes: used.weight_bytes,
+            cache_bytes: used.kv_bytes,
+            scratch_bytes: used.scratch_bytes,
+            copy_bytes,
+            free_bytes: memory.saturating_sub(used.total_bytes().saturating_add(copy_bytes)),
+        }
     }
 }
 
@@ -280,7 +320,11 @@ impl Lost {
                 lost.replica
             )
         });
-        let untouched = (self.untouched > 0).then(|| format!("{} others go on", self.untouched));
+        let untouched = match self.untouched {
+            0 => None,
+            1 => Some("the other goes on".to_owned()),
+            others => Some(format!("the other {others} go on")),
+        };
         let texts: Vec<String> = anew.chain(lost).chain(untouched).collect();
         texts.join("; ")
     }

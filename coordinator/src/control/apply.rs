@@ -69,6 +69,10 @@ impl ClusterState {
                 replica,
                 expected_version,
             } => self.place(replica, *expected_version),
+            Command::StandBy {
+                standbys,
+                expected_version,
+            } => self.stand_by(standbys, *expected_version),
             Command::ReplicaServing { fence } => self.serve(*fence),
             Command::DeviceFailed {
                 fence,
@@ -149,6 +153,7 @@ impl ClusterState {
         })?;
         if self.model.as_ref() != Some(model) {
             self.break_where(Fault::ModelChanged, |_| true);
+            self.standbys.clear();
             self.model = Some(model.clone());
         }
         Ok(())
@@ -181,6 +186,7 @@ impl ClusterState {
 
     fn lose(&mut self, worker: &WorkerId) {
         self.workers.remove(worker);
+        self.forget_standbys(worker);
         let fault = Fault::WorkerLost {
             worker: worker.clone(),
         };
@@ -198,6 +204,7 @@ impl ClusterState {
             placement: replica.clone(),
         };
         self.set_replica(replica.id, replica.generation, phase);
+        self.trim_standbys(replica);
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tramontane_model::ids::{CoordinatorId, DeviceRef, Fence, Generation, ReplicaId, WorkerId};
 use tramontane_model::members::WorkerInfo;
 use tramontane_model::placement::{PlacementError, Replica};
+use tramontane_model::standby::{Share, Standby};
 
 use super::footprint::{CapacityError, FootprintError};
 use super::state::{CoordinatorEntry, ModelEntry};
@@ -71,6 +72,13 @@ pub enum Command {
         /// The placement, with its id and new generation.
         replica: Replica,
         /// The placement map that it was planned on.
+        expected_version: u64,
+    },
+    /// These devices are to keep copies of weights, and no others. It changes no placement and no generation.
+    StandBy {
+        /// All standbys, in the order of their devices.
+        standbys: Vec<Standby>,
+        /// The placement map that they were chosen for.
         expected_version: u64,
     },
     /// Every device of the placement is ready.
@@ -236,6 +244,27 @@ pub enum Refusal {
         device: DeviceRef,
         /// The replica that has it.
         replica: ReplicaId,
+    },
+    /// Standbys that are not in order, or keep nothing.
+    #[error(
+        "standbys must be listed in the order of their devices, each device once and with a copy to keep"
+    )]
+    StandbyOrder,
+    /// A copy of what the model does not have.
+    #[error("device {device} is to keep a copy of {share}, which the model does not have")]
+    ForeignShare {
+        /// The device.
+        device: DeviceRef,
+        /// The copy.
+        share: Share,
+    },
+    /// A copy of what the device holds anyway.
+    #[error("device {device} is to keep a copy of {share}, some of which it holds already")]
+    HeldTwice {
+        /// The device.
+        device: DeviceRef,
+        /// The copy.
+        share: Share,
     },
     /// The placement breaks PL-1.
     #[error(transparent)]

@@ -195,7 +195,7 @@ impl DeviceUsage {
     }
 }
 
-/// What a placement asks of each device that takes part, standbys included. Saturates instead of overflowing.
+/// What a placement asks of each device that takes part. Saturates instead of overflowing.
 pub fn usage(footprint: &ModelFootprint, replica: &Replica) -> BTreeMap<DeviceRef, DeviceUsage> {
     #[cfg(feature = "deliberate-bugs")]
     let footprint = &without_scratch(footprint);
@@ -219,13 +219,12 @@ pub fn usage(footprint: &ModelFootprint, replica: &Replica) -> BTreeMap<DeviceRe
             .fold(0u64, |sum, layer| sum.saturating_add(layer.expert_bytes));
         let mut helpers = std::collections::BTreeSet::new();
         for group in &stage.groups {
-            for holder in &group.holders {
-                let device = devices.entry(holder.clone()).or_default();
-                device.add_weights(one_expert.saturating_mul(u64::from(group.experts.len())));
-                if *holder != stage.owner && helpers.insert(holder) {
-                    let scratch = footprint.scratch.holder_bytes;
-                    device.scratch_bytes = device.scratch_bytes.saturating_add(scratch);
-                }
+            let holder = &group.holder;
+            let device = devices.entry(holder.clone()).or_default();
+            device.add_weights(one_expert.saturating_mul(u64::from(group.experts.len())));
+            if *holder != stage.owner && helpers.insert(holder) {
+                let scratch = footprint.scratch.holder_bytes;
+                device.scratch_bytes = device.scratch_bytes.saturating_add(scratch);
             }
         }
     }

@@ -10,6 +10,8 @@ pub const MAX_PARTS: usize = 1024;
 pub const MAX_WORKERS: usize = 512;
 /// Most replicas of a model.
 pub const MAX_REPLICAS: usize = 64;
+/// Most copies of shares of a model that all standbys together keep.
+pub const MAX_SHARES: usize = 4096;
 /// Most proposers remembered for deduplication; the one applied longest ago is forgotten first.
 pub const MAX_PROPOSERS: usize = 64;
 

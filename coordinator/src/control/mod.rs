@@ -12,4 +12,5 @@ pub mod footprint;
 pub mod limits;
 pub mod needs;
 pub mod planner;
+pub mod standby;
 pub mod state;

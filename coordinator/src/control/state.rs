@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tramontane_model::ids::{CoordinatorId, DeviceIndex, DeviceRef, Fence, Generation, ReplicaId, WorkerId};
 use tramontane_model::members::{DeviceInfo, WorkerInfo};
 use tramontane_model::placement::Replica;
+use tramontane_model::standby::Standby;
 
 use super::footprint::ModelFootprint;
 
@@ -215,7 +216,7 @@ pub struct ProposerEntry {
 pub struct ClusterState {
     /// Proposals applied so far, whatever came of them.
     pub commands: u64,
-    /// Grows with every change of [`Self::replicas`] and of a worker's standing.
+    /// Grows with every change of [`Self::replicas`], of [`Self::standbys`] and of a worker's standing.
     pub version: u64,
     /// The id that the next replica gets, less 1.
     pub replicas_named: u64,
@@ -230,6 +231,9 @@ pub struct ClusterState {
     pub workers: BTreeMap<WorkerId, WorkerEntry>,
     /// Replicas by id.
     pub replicas: BTreeMap<ReplicaId, ReplicaEntry>,
+    /// Devices that keep copies of weights beside what they compute with, in the order of devices; each keeps some.
+    #[serde(default)]
+    pub standbys: Vec<Standby>,
     /// Last sequence of each proposer.
     pub proposers: BTreeMap<u64, ProposerEntry>,
 }

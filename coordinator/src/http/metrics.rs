@@ -28,7 +28,10 @@ const BLOCKS_TOTAL: &str = "tramontane_kv_blocks_total";
 const WORKERS: &str = "tramontane_workers";
 const DRAINING: &str = "tramontane_workers_draining";
 const HELD: &str = "tramontane_device_held_bytes";
+const PLANNED: &str = "tramontane_device_planned_bytes";
+const STANDBY: &str = "tramontane_standby_bytes";
 const GENERATION: &str = "tramontane_replica_generation";
+const WORST_LOSS: &str = "tramontane_replica_worst_loss_bytes";
 
 pub(super) fn routes() -> Routes {
     Routes::new().get("/metrics", show)
@@ -43,7 +46,17 @@ pub(super) fn describe() {
     describe_gauge!(WORKERS, "Workers that are members");
     describe_gauge!(DRAINING, "Workers that drain or have drained and are still there");
     describe_gauge!(HELD, "Bytes allocated on a device");
+    describe_gauge!(PLANNED, "Bytes that the planner counts for a device");
+    describe_gauge!(
+        STANDBY,
+        "Bytes of copies of weights that a device keeps for others"
+    );
     describe_gauge!(GENERATION, "Last generation of a replica");
+    describe_gauge!(
+        WORST_LOSS,
+        "Bytes of weights that a replica would have to read after the loss of the worker whose loss costs the most; 0 if \
+         none would have to be, or if it does not serve"
+    );
 }
 
 async fn show(State(api): State<Arc<Api>>) -> impl IntoResponse {
@@ -77,6 +90,10 @@ struct Node {
 struct Device {
     index: u32,
     held_bytes: u64,
+    #[serde(default)]
+    planned_bytes: u64,
+    #[serde(default)]
+    standby_bytes: u64,
 }
 
 #[derive(Deserialize)]
@@ -84,6 +101,12 @@ struct Replica {
     id: u64,
     generation: u64,
     load: Option<Load>,
+    worst_loss: Option<Loss>,
+}
+
+#[derive(Deserialize)]
+struct Loss {
+    read_bytes: u64,
 }
 
 #[derive(Deserialize, Default)]
@@ -134,13 +157,17 @@ impl Cluster {
             for device in &node.devices {
                 let labels = [("worker", node.id.clone()), ("device", device.index.to_string())];
                 gauge!(HELD, &labels).set(device.held_bytes as f64);
+                gauge!(PLANNED, &labels).set(device.planned_bytes as f64);
+                gauge!(STANDBY, &labels).set(device.standby_bytes as f64);
             }
         }
         for replica in self.replicas {
             let labels = [("replica", replica.id.to_string())];
             // A replica that does not serve runs nothing.
             let load = replica.load.unwrap_or_default();
+            let worst = replica.worst_loss.map_or(0, |loss| loss.read_bytes);
             gauge!(GENERATION, &labels).set(replica.generation as f64);
+            gauge!(WORST_LOSS, &labels).set(worst as f64);
             show_load(&labels, &load);
         }
     }

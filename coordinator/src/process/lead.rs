@@ -229,6 +229,7 @@ impl Lead {
                 self.sessions.remove(&session);
                 Event::Ended { session, worker }
             }
+            SessionEvent::Gone { worker, incarnation } => Event::Gone { worker, incarnation },
         };
         self.take(event).await;
     }

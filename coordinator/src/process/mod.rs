@@ -156,6 +156,7 @@ pub async fn run(
         model: served.entry.clone(),
         replicas: config.placement.replicas,
         wishes: config.placement.into(),
+        standbys: config.placement.standbys,
         steps: config.steps,
         settle_ms: config.placement.settle_ms,
         leases: config.leases,
@@ -178,6 +179,7 @@ pub async fn run(
         join_token: config.join_token.clone(),
         fingerprint: served.entry.fingerprint,
         directory,
+        identity: identity.clone(),
     };
     let services = server(Traffic::Control)
         .add_service(MembershipService::server(door, desk))

@@ -55,6 +55,13 @@ pub enum SessionEvent {
         /// Which worker.
         worker: WorkerId,
     },
+    /// After the end of its session, nobody listens any more where a worker did.
+    Gone {
+        /// Which worker.
+        worker: WorkerId,
+        /// Which start of it.
+        incarnation: u64,
+    },
 }
 
 /// What else is asked of the leader.

@@ -15,9 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use tramontane_model::ids::WorkerId;
 use tramontane_model::members::WorkerInfo;
-use tramontane_proto::net::Peer;
+use tramontane_proto::net::{Identity, Peer, is_refused};
 use tramontane_proto::v1::membership_server::{Membership, MembershipServer};
 use tramontane_proto::{Joining, WorkerUpdate, v1 as pb};
 
@@ -29,6 +28,11 @@ use crate::control::limits::MAX_WORKERS;
 const MAX_SESSIONS: usize = MAX_WORKERS + 64;
 /// Longest wait for a worker's first message, and for the answer to it.
 const JOIN_DEADLINE: Duration = Duration::from_secs(5);
+/// When it is looked whether a worker whose session is over is gone, in milliseconds after that: a process that is killed
+/// closes one socket after the other. All within the heartbeat that it is waited for at least.
+const LOOKS_MS: [u64; 4] = [0, 10, 30, 80];
+/// Longest wait for the answer of one look.
+const LOOK_DEADLINE: Duration = Duration::from_millis(100);
 /// Longest message of a worker, in bytes: above a worker with as many devices, and texts as long, as may be.
 const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
@@ -41,6 +45,8 @@ pub struct Door {
     pub fingerprint: [u8; 32],
     /// Where the members are.
     pub directory: Directory,
+    /// Who this coordinator is on the wire.
+    pub identity: Identity,
 }
 
 /// The service.
@@ -143,7 +149,7 @@ impl Membership for MembershipService {
         let info = self.door.check(&peer, first).inspect_err(|refusal| {
             tracing::warn!(?peer, "a worker was refused: {}", refusal.message());
         })?;
-        let worker = info.worker.clone();
+        let worker = info.clone();
         let id = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed));
         let (session, heard) = Session::new(id);
         self.let_in(info, session.clone()).await?;
@@ -151,6 +157,7 @@ impl Membership for MembershipService {
             worker,
             session,
             desk: self.desk.clone(),
+            identity: self.door.identity.clone(),
             _permit: permit,
         };
         tokio::spawn(reader.run(messages));
@@ -160,9 +167,10 @@ impl Membership for MembershipService {
 
 /// Passes a worker's reports on until either side ends the session.
 struct Reader {
-    worker: WorkerId,
+    worker: WorkerInfo,
     session: Session,
     desk: Desk,
+    identity: Identity,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -172,16 +180,36 @@ impl Reader {
             why = self.read(&mut messages) => why,
             () = self.session.over() => "it was ended".to_owned(),
         };
-        tracing::info!(worker = %self.worker, "a worker's session ended: {why}");
-        let (session, worker) = (self.session.id(), self.worker.clone());
-        if self
-            .desk
-            .tell(SessionEvent::Ended { session, worker })
-            .await
-            .is_err()
-        {
-            tracing::debug!(worker = %self.worker, "the end of a session was not told: its lease runs out");
+        let (session, worker) = (self.session.id(), self.worker.worker.clone());
+        tracing::info!(%worker, "a worker's session ended: {why}");
+        let ended = SessionEvent::Ended {
+            session,
+            worker: worker.clone(),
+        };
+        let told = self.desk.tell(ended).await.is_ok();
+        if !told || (self.is_gone().await && !self.tell_gone().await) {
+            tracing::debug!(%worker, "the end of a session was not told: its lease runs out");
         }
+    }
+
+    /// Whether nobody listens any more where the worker did.
+    async fn is_gone(&self) -> bool {
+        let mut waited = 0;
+        for at in LOOKS_MS {
+            tokio::time::sleep(Duration::from_millis(at - waited)).await;
+            waited = at;
+            if is_refused(&self.worker.address, &self.identity, LOOK_DEADLINE).await {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn tell_gone(&self) -> bool {
+        let (worker, incarnation) = (self.worker.worker.clone(), self.worker.incarnation);
+        tracing::info!(%worker, address = self.worker.address, "nobody listens where the worker did: it is gone");
+        let gone = SessionEvent::Gone { worker, incarnation };
+        self.desk.tell(gone).await.is_ok()
     }
 
     async fn read(&self, messages: &mut Streaming<pb::WorkerMessage>) -> String {
@@ -206,7 +234,7 @@ impl Reader {
             };
             let reported = SessionEvent::Reported {
                 session: self.session.id(),
-                worker: self.worker.clone(),
+                worker: self.worker.worker.clone(),
                 report,
             };
             if let Err(error) = self.desk.tell(reported).await {

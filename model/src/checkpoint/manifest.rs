@@ -164,10 +164,8 @@ impl Manifest {
                 files.insert(name, sum_of_file(&bytes, &|_| {}));
             }
         }
-        let tensors = checkpoint.views().map(|view| {
-            let sum = Sum::of(view.bytes(), &|_| {});
-            (view.name().to_owned(), sum)
-        });
+        let tensors = keyed(checkpoint).into_iter();
+        let tensors = tensors.map(|(key, view)| (key, Sum::of(view.bytes(), &|_| {})));
         Ok(Self {
             version: 1,
             files,
@@ -222,13 +220,11 @@ impl Manifest {
 
     fn differences(&self, checkpoint: &Checkpoint) -> Faults {
         let mut faults = Faults::default();
-        let stored: BTreeSet<&str> = checkpoint.views().map(|view| view.name()).collect();
-        for name in stored.iter().filter(|name| !self.tensors.contains_key(**name)) {
-            faults.push(Fault::NoSum {
-                name: (*name).to_owned(),
-            });
+        let stored: BTreeSet<String> = keyed(checkpoint).into_iter().map(|(key, _)| key).collect();
+        for name in stored.iter().filter(|name| !self.tensors.contains_key(*name)) {
+            faults.push(Fault::NoSum { name: name.clone() });
         }
-        let gone = self.tensors.keys().filter(|name| !stored.contains(name.as_str()));
+        let gone = self.tensors.keys().filter(|name| !stored.contains(*name));
         for name in gone {
             faults.push(Fault::NoTensor { name: name.clone() });
         }
@@ -251,7 +247,7 @@ impl Manifest {
 
     fn changed_tensors(&self, checkpoint: &Checkpoint, file: &str, faults: &mut Faults) {
         for view in checkpoint.views().filter(|view| view.file() == file) {
-            if let Some(expected) = self.tensors.get(view.name())
+            if let Some(expected) = self.sum(&view)
                 && Sum::of(view.bytes(), &|_| {}) != *expected
             {
                 faults.push(Fault::TensorSum {
@@ -262,10 +258,15 @@ impl Manifest {
         }
     }
 
+    fn sum(&self, view: &TensorView<'_>) -> Option<&Sum> {
+        let whole = self.tensors.get(view.name());
+        whole.or_else(|| self.tensors.get(&part_key(view)))
+    }
+
     /// Checks the stored bytes of a tensor, all of them in this view.
     pub(super) fn check_tensor(&self, view: &TensorView<'_>) -> Result<(), Fault> {
         let name = || view.name().to_owned();
-        match self.tensors.get(view.name()) {
+        match self.sum(view) {
             None => Err(Fault::NoSum { name: name() }),
             Some(expected) if Sum::of(view.bytes(), &|_| {}) == *expected => Ok(()),
             Some(_) => Err(Fault::TensorSum {
@@ -274,6 +275,24 @@ impl Manifest {
             }),
         }
     }
+}
+
+/// Every tensor with what its sum is noted under: its name in the files, and where several are cut from one, each one's
+/// place in the file beside it.
+fn keyed(checkpoint: &Checkpoint) -> Vec<(String, TensorView<'_>)> {
+    let mut count: BTreeMap<&str, usize> = BTreeMap::new();
+    for view in checkpoint.views() {
+        *count.entry(view.name()).or_default() += 1;
+    }
+    let key = |view: &TensorView<'_>| match count.get(view.name()) {
+        Some(1) | None => view.name().to_owned(),
+        Some(_) => part_key(view),
+    };
+    checkpoint.views().map(|view| (key(&view), view)).collect()
+}
+
+fn part_key(view: &TensorView<'_>) -> String {
+    format!("{}@{}", view.name(), view.offset())
 }
 
 fn into_result(checkpoint: &Checkpoint, faults: Faults) -> Result<(), CheckpointError> {

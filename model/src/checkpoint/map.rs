@@ -5,10 +5,10 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
-use memmap2::{Advice, Mmap};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 /// A whole file, mapped read-only.
 #[derive(Debug)]
@@ -35,6 +35,36 @@ impl FileMap {
             tracing::debug!(%error, "the system takes no hint on how a weight file is read");
         }
     }
+
+    /// Brings the pages of some bytes in, from storage if need be, and waits for them. Only a matter of time: a system that
+    /// cannot is slower.
+    pub(super) fn bring_in(&self, range: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        if let Err(error) = self
+            .0
+            .advise_range(Advice::PopulateRead, range.start, range.len())
+        {
+            tracing::debug!(%error, "the system does not read a weight file ahead");
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
+    }
+
+    /// Says that some bytes are not needed soon, so that their pages do not count as this process's memory.
+    pub(super) fn let_go(&self, range: Range<usize>) {
+        if let Err(error) = let_go(&self.0, range) {
+            tracing::debug!(%error, "the system keeps pages of a weight file");
+        }
+    }
+}
+
+#[allow(
+    unsafe_code,
+    reason = "the same advice is unsafe for memory that others write"
+)]
+fn let_go(map: &Mmap, range: Range<usize>) -> io::Result<()> {
+    // SAFETY: the map is shared and read-only, so what is dropped is read from the file again when it is looked at.
+    unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) }
 }
 
 #[allow(

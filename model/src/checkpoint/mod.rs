@@ -22,6 +22,7 @@ mod view;
 mod weight;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use error::{BadValue, CheckpointError, Fault, Faults, MAX_FAULTS, NoSuchRows};
@@ -194,6 +195,24 @@ impl Checkpoint {
             let dir = self.dir.clone();
             CheckpointError::Faults { dir, faults }
         })
+    }
+
+    /// Brings some bytes of a tensor in from storage, and waits for them.
+    pub fn bring_in(&self, view: &TensorView<'_>, range: Range<usize>) {
+        if let Some(file) = self.files.iter().find(|file| file.name == view.file()) {
+            let start = usize::try_from(view.offset()).unwrap_or(usize::MAX);
+            let at = |place: usize| start.saturating_add(place).min(file.map.len());
+            file.map.bring_in(at(range.start)..at(range.end));
+        }
+    }
+
+    /// Says that the bytes of a view are not needed soon.
+    pub fn let_go(&self, view: &TensorView<'_>) {
+        if let Some(file) = self.files.iter().find(|file| file.name == view.file()) {
+            let start = usize::try_from(view.offset()).unwrap_or(usize::MAX);
+            let end = start.saturating_add(view.bytes().len()).min(file.map.len());
+            file.map.let_go(start.min(end)..end);
+        }
     }
 
     /// Bytes of all weight files.

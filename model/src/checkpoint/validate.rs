@@ -115,6 +115,7 @@ impl Checkpoint {
 
 /// The tensor whose format a tensor must have as well, an earlier one: gate and up are read together, and devices keep a
 /// layer's experts in records of one layout.
+#[expect(clippy::wildcard_enum_match_arm, reason = "all others stand for themselves")]
 fn agrees_with(id: TensorId) -> Option<TensorId> {
     match id {
         TensorId::Layer { layer, tensor } => {

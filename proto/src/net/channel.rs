@@ -75,6 +75,18 @@ pub async fn connect_http(address: &str, identity: &Identity) -> Result<Connecti
     })
 }
 
+/// Whether nobody listens at `address` (`host:port`): its host is there and refuses. Not so where no answer comes within
+/// `limit`, or where an identity may not connect. Nothing is sent to whoever does listen.
+pub async fn is_refused(address: &str, identity: &Identity, limit: Duration) -> bool {
+    if tls_to(address, identity, b"").is_err() {
+        return false;
+    }
+    match tokio::time::timeout(limit, TcpStream::connect(address)).await {
+        Ok(Err(error)) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+        Ok(Ok(_)) | Err(_) => false,
+    }
+}
+
 /// How TLS to `address` is made under an identity; nothing on loopback without one.
 fn tls_to(
     address: &str,

@@ -11,7 +11,7 @@ mod stream;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-pub use channel::{Traffic, channel, connect_http, server};
+pub use channel::{Traffic, channel, connect_http, is_refused, server};
 pub use identity::{Identity, TlsFiles};
 pub use listener::Listener;
 pub use stream::{Connection, Peer};

@@ -9,10 +9,11 @@ use tramontane_model::ids::{
     WorkerId,
 };
 use tramontane_model::members::{
-    DeviceInfo, DeviceReport, DeviceState, SchedulerLoad, WorkerInfo, WorkerReport,
+    DeviceInfo, DeviceReport, DeviceState, SchedulerLoad, StandbyReport, WorkerInfo, WorkerReport,
 };
 use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
+use tramontane_model::standby::Share;
 use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch, StepBounds, StepResult, Unsampled};
 use tramontane_proto::{
     Directive, Ended, ExpertResults, ExpertWork, GenerateSubmission, GenerateUpdate, Joining, LinkMessage,
@@ -32,14 +33,14 @@ fn device(name: &str) -> DeviceRef {
 }
 
 fn replica() -> Replica {
-    let group = |start, end, holders: &[&str]| ExpertGroup {
+    let group = |start, end, holder: &str| ExpertGroup {
         experts: ExpertRange::new(start, end).expect("not empty"),
-        holders: holders.iter().map(|name| device(name)).collect(),
+        holder: device(holder),
     };
     let stage = Stage {
         layers: LayerRange::new(0, 6).expect("not empty"),
         owner: device("w1"),
-        groups: vec![group(0, 8, &["w1"]), group(8, 16, &["w2", "w3"])],
+        groups: vec![group(0, 8, "w1"), group(8, 16, "w2")],
     };
     let kv = KvShape {
         block_tokens: 16,
@@ -115,6 +116,10 @@ fn membership_is_kept() {
             index: DeviceIndex(index),
             held_bytes: 17,
             state,
+            standby: StandbyReport {
+                loaded_bytes: 3,
+                total_bytes: 4,
+            },
         })
         .collect();
     let load = SchedulerLoad {
@@ -130,6 +135,18 @@ fn membership_is_kept() {
         leaving: true,
     });
     assert!(there_and_back::<_, pb::WorkerMessage>(report.clone()) == Ok(report));
+}
+
+/// Copies of a stage and of experts alone; the third device keeps none.
+fn copies() -> BTreeMap<DeviceIndex, Vec<Share>> {
+    let layers = LayerRange::new(3, 6).expect("not empty");
+    let experts = ExpertRange::new(8, 16);
+    let share = |owned, experts| Share::new(layers, owned, experts).expect("not empty");
+    BTreeMap::from([
+        (DeviceIndex(0), vec![share(true, None), share(true, experts)]),
+        (DeviceIndex(1), vec![share(false, experts)]),
+        (DeviceIndex(2), vec![]),
+    ])
 }
 
 #[test]
@@ -148,6 +165,7 @@ fn directives_are_kept() {
             peers,
         },
         Directive::Release(FENCE),
+        Directive::StandBy(copies()),
         Directive::Leave { refused: None },
         Directive::Leave {
             refused: Some("7 bytes are missing".to_owned()),
@@ -372,13 +390,49 @@ fn what_does_not_convert_names_its_field() {
     empty.stages[0].layers = Some(pb::IndexRange { start: 4, end: 4 });
     assert_eq!(refused(empty), "field stage.layers is not valid: 4..4 is empty");
     let mut unheld = good();
-    unheld.stages[0].groups[0].holders.clear();
-    assert!(refused(unheld).contains("group.holders"));
+    unheld.stages[0].groups[0].holder = None;
+    assert!(refused(unheld).contains("group.holder"));
     let mut many = good();
     many.stages = vec![many.stages[0].clone(); 1025];
     assert_eq!(
         refused(many),
         "field replica.stages has 1025 stages, at most 1024 are allowed"
+    );
+
+    let share = |wire: pb::Share| Share::try_from(wire).expect_err("refused").to_string();
+    let range = |start, end| Some(pb::IndexRange { start, end });
+    let whole = pb::Share {
+        layers: range(1, 2),
+        owned: true,
+        experts: range(0, 4),
+    };
+    assert_eq!(
+        share(pb::Share {
+            layers: None,
+            ..whole
+        }),
+        "field share.layers is missing"
+    );
+    let experts = range(4, 4);
+    assert!(share(pb::Share { experts, ..whole }).contains("share.experts is not valid: 4..4 is empty"));
+    let nothing = pb::Share {
+        owned: false,
+        experts: None,
+        ..whole
+    };
+    assert!(share(nothing).contains("neither their owner's part nor experts"));
+    let crowded = pb::CoordinatorMessage {
+        body: Some(pb::coordinator_message::Body::StandBy(pb::StandBy {
+            devices: vec![pb::DeviceCopies {
+                device: 0,
+                shares: vec![whole; 4097],
+            }],
+        })),
+    };
+    let error = Directive::try_from(crowded).expect_err("refused").to_string();
+    assert_eq!(
+        error,
+        "field stand_by.shares has 4097 shares, at most 4096 are allowed"
     );
 
     let chunk = |change: fn(&mut pb::SequenceChunk)| {

@@ -124,7 +124,7 @@ fn shown(silences: &mut [Duration]) -> String {
     )
 }
 
-async fn measure(workers: usize) {
+async fn measure(workers: usize, standbys: bool) {
     let rounds = std::env::var("ROUNDS")
         .ok()
         .and_then(|text| text.parse().ok())
@@ -132,7 +132,12 @@ async fn measure(workers: usize) {
     let plan = Plan::new(workers)
         .coordinators(3)
         .shape(2, 1)
-        .set("placement.replicas = 1");
+        .set("placement.replicas = 1")
+        .set(&format!("placement.standbys = {standbys}"));
+    let plan = match std::env::var("BENCH_LOGS") {
+        Ok(_) => plan.logged("info,tramontane_coordinator::process=debug"),
+        Err(_) => plan,
+    };
     let mut cluster = Cluster::start(plan).await;
     let client = cluster.client(1);
     // A leader gives nobody up within its first lease, which is not what is measured.
@@ -143,7 +148,10 @@ async fn measure(workers: usize) {
         // With no more workers than stages, one that is back is used when somebody asks for it.
         let replica = until("two stages", READY_WITHIN, async || {
             let status = cluster.status().await?;
-            let replica = status.serving()?;
+            let replica = match standbys {
+                true => status.stood_by_for()?.0,
+                false => status.serving()?,
+            };
             if replica.stages.len() < 2 {
                 client.post("/cluster/replan", "").await?;
             }
@@ -160,6 +168,11 @@ async fn measure(workers: usize) {
             shown(&mut found.clone())
         );
         by_place.entry(at).or_default().extend(found);
+        if let Ok(dir) = std::env::var("BENCH_LOGS") {
+            for (name, log) in cluster.logs() {
+                std::fs::write(format!("{dir}/{workers}-{round}-{name}.log"), log).expect("writes");
+            }
+        }
         cluster.start_worker(victim);
     }
     println!("{workers} workers, 2 stages:");
@@ -173,11 +186,11 @@ async fn measure(workers: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures: make bench-failover"]
 async fn bench_silence_of_streams_when_a_worker_with_a_standby_is_lost() {
-    measure(3).await;
+    measure(3, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures: make bench-failover"]
 async fn bench_silence_of_streams_when_a_worker_without_a_standby_is_lost() {
-    measure(2).await;
+    measure(2, false).await;
 }

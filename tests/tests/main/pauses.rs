@@ -229,10 +229,10 @@ async fn a_worker_that_is_stopped_past_its_lease_is_done_without_and_changes_not
 
     cluster.resume_worker(number);
     cluster
-        .until_status("a standby that holds nothing", READY_WITHIN, |status| {
+        .until_status("a standby that computes nothing", READY_WITHIN, |status| {
             let node = status.node(&name).ok_or("it is not listed")?;
-            let holds = node.devices.iter().any(|device| device.state != "idle");
-            need(node.state == "joined" && node.standby && !holds, || {
+            let computes = node.devices.iter().any(|device| device.state != "idle");
+            need(node.state == "joined" && node.standby && !computes, || {
                 format!("{node:?}")
             })
         })

@@ -2,10 +2,11 @@
 //! shares the batch, and however the prompt is cut.
 
 use tramontane_tests::client::Client;
-use tramontane_tests::cluster::Cluster;
+use tramontane_tests::cluster::{Cluster, READY_WITHIN};
 use tramontane_tests::config::{Plan, ROOMY};
 use tramontane_tests::fixtures::{Golden, golden};
 use tramontane_tests::status::Replica;
+use tramontane_tests::wait::need;
 
 use crate::golden::{Output, assert_equal, check_against_records, complete, complete_all};
 
@@ -62,6 +63,22 @@ async fn check_alone(client: &Client, records: &[Golden], expected: &[Output], s
     }
 }
 
+/// Waits until every device holds what the planner counts for it, within 3 %.
+async fn check_bytes(cluster: &Cluster) {
+    let what = "devices that hold what is planned";
+    cluster
+        .until_status(what, READY_WITHIN, |status| {
+            for device in status.nodes.iter().flat_map(|node| &node.devices) {
+                let (held, planned) = (device.held_bytes, device.planned_bytes);
+                need(planned > 0 && held.abs_diff(planned) * 100 <= planned * 3, || {
+                    format!("{device:?}")
+                })?;
+            }
+            Ok(())
+        })
+        .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_placement_gives_the_recorded_answers_and_the_same_bits() {
     let records = golden();
@@ -82,6 +99,7 @@ async fn every_placement_gives_the_recorded_answers_and_the_same_bits() {
         let mut cluster = Cluster::start(plan).await;
         let placed = cluster.until_placed(what, right).await;
         println!("{what}: layers {:?}", placed.layers());
+        check_bytes(&cluster).await;
         let outputs = complete_all(&cluster.client(1), &records).await;
         cluster.check_alive();
         check_against_records(&records, &outputs);

@@ -10,7 +10,7 @@ use tramontane_model::step::{StepBatch, StepResult};
 
 use super::DeviceError;
 use super::exchange::{Answer, ExpertLinks, ExpertRequest};
-use crate::weights::DeviceSlices;
+use crate::weights::{Copies, DeviceSlices};
 
 /// What a device is to hold and whom it works with.
 #[derive(Clone)]
@@ -72,6 +72,8 @@ pub(super) enum Control {
     },
     /// Free what is held for this replica, up to this generation.
     Release(Fence),
+    /// Keep these copies for others, in place of those of before.
+    Keep(Copies),
     /// End the thread.
     Stop,
 }

@@ -23,6 +23,7 @@ use super::fencing::serving;
 use super::inbox::{CONTROL_PLACES, EXPERT_PLACES, STEP_PLACES};
 use super::shared::{Shared, place, try_place};
 use crate::ops::DeviceInfo;
+use crate::weights::Copies;
 
 /// A device of this worker. Clones reach the same device. It ends when it is told to, or with the last handle; handles
 /// inside the links of an assignment keep devices alive, so a worker that ends tells each of its devices.
@@ -134,6 +135,7 @@ impl DeviceHandle {
             index: shared.index,
             held_bytes: shared.held_bytes.load(Ordering::Relaxed),
             state,
+            standby: *shared.copies(),
         }
     }
 
@@ -178,6 +180,16 @@ impl DeviceHandle {
             self.owner.shared.order.fetch_add(1, Ordering::Relaxed);
         }
         self.put_control(Control::Release(fence), place)
+    }
+
+    /// Tells the device what to keep copies of, beside what it computes with and in place of the copies of before. They
+    /// are loaded when it has nothing else to do; how far they are shows in [`DeviceHandle::report`].
+    pub fn keep_copies(&self, copies: Copies) -> Result<(), DeviceError> {
+        if self.owner.shared.target().stopping {
+            return Err(DeviceError::Stopped);
+        }
+        let place = self.control_place()?;
+        self.put_control(Control::Keep(copies), place)
     }
 
     /// Waits until the device is ready for this placement, or has failed for it.

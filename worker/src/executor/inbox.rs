@@ -34,6 +34,8 @@ pub(super) enum Next {
     Control(Control),
     Experts(ExpertRequest),
     Step(StepCommand),
+    /// Nothing came in time.
+    Nothing,
 }
 
 /// The receiving side, owned by the device thread.
@@ -57,24 +59,33 @@ impl Inbox {
         }
     }
 
-    /// What to do next; waits if there is nothing. Others' requests come before own steps: somebody waits for them in
-    /// the middle of a step. `None` when every handle is gone.
-    pub(super) fn next(&mut self) -> Option<Next> {
+    /// What to do next; waits if there is nothing, but no longer than until `limit`. Others' requests come before own
+    /// steps: somebody waits for them in the middle of a step.
+    pub(super) fn next(&mut self, limit: Option<Instant>) -> Next {
         loop {
             self.drain();
             // Nothing runs that they could answer.
             self.answers.clear();
             if let Some(command) = self.controls.pop_front() {
-                return Some(Next::Control(command.control));
+                return Next::Control(command.control);
             }
             if let Some(request) = self.experts.pop_front() {
-                return Some(Next::Experts(request));
+                return Next::Experts(request);
             }
             if let Some(step) = self.steps.pop_front() {
-                return Some(Next::Step(step));
+                return Next::Step(step);
             }
-            let command = self.receiver.recv().ok()?;
-            self.sort(command);
+            let received = match limit {
+                None => self.receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(limit) => self
+                    .receiver
+                    .recv_timeout(limit.saturating_duration_since(Instant::now())),
+            };
+            match received {
+                Ok(command) => self.sort(command),
+                Err(RecvTimeoutError::Timeout) => return Next::Nothing,
+                Err(RecvTimeoutError::Disconnected) => return Next::Control(Control::Stop),
+            }
         }
     }
 

@@ -11,6 +11,8 @@ mod attention;
 mod buffers;
 mod busy;
 mod command;
+mod copies;
+mod copying;
 mod decoding;
 mod error;
 mod exchange;

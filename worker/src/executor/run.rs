@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tramontane_model::footprint::StepCapacity;
-use tramontane_model::ids::{Fence, SequenceId};
+use tramontane_model::ids::{Fence, Generation, ReplicaId, SequenceId};
 use tramontane_model::rope::RotaryTable;
 use tramontane_model::step::{MAX_STEP_SEQUENCES, StepBatch};
 use tramontane_proto::{ExpertResults, ExpertWork};
@@ -18,11 +18,17 @@ use super::plan::{self, StepPlan};
 use super::{DeviceError, ExpertExchange, StageInput, StageOutput, decoding};
 use crate::ops::{Backend, DeviceInfo, ExpertScratch, KvCache, OpError, ReadRange};
 use crate::weights::{
-    DeviceSlices, ExpertSlice, LoadWatch, ModelFiles, StageSlice, WeightError, WeightStore,
+    DeviceSlices, ExpertSlice, LoadWatch, ModelFiles, StageSlice, WeightError, WeightSlice, WeightStore,
 };
 
 /// Most sequences whose sampling parameters a last stage keeps.
 pub(super) const MAX_OPEN_SEQUENCES: usize = 64 * MAX_STEP_SEQUENCES;
+
+/// The placement of rehearsals: no replica has this id.
+const NOBODY: Fence = Fence {
+    replica: ReplicaId(0),
+    generation: Generation(0),
+};
 
 /// What an executor is made with.
 #[derive(Clone, Copy, Debug)]
@@ -87,11 +93,15 @@ impl<D: Backend> Device<'_, D> {
 /// A device's weights, cache and buffers, and the steps that run on them.
 #[derive(Debug)]
 pub struct Executor<D: Backend> {
-    backend: D,
-    model: Arc<ModelFiles>,
+    pub(super) backend: D,
+    pub(super) model: Arc<ModelFiles>,
     options: ExecutorOptions,
     rotary: RotaryTable,
-    weights: WeightStore<D::Buffer>,
+    pub(super) weights: WeightStore<D::Buffer>,
+    /// What of the weights the placement asks for.
+    pub(super) computes: Vec<WeightSlice>,
+    /// What of the weights is kept for others beside that.
+    pub(super) copies: Vec<WeightSlice>,
     placed: Option<Placed<D::Buffer>>,
     /// Whether the device was found to decode the model's formats as it must.
     decodes: bool,
@@ -107,6 +117,8 @@ impl<D: Backend> Executor<D> {
             options,
             rotary,
             weights: WeightStore::default(),
+            computes: Vec::new(),
+            copies: Vec::new(),
             placed: None,
             decodes: false,
         }
@@ -134,7 +146,8 @@ impl<D: Backend> Executor<D> {
         self.backend.held_bytes()
     }
 
-    /// Holds these slices, in place of what is held. Weights in both stay on the device; cache and buffers are new.
+    /// Holds these slices, in place of what is held. Weights in both stay on the device, and copies where there is room
+    /// for them; cache and buffers are new.
     ///
     /// After an error the device holds no placement; what was loaded stays for the next attempt.
     pub fn load(
@@ -144,9 +157,10 @@ impl<D: Backend> Executor<D> {
         watch: &LoadWatch<'_>,
     ) -> Result<(), DeviceError> {
         self.placed = None;
-        self.weights.retain(&slices.weights());
+        self.computes = slices.weights();
         let planned = slices.planned_bytes(&self.model.spec, &self.model.bytes);
         let memory = self.backend.info().memory_bytes;
+        self.fit_copies(memory.saturating_sub(planned));
         if planned > memory {
             return Err(WeightError::TooLarge { planned, memory }.into());
         }
@@ -216,10 +230,17 @@ impl<D: Backend> Executor<D> {
         })
     }
 
-    /// Frees everything.
+    /// Allocates cache and buffers for a placement that is nobody's.
+    pub(super) fn place_alone(&mut self, slices: &DeviceSlices) -> Result<(), OpError> {
+        self.placed = Some(self.place(NOBODY, slices)?);
+        Ok(())
+    }
+
+    /// Frees everything but copies.
     pub fn release(&mut self) {
         self.placed = None;
-        self.weights.retain(&[]);
+        self.computes.clear();
+        self.retain();
     }
 
     /// Runs a step through the stage that the device owns.
@@ -324,7 +345,7 @@ impl<D: Backend> Device<'_, D> {
             step: batch.step,
             problem,
         };
-        // A last stage may hold the embedding as its head.
+        // The embedding may be held as a last stage's head, or for another device, too.
         let table = self.weights.embedding().filter(|_| stage.slice.first);
         match (input, table) {
             (StageInput::Embed, Some(table)) => {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant as TokioInstant, timeout_at};
 use tramontane_model::ids::DeviceIndex;
+use tramontane_model::members::StandbyReport;
 
 use super::DeviceError;
 use super::busy::Busy;
@@ -45,6 +46,7 @@ pub(super) struct Shared {
     pub(super) places: Places,
     pub(super) progress: LoadProgress,
     pub(super) held_bytes: AtomicU64,
+    copies: Mutex<StandbyReport>,
     /// The latest order that makes an assignment void; what the thread loads for an earlier one is given up.
     pub(super) order: AtomicU64,
     /// What the thread is at.
@@ -68,11 +70,17 @@ impl Shared {
             places: Places::default(),
             progress: LoadProgress::default(),
             held_bytes: AtomicU64::new(0),
+            copies: Mutex::default(),
             order: AtomicU64::new(0),
             busy: Busy::default(),
             timeout,
             target: Mutex::default(),
         }
+    }
+
+    /// How far the device's copies are.
+    pub(super) fn copies(&self) -> MutexGuard<'_, StandbyReport> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn target(&self) -> MutexGuard<'_, Target> {

@@ -17,6 +17,7 @@ use tramontane_model::members::{DeviceState, MAX_REASON_BYTES};
 use tramontane_proto::ExpertResults;
 
 use super::command::{Assignment, Command, Control, StageOutput, StepCommand};
+use super::copying::Copying;
 use super::exchange::{ExpertLinks, ExpertRequest};
 use super::fencing::{covers, serving};
 use super::handle::DeviceHandle;
@@ -79,6 +80,7 @@ impl DeviceHandle {
                 executor: Some(executor),
                 links: None,
                 next_ticket: 0,
+                copying: Copying::default(),
             }
             .run(Inbox::new(receiver));
             // Here everything on the device is free: waiting for the end of the state is waiting for this.
@@ -99,27 +101,30 @@ impl DeviceOptions {
     }
 }
 
-struct DeviceThread<'a, B: Backend, F> {
-    options: DeviceOptions,
+pub(super) struct DeviceThread<'a, B: Backend, F> {
+    pub(super) options: DeviceOptions,
     open: F,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     sender: SyncSender<Command>,
-    state: &'a watch::Sender<DeviceState>,
+    pub(super) state: &'a watch::Sender<DeviceState>,
     /// None after a failure, until the next assignment.
-    executor: Option<Executor<B>>,
+    pub(super) executor: Option<Executor<B>>,
     links: Option<Arc<dyn ExpertLinks>>,
     next_ticket: u64,
+    pub(super) copying: Copying,
 }
 
 impl<B: Backend, F: FnMut() -> Result<B, OpError>> DeviceThread<'_, B, F> {
     fn run(mut self, mut inbox: Inbox) {
-        while let Some(next) = inbox.next() {
-            match next {
+        loop {
+            match inbox.next(self.next_copy_at()) {
                 Next::Control(Control::Stop) => break,
                 Next::Control(Control::Assign { assignment, order }) => self.assign(assignment, order),
                 Next::Control(Control::Release(fence)) => self.release(fence),
+                Next::Control(Control::Keep(slices)) => self.keep(slices),
                 Next::Experts(request) => self.experts(request),
                 Next::Step(step) => self.step(step, &mut inbox),
+                Next::Nothing => self.copy(),
             }
             self.note_held_bytes();
         }
@@ -144,13 +149,16 @@ impl<B: Backend, F: FnMut() -> Result<B, OpError>> DeviceThread<'_, B, F> {
             total_bytes: 0,
         });
         self.links = None;
+        let started = Instant::now();
         let loaded = guarded(|| {
             let executor = match &mut self.executor {
                 Some(executor) => executor,
                 slot => {
                     let backend = (self.open)()?;
                     let model = Arc::clone(&self.options.model);
-                    slot.insert(Executor::new(backend, model, self.options.executor()))
+                    let opened = slot.insert(Executor::new(backend, model, self.options.executor()));
+                    opened.keep_copies(&self.copying.wanted.weights);
+                    opened
                 }
             };
             let cancelled = || self.shared.order.load(Ordering::Relaxed) != order;
@@ -161,10 +169,12 @@ impl<B: Backend, F: FnMut() -> Result<B, OpError>> DeviceThread<'_, B, F> {
             executor.load(fence, &slices, &watch)?;
             executor.warm_up()
         });
+        self.note_copies();
         match loaded {
             Ok(()) => {
                 self.links = Some(links);
                 self.set(DeviceState::Ready { fence });
+                tracing::info!(device = %self.options.index, %fence, took = ?started.elapsed(), "ready");
             }
             // Whoever cancelled has told the device what to do next.
             Err(DeviceError::LoadCancelled { .. }) => self.set(DeviceState::Idle),
@@ -184,6 +194,7 @@ impl<B: Backend, F: FnMut() -> Result<B, OpError>> DeviceThread<'_, B, F> {
             }
             Ok(())
         });
+        self.note_copies();
         match released {
             Ok(()) => self.set(DeviceState::Idle),
             Err(error) => self.fail(fence, &error),
@@ -263,7 +274,7 @@ impl<B: Backend, F: FnMut() -> Result<B, OpError>> DeviceThread<'_, B, F> {
         }
     }
 
-    fn fail(&mut self, fence: Fence, error: &DeviceError) {
+    pub(super) fn fail(&mut self, fence: Fence, error: &DeviceError) {
         tracing::error!(device = %self.options.index, %fence, %error, "the device has failed");
         self.links = None;
         // What failed to load leaves nothing behind, and a failed device is opened anew.
@@ -278,6 +289,7 @@ impl<B: Backend, F: FnMut() -> Result<B, OpError>> DeviceThread<'_, B, F> {
             self.executor = None;
         }
         self.note_held_bytes();
+        self.note_copies();
         let mut reason = error.to_string();
         reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
         self.set(DeviceState::Failed { fence, reason });
@@ -294,7 +306,7 @@ impl<B: Backend, F: FnMut() -> Result<B, OpError>> DeviceThread<'_, B, F> {
 }
 
 /// Runs what may panic; a panic becomes an error with its message.
-fn guarded<T>(work: impl FnOnce() -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, DeviceError>) -> Result<T, DeviceError> {
     // Whatever a panic left half-done is dropped with the executor.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         Err(DeviceError::Panicked {

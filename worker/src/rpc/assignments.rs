@@ -11,10 +11,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
-use tramontane_model::ids::{DeviceRef, Fence, ReplicaId, WorkerId};
+use tramontane_model::ids::{DeviceIndex, DeviceRef, Fence, ReplicaId, WorkerId};
 use tramontane_model::members::SchedulerLoad;
 use tramontane_model::placement::{PlacementError, Replica};
 use tramontane_model::spec::ModelSpec;
+use tramontane_model::standby::Share;
 use tramontane_proto::Directive;
 use tramontane_proto::net::{Identity, NetError, Traffic, channel};
 
@@ -24,7 +25,7 @@ use super::pipeline::{Downstream, HeadEnds};
 use super::stage::{LinkEnds, STEP_DEADLINE, StageRunner};
 use crate::executor::{Assignment, DeviceError, DeviceHandle, LocalLinks};
 use crate::scheduler::{CacheKey, SchedulerConfig};
-use crate::weights::DeviceSlices;
+use crate::weights::{Copies, DeviceSlices};
 
 /// Longest wait for the tasks of an old placement to end.
 const END_DEADLINE: Duration = Duration::from_secs(5);
@@ -131,6 +132,7 @@ impl Assignments {
                 Directive::Welcome { .. } => {}
                 Directive::Assign { replica, peers } => self.assign(&mut running, replica, &peers).await,
                 Directive::Release(fence) => self.release(&mut running, fence).await,
+                Directive::StandBy(copies) => self.stand_by(&copies),
                 Directive::Leave { refused } => {
                     self.leave.send_replace(Some(refused.map_or(Ok(()), Err)));
                 }
@@ -181,6 +183,17 @@ impl Assignments {
         for device in &self.devices {
             if let Err(error) = device.release(fence) {
                 tracing::warn!(%fence, device = %device.index(), %error, "release refused");
+            }
+        }
+    }
+
+    fn stand_by(&self, copies: &BTreeMap<DeviceIndex, Vec<Share>>) {
+        for device in &self.devices {
+            let shares = copies.get(&device.index()).map_or(&[][..], Vec::as_slice);
+            let told: Vec<String> = shares.iter().map(ToString::to_string).collect();
+            tracing::info!(device = %device.index(), copies = ?told, "stands by");
+            if let Err(error) = device.keep_copies(Copies::of(shares, &self.spec)) {
+                tracing::warn!(device = %device.index(), %error, "copies refused");
             }
         }
     }

@@ -6,6 +6,7 @@ pub mod assignments;
 pub mod expert;
 pub mod head;
 pub mod link;
+pub mod loading;
 mod pipeline;
 mod sequences;
 pub mod serving;

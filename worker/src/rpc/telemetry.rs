@@ -52,6 +52,18 @@ pub(crate) fn describe() {
         "Tokens sampled for requests; at the head"
     );
     describe_counter!(
+        "tramontane_weights_read_bytes_total",
+        "Bytes of weights brought from the checkpoint to a device, for a placement or for a standby's copies"
+    );
+    describe_gauge!(
+        "tramontane_standby_bytes",
+        "Bytes of copies of weights that a device keeps for others"
+    );
+    describe_counter!(
+        "tramontane_standby_failures_total",
+        "Copies of weights that could not be loaded"
+    );
+    describe_counter!(
         "tramontane_fenced_messages_total",
         "Messages of another generation, and submissions of an older attempt, that were dropped"
     );

@@ -11,10 +11,11 @@ use tramontane_model::placement::ExpertRange;
 use tramontane_model::spec::AttentionSpec;
 use tramontane_model::tensors::{FfnMatrix, HalfSplit, LayerTensor, Shape, TensorId};
 
+use super::ahead::Ahead;
 use super::store::{
     FeedForward, GroupedAttention, Head, LatentAttention, LayerAttention, LayerFeedForward, OwnerLayer,
 };
-use super::{LoadWatch, MirrorError, ModelFiles, WeightError};
+use super::{LoadProgress, LoadWatch, MirrorError, ModelFiles, WeightError};
 use crate::ops::{
     Backend, BankPart, ExpertBank, ExpertLayout, Matrix, MatrixPart, OpError, PART_ALIGN, Scales, Vector,
     WeightFormat, split_rows,
@@ -31,6 +32,7 @@ pub(super) struct Loader<'a, D> {
     backend: &'a mut D,
     model: &'a ModelFiles,
     watch: &'a LoadWatch<'a>,
+    ahead: Option<&'a Ahead<'a>>,
 }
 
 fn device_error(tensor: TensorId) -> impl Fn(OpError) -> WeightError {
@@ -49,12 +51,26 @@ fn dims(shape: Shape) -> (u32, u32) {
 }
 
 impl<'a, D: Backend> Loader<'a, D> {
-    pub(super) fn new(backend: &'a mut D, model: &'a ModelFiles, watch: &'a LoadWatch<'a>) -> Self {
+    pub(super) fn new(
+        backend: &'a mut D,
+        model: &'a ModelFiles,
+        watch: &'a LoadWatch<'a>,
+        ahead: Option<&'a Ahead<'a>>,
+    ) -> Self {
         Self {
             backend,
             model,
             watch,
+            ahead,
         }
+    }
+
+    pub(super) fn model(&self) -> &'a ModelFiles {
+        self.model
+    }
+
+    pub(super) fn progress(&self) -> &'a LoadProgress {
+        self.watch.progress
     }
 
     pub(super) fn embedding(&mut self) -> Result<Matrix<D::Buffer>, WeightError> {
@@ -252,7 +268,10 @@ impl<'a, D: Backend> Loader<'a, D> {
                 let fetched = mirror.need(view.file(), view.offset(), view.bytes().len() as u64, &go_on);
                 fetched.map_err(|error| match error {
                     MirrorError::Cancelled => WeightError::Cancelled,
-                    other => problem(other.to_string()),
+                    other @ (MirrorError::Net(_)
+                    | MirrorError::Sources { .. }
+                    | MirrorError::Folder { .. }
+                    | MirrorError::Write { .. }) => problem(other.to_string()),
                 })?;
             }
             let summed = self.model.checkpoint.check_sum(&view);
@@ -294,6 +313,7 @@ impl<'a, D: Backend> Loader<'a, D> {
             let chunk = view.rows(start..end)?;
             check(&chunk)?;
             self.put(id, chunk.bytes(), buffer, offset + u64::from(start) * row_bytes)?;
+            self.model.checkpoint.let_go(&chunk);
             start = end;
         }
         Ok(())
@@ -342,6 +362,9 @@ impl<'a, D: Backend> Loader<'a, D> {
             self.backend.write(buffer, end, &last).map_err(device_error(id))?;
         }
         self.watch.progress.add(bytes.len() as u64);
+        if let Some(ahead) = self.ahead {
+            ahead.took(bytes.len() as u64);
+        }
         Ok(())
     }
 

@@ -3,6 +3,8 @@
 //! Only what is placed on the device is read. No ops run here, and nothing is decoded: weights stay as stored, but for
 //! multipliers, which are widened to f32, and divisors, which become multipliers.
 
+mod ahead;
+mod copies;
 mod error;
 mod load;
 pub mod mirror;
@@ -18,6 +20,7 @@ use tramontane_model::checkpoint::{Checkpoint, CheckpointError};
 use tramontane_model::spec::ModelSpec;
 use tramontane_model::tensors::{ModelBytes, WeightFormat};
 
+pub use copies::Copies;
 pub use error::WeightError;
 pub use mirror::{Mirror, MirrorError};
 pub use progress::{LoadProgress, LoadWatch};

@@ -1,6 +1,6 @@
 //! What one device holds of a placed replica.
 //!
-//! Pure: a function of the placement and the device's name. Standbys hold what they stand by for.
+//! Pure: a function of the placement and the device's name.
 
 use tramontane_model::footprint::{
     ExpertScratchBytes, HeadScratch, HolderScratch, OwnerScratch, StepCapacity, kv_layer_bytes,
@@ -124,7 +124,7 @@ impl DeviceSlices {
                 continue;
             };
             for (group, held) in (0_u32..).zip(&stage.groups) {
-                if held.holders.contains(device) {
+                if held.holder == *device {
                     slices.experts.push(ExpertSlice {
                         stage: index,
                         group,
@@ -201,7 +201,7 @@ fn routes(stage: &Stage, owner: &DeviceRef) -> Vec<GroupRoute> {
         .iter()
         .map(|group| GroupRoute {
             experts: group.experts,
-            remote: Some(group.active()).filter(|active| *active != owner).cloned(),
+            remote: Some(&group.holder).filter(|holder| *holder != owner).cloned(),
         })
         .collect()
 }
@@ -227,10 +227,10 @@ mod tests {
         }
     }
 
-    fn group(start: u32, end: u32, holders: &[&str]) -> ExpertGroup {
+    fn group(start: u32, end: u32, holder: &str) -> ExpertGroup {
         ExpertGroup {
             experts: ExpertRange::new(start, end).expect("a range"),
-            holders: holders.iter().map(|name| device(name)).collect(),
+            holder: device(holder),
         }
     }
 
@@ -242,14 +242,14 @@ mod tests {
         }
     }
 
-    /// Two stages; "b" owns the second and holds half of the first one's experts, "s" stands by for the rest.
+    /// Two stages; "b" owns the second and holds half of the first one's experts.
     fn replica() -> Replica {
         Replica {
             id: ReplicaId(1),
             generation: Generation(1),
             stages: vec![
-                stage(0, 3, "a", vec![group(0, 8, &["a", "s"]), group(8, 16, &["b"])]),
-                stage(3, 6, "b", vec![group(0, 16, &["b"])]),
+                stage(0, 3, "a", vec![group(0, 8, "a"), group(8, 16, "b")]),
+                stage(3, 6, "b", vec![group(0, 16, "b")]),
             ],
             kv: KvShape {
                 block_tokens: 16,
@@ -286,23 +286,19 @@ mod tests {
             [(0, 1), (1, 0)]
         );
 
-        let standby = of("s").expect("s takes part");
-        assert_eq!(standby.stage, None);
-        assert_eq!(standby.experts.len(), 1);
         assert_eq!(of("nobody"), None);
     }
 
     #[test]
-    fn the_weights_of_all_devices_are_the_model_and_the_standby() {
+    fn the_weights_of_all_devices_are_the_model() {
         let spec = spec();
         let bytes = ModelBytes::usual(&spec);
-        let total: u64 = ["a", "b", "s"]
+        let total: u64 = ["a", "b"]
             .iter()
             .filter_map(|name| of(name))
             .map(|slices| slices.weight_bytes(&bytes))
             .sum();
-        let standby = 2 * 8 * bytes.layers[1].expert;
-        assert_eq!(total, bytes.total(spec.n_experts()) + standby);
+        assert_eq!(total, bytes.total(spec.n_experts()));
     }
 
     #[test]
@@ -322,7 +318,7 @@ mod tests {
             let slices = DeviceSlices::of(&whole, &device(name), &spec).expect("it takes part");
             assert_eq!(count(&slices), 1, "{name}");
         }
-        whole.stages = vec![stage(0, 6, "a", vec![group(0, 16, &["a"])])];
+        whole.stages = vec![stage(0, 6, "a", vec![group(0, 16, "a")])];
         let slices = DeviceSlices::of(&whole, &device("a"), &spec).expect("a takes part");
         assert_eq!(count(&slices), 1);
         assert_eq!(slices.weight_bytes(&bytes), bytes.total(spec.n_experts()));

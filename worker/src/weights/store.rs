@@ -3,9 +3,11 @@
 //! A slice is loaded and dropped as a whole; one that stays in the next assignment stays on the device.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use tramontane_model::placement::ExpertRange;
 
+use super::ahead::Ahead;
 use super::load::Loader;
 use super::{DeviceSlices, LoadWatch, ModelFiles, WeightError, WeightSlice};
 use crate::ops::{Backend, DeviceBuffer, ExpertBank, Matrix, Vector};
@@ -116,6 +118,11 @@ impl<B> Default for WeightStore<B> {
     }
 }
 
+/// Counts what was read of the checkpoint, and what for.
+fn count_read(purpose: &'static str, bytes: u64) {
+    metrics::counter!("tramontane_weights_read_bytes_total", "for" => purpose).increment(bytes);
+}
+
 impl<B: DeviceBuffer> WeightStore<B> {
     /// The embedding, `[vocab, dim]`, if it is held.
     pub fn embedding(&self) -> Option<&Matrix<B>> {
@@ -158,8 +165,8 @@ impl<B: DeviceBuffer> WeightStore<B> {
         }
     }
 
-    /// Drops what `slices` do not name and loads what is missing. After an error, what was loaded stays: the next
-    /// call goes on from there.
+    /// Loads what is missing of what `slices` name. After an error, what was loaded stays: the next call goes on from
+    /// there.
     pub fn load<D: Backend<Buffer = B>>(
         &mut self,
         backend: &mut D,
@@ -168,21 +175,65 @@ impl<B: DeviceBuffer> WeightStore<B> {
         watch: &LoadWatch<'_>,
     ) -> Result<(), WeightError> {
         let wanted = slices.weights();
-        self.retain(&wanted);
         watch.progress.reset(slices.weight_bytes(&model.bytes));
-        let mut loaded_bytes = 0;
-        let mut loader = Loader::new(backend, model, watch);
-        for slice in wanted {
-            if !self.holds(slice) {
-                self.add(&mut loader, slice)?;
-            }
-            loaded_bytes += slice.bytes(&model.bytes);
-            watch.progress.set(loaded_bytes);
+        let missing: Vec<WeightSlice> = wanted
+            .iter()
+            .copied()
+            .filter(|&slice| !self.holds(slice))
+            .collect();
+        let ahead = Ahead::new(model, &missing);
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            ahead.start(scope);
+            let mut loader = Loader::new(backend, model, watch, Some(&ahead));
+            let loaded = self.load_all(&mut loader, &wanted);
+            ahead.stop();
+            loaded
+        })?;
+        let read_bytes = missing.iter().map(|slice| slice.bytes(&model.bytes)).sum::<u64>();
+        if read_bytes > 0 {
+            let took = began.elapsed();
+            let bytes_per_second = (read_bytes as f64 / took.as_secs_f64().max(1e-9)) as u64;
+            tracing::info!(read_bytes, ?took, bytes_per_second, "weights are on the device");
         }
         Ok(())
     }
 
-    fn holds(&self, slice: WeightSlice) -> bool {
+    fn load_all<D: Backend<Buffer = B>>(
+        &mut self,
+        loader: &mut Loader<'_, D>,
+        wanted: &[WeightSlice],
+    ) -> Result<(), WeightError> {
+        let mut loaded_bytes = 0;
+        for &slice in wanted {
+            let bytes = slice.bytes(&loader.model().bytes);
+            if !self.holds(slice) {
+                self.add(loader, slice)?;
+                count_read("placement", bytes);
+            }
+            loaded_bytes += bytes;
+            loader.progress().set(loaded_bytes);
+        }
+        Ok(())
+    }
+
+    /// Loads one slice that no placement asks for, if it is not held.
+    pub fn load_copy<D: Backend<Buffer = B>>(
+        &mut self,
+        backend: &mut D,
+        model: &ModelFiles,
+        slice: WeightSlice,
+        watch: &LoadWatch<'_>,
+    ) -> Result<(), WeightError> {
+        if !self.holds(slice) {
+            self.add(&mut Loader::new(backend, model, watch, None), slice)?;
+            count_read("standby", slice.bytes(&model.bytes));
+        }
+        Ok(())
+    }
+
+    /// Whether a slice is held.
+    pub fn holds(&self, slice: WeightSlice) -> bool {
         match slice {
             WeightSlice::Embedding => self.embedding.is_some(),
             WeightSlice::Layer(layer) => self.layers.contains_key(&layer),

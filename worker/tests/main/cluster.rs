@@ -117,7 +117,7 @@ pub(crate) struct Cluster {
 pub(crate) type StagePlan<'a> = (u32, u32, &'a str, &'a [(u32, &'a str)]);
 
 /// `"w1/0"`, as in the status.
-fn device(name: &str) -> DeviceRef {
+pub(crate) fn device(name: &str) -> DeviceRef {
     let (worker, index) = name.split_once('/').expect("worker/device");
     let device = DeviceIndex(index.parse().expect("an index"));
     DeviceRef {
@@ -133,7 +133,7 @@ pub(crate) fn replica(generation: u64, stages: &[StagePlan<'_>]) -> Replica {
             let experts = ExpertRange::new(std::mem::replace(&mut first, *last), *last).expect("not empty");
             ExpertGroup {
                 experts,
-                holders: vec![device(holder)],
+                holder: device(holder),
             }
         });
         let groups = groups.collect();

@@ -241,7 +241,15 @@ fn values_that_no_weight_or_scale_can_have_are_refused_before_anything_is_served
     let (nan, infinite) = (f32_of(f32::NAN), f32_of(f32::INFINITY));
     let (zero, negative) = (f32_of(0.0), f32_of(-1.0));
     let (expert, dense) = ("layers.2.experts.5.w2", "layers.0.feed_forward.w1");
-    let cases: [(&str, &str, &str, usize, Vec<u8>, &str); 17] = [
+    type Case = (
+        &'static str,
+        &'static str,
+        &'static str,
+        usize,
+        Vec<u8>,
+        &'static str,
+    );
+    let cases: [Case; 17] = [
         ("micro-bf16", expert, "weight", 6, vec![0x80, 0x7f], NOT_FINITE),
         ("micro-bf16", "norm", "weight", 2, vec![0xc0, 0xff], NOT_FINITE),
         ("micro-fp8", expert, "weight", 77, vec![0xff], NOT_FINITE),

@@ -5,6 +5,7 @@ mod batch;
 mod choosing;
 mod cluster;
 mod constrained;
+mod copies;
 mod family;
 mod formats;
 mod golden;

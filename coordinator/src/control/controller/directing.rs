@@ -7,6 +7,7 @@ use tramontane_model::placement::Replica;
 use tramontane_proto::Directive;
 
 use super::members::{Member, Members};
+use super::standbys::copies_of;
 use super::turn::Turn;
 use crate::control::state::{ClusterState, Phase};
 
@@ -28,6 +29,7 @@ pub(super) fn direct(turn: &mut Turn<'_>, members: &mut Members) {
             }
         }
         // After the assignments: what a device is to hold next may keep some of what it holds.
+        member.stand_by(turn, copies_of(turn.state, worker));
         let told: Vec<(ReplicaId, Generation)> = member
             .assigned
             .iter()

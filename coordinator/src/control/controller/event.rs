@@ -113,6 +113,13 @@ pub enum Event {
         /// Which worker.
         worker: WorkerId,
     },
+    /// After the end of its session, nobody listens any more where a worker did.
+    Gone {
+        /// Which worker.
+        worker: WorkerId,
+        /// Which start of it.
+        incarnation: u64,
+    },
     /// A coordinator said what it is, this one included.
     CoordinatorSeen {
         /// Which coordinator.

@@ -6,8 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tramontane_model::ids::{Fence, Generation, ReplicaId, WorkerId};
+use tramontane_model::ids::{DeviceIndex, Fence, Generation, ReplicaId, WorkerId};
 use tramontane_model::members::{WorkerInfo, WorkerReport};
+use tramontane_model::standby::Share;
 use tramontane_model::time::Tick;
 use tramontane_proto::Directive;
 
@@ -55,6 +56,9 @@ pub(super) struct Member {
     pub(super) assigned: BTreeMap<ReplicaId, (Generation, Tick)>,
     /// What it was told to free last, and when.
     pub(super) released: BTreeMap<ReplicaId, (Generation, Tick)>,
+    /// What its devices were told to keep copies of.
+    copies: BTreeMap<DeviceIndex, Vec<Share>>,
+    copies_told: bool,
     /// What it was told last of its leaving.
     leave_told: Option<Option<String>>,
 }
@@ -162,6 +166,16 @@ impl Members {
             let soon = turn.now.after_ms(turn.heartbeat_ms().max(MIN_GRACE_MS));
             let earliest = self.since.after_ms(turn.lease_ms());
             lease.until = lease.until.min(soon.max(earliest));
+        }
+    }
+
+    /// A worker whose session is over listens no more: it is not waited for, but by a new leader.
+    pub(super) fn gone(&mut self, turn: &Turn<'_>, worker: &WorkerId, incarnation: u64) {
+        let earliest = self.since.after_ms(turn.lease_ms());
+        let lease = self.leases.get_mut(worker);
+        let lease = lease.filter(|lease| lease.incarnation == incarnation);
+        if let Some(lease) = lease.filter(|_| !self.admitted.contains_key(worker)) {
+            lease.until = lease.until.min(turn.now.max(earliest));
         }
     }
 
@@ -321,6 +335,8 @@ impl Members {
             report: None,
             assigned: BTreeMap::new(),
             released: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            copies_told: false,
             leave_told: None,
         };
         if let Some(older) = self.admitted.insert(info.worker, member) {
@@ -370,6 +386,20 @@ impl Member {
     pub(super) fn assign(&mut self, turn: &mut Turn<'_>, fence: Fence, directive: Directive) {
         self.assigned.insert(fence.replica, (fence.generation, turn.now));
         let session = self.session;
+        turn.effects.push(Effect::Direct { session, directive });
+    }
+
+    /// Tells the worker what its devices are to keep copies of, if it was told something else, or keeps some unasked.
+    pub(super) fn stand_by(&mut self, turn: &mut Turn<'_>, copies: BTreeMap<DeviceIndex, Vec<Share>>) {
+        let mut reported = self.report.iter().flat_map(|report| &report.devices);
+        let unasked = !self.copies_told && reported.any(|device| device.standby.total_bytes > 0);
+        if self.copies == copies && !unasked {
+            return;
+        }
+        self.copies.clone_from(&copies);
+        self.copies_told = true;
+        let session = self.session;
+        let directive = Directive::StandBy(copies);
         turn.effects.push(Effect::Direct { session, directive });
     }
 

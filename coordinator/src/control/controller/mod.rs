@@ -15,6 +15,7 @@ mod options;
 mod placing;
 mod plans;
 mod proposals;
+mod standbys;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -31,8 +32,8 @@ use tramontane_model::time::Tick;
 pub use event::{AskId, AskRefusal, Change, Effect, Event, ProposalResult, SessionId};
 pub use options::ControllerOptions;
 pub use view::{
-    DeviceView, GroupView, KvView, LoadView, MemberView, NodeView, Progress, ReplicaView, StageView,
-    StatusView,
+    DeviceView, GroupView, KvView, LoadView, LossView, MemberView, NodeView, Progress, ReplicaView,
+    StageView, StatusView,
 };
 
 use self::leader::Leader;
@@ -92,6 +93,7 @@ impl Controller {
             | Event::Joined { .. }
             | Event::Reported { .. }
             | Event::Ended { .. }
+            | Event::Gone { .. }
             | Event::Replan { .. }
             | Event::Change { .. }
             | Event::Proposed { .. }
@@ -117,6 +119,7 @@ impl Controller {
                 report,
             } => leader.members.reported(&turn, session, &worker, report),
             Event::Ended { session, worker } => leader.members.ended(&turn, session, &worker),
+            Event::Gone { worker, incarnation } => leader.members.gone(&turn, &worker, incarnation),
             Event::Replan { ask } => leader.ask(&mut turn, ask),
             Event::Change { ask, change } => leader.changes.ask(&mut turn, ask, change),
             Event::Proposed { sequence, result } => leader.proposed(&mut turn, sequence, &result),
@@ -181,6 +184,7 @@ fn refuse(leader: Option<CoordinatorId>, event: Event, effects: &mut Vec<Effect>
         | Event::StateChanged
         | Event::Reported { .. }
         | Event::Ended { .. }
+        | Event::Gone { .. }
         | Event::CoordinatorSeen { .. }
         | Event::Proposed { .. }
         | Event::Elapsed => {}

@@ -20,6 +20,8 @@ pub struct ControllerOptions {
     pub replicas: Option<u32>,
     /// What the planner is asked for.
     pub wishes: Wishes,
+    /// Whether spare memory is filled with copies of weights.
+    pub standbys: bool,
     /// Bounds of every replica's steps.
     pub steps: StepBounds,
     /// How long to wait for more workers before wishes are relaxed or the model is found not to fit, in milliseconds.

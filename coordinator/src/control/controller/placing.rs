@@ -3,7 +3,7 @@
 //! One placement at a time is proposed for the whole cluster, on devices that no other replica has: first replicas that
 //! broke, then those that are placed nowhere, then further ones, then those that lie on a worker that drains. Another that
 //! loads or serves is planned anew only because somebody asked; of those that load or serve no two move at once, so that
-//! the others serve meanwhile.
+//! the others serve meanwhile. When nothing of this is to be done, spare memory is filled with copies.
 
 use std::collections::BTreeSet;
 
@@ -17,6 +17,7 @@ use super::failures::Failures;
 use super::members::Members;
 use super::plans::{Plans, Verdict};
 use super::proposals::{Proposals, Purpose};
+use super::standbys::Chosen;
 use super::turn::Turn;
 use super::watching::watch;
 use crate::control::command::Command;
@@ -28,6 +29,8 @@ use crate::control::state::{Phase, ReplicaEntry};
 const MAX_ASKS: usize = 16;
 /// Longest wait for one, in milliseconds; less than whoever asks waits.
 const ASK_DEADLINE_MS: u64 = 4500;
+/// Why a replica is not placed yet although it would fit.
+const MORE_WAITED_FOR: &str = "more workers are waited for";
 /// Why a replica beyond the first is not placed although it would fit.
 const TOO_FEW: &str = "the devices that are left make fewer stages or expert groups than are wished";
 
@@ -53,6 +56,7 @@ pub(super) struct Placing {
     pub(super) plans: Plans,
     /// Why there are not as many replicas as are wanted, if there are not.
     short: Option<String>,
+    pub(super) chosen: Chosen,
 }
 
 /// What planning needs beside itself.
@@ -117,8 +121,12 @@ impl Placing {
             Looked::Whole => (None, false),
         };
         self.short.clone_from(&why);
+        let waits = why.as_deref() == Some(MORE_WAITED_FOR);
         if !proposed && !self.move_drained(turn, around) {
             self.plan_anew(turn, around, why);
+            if !waits {
+                self.stand_by(turn, around);
+            }
         }
     }
 
@@ -164,7 +172,7 @@ impl Placing {
                 } else if plan.falls_short && !only {
                     Looked::Not(TOO_FEW.to_owned())
                 } else {
-                    Looked::Not("more workers are waited for".to_owned())
+                    Looked::Not(MORE_WAITED_FOR.to_owned())
                 }
             }
             Verdict::NotYet => Looked::Not(NOT_YET.to_owned()),

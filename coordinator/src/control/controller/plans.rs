@@ -12,7 +12,7 @@ use crate::control::state::{ClusterState, Phase, ReplicaEntry, Standing};
 
 /// What a plan was made of, in short: as long as it is the same, so is the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Basis {
+pub(super) struct Basis {
     version: u64,
     epoch: u64,
     leaving: BTreeSet<WorkerId>,
@@ -90,7 +90,7 @@ impl Plans {
 }
 
 impl Basis {
-    fn now(turn: &Turn<'_>, around: &Around<'_>, failures: &Failures) -> Self {
+    pub(super) fn now(turn: &Turn<'_>, around: &Around<'_>, failures: &Failures) -> Self {
         Self {
             version: turn.state.version,
             epoch: around.members.epoch,
@@ -98,6 +98,16 @@ impl Basis {
             out: failures.left_out(turn.now, turn.state),
             paused: failures.paused(turn.now),
         }
+    }
+
+    /// Workers on which nothing is planned.
+    pub(super) fn leaving(&self) -> &BTreeSet<WorkerId> {
+        &self.leaving
+    }
+
+    /// Devices to do without, if that can be done.
+    pub(super) fn out(&self) -> &BTreeSet<DeviceRef> {
+        &self.out
     }
 }
 
@@ -119,6 +129,7 @@ fn judge(turn: &Turn<'_>, id: ReplicaId, basis: &Basis) -> Verdict {
             wishes: turn.options.wishes,
             steps: turn.options.steps,
             previous: entry.and_then(ReplicaEntry::placement),
+            standbys: &turn.state.standbys,
         })
     };
     // At best without devices that failed, and without what other replicas that broke are to be built of.
@@ -156,6 +167,13 @@ fn broken_elsewhere(state: &ClusterState, id: ReplicaId) -> BTreeSet<DeviceRef> 
 /// Devices that no other replica has.
 fn candidates(state: &ClusterState, id: ReplicaId, leaving: &BTreeSet<WorkerId>) -> Vec<Candidate> {
     let taken = state.taken_from(id);
+    let mut candidates = candidates_of(state, leaving);
+    candidates.retain(|candidate| !taken.contains_key(&candidate.device));
+    candidates
+}
+
+/// Devices that may be given something, whoever has them.
+pub(super) fn candidates_of(state: &ClusterState, leaving: &BTreeSet<WorkerId>) -> Vec<Candidate> {
     let fingerprint = state.model.as_ref().map(|model| model.fingerprint);
     let usable = state.workers.iter().filter(|(worker, entry)| {
         entry.standing == Standing::Joined
@@ -170,7 +188,6 @@ fn candidates(state: &ClusterState, id: ReplicaId, leaving: &BTreeSet<WorkerId>)
         })
     });
     devices
-        .filter(|(device, _)| !taken.contains_key(device))
         .map(|(device, info)| Candidate {
             memory_bytes: info.memory_bytes,
             max_binding_bytes: info.max_binding_bytes,

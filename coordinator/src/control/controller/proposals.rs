@@ -34,7 +34,8 @@ pub(super) enum Purpose {
     Drain(WorkerId),
     /// What an operator changes.
     Change(AskId),
-    /// A replica is placed, or said to be placed nowhere: one at a time, as each plan counts on what the last one left.
+    /// A replica is placed, or said to be placed nowhere, or standbys are chosen: one at a time, as each plan counts on what
+    /// the last one left.
     Placement,
     /// A placement serves, or a device of it failed.
     Replica(ReplicaId),

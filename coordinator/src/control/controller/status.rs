@@ -1,6 +1,7 @@
 //! The cluster as the leader sees it.
 
-use tramontane_model::members::{DeviceReport, DeviceState, SchedulerLoad};
+use tramontane_model::ids::DeviceRef;
+use tramontane_model::members::{DeviceReport, DeviceState, SchedulerLoad, StandbyReport};
 use tramontane_model::placement::{KvShape, Replica};
 
 use super::leader::Leader;
@@ -8,6 +9,8 @@ use super::view::{
     DeviceView, GroupView, KvView, LoadView, NodeView, Progress, ReplicaView, StageView, StatusView,
 };
 use super::{Controller, Role};
+use crate::control::footprint::usage;
+use crate::control::standby::shares_bytes;
 use crate::control::state::{ClusterState, Part, Phase, ReplicaEntry, Standing, WorkerEntry};
 
 impl Controller {
@@ -27,7 +30,7 @@ impl Controller {
             .replicas
             .values()
             .zip(state.replicas.keys())
-            .map(|(entry, id)| replica(leading, id.0, entry))
+            .map(|(entry, id)| replica(state, leading, id.0, entry))
             .collect();
         let serving = state.replicas.values().filter(|entry| entry.serving().is_some());
         let serving = u32::try_from(serving.count()).unwrap_or(u32::MAX);
@@ -87,12 +90,21 @@ fn worker(state: &ClusterState, leader: Option<&Leader>, entry: &WorkerEntry) ->
     let report = leader.and_then(|leader| leader.members.report(&info.worker));
     let device = |device: &tramontane_model::members::DeviceInfo| {
         let told = report.and_then(|report| report.devices.iter().find(|one| one.index == device.index));
+        let at = DeviceRef {
+            worker: info.worker.clone(),
+            device: device.index,
+        };
+        let standby = told.map_or_else(StandbyReport::default, |told| told.standby);
         DeviceView {
             index: device.index.0,
             adapter: device.adapter.clone(),
             memory_bytes: device.memory_bytes,
             held_bytes: told.map_or(0, |told| told.held_bytes),
+            planned_bytes: planned_bytes(state, &at),
             state: told.map_or_else(|| "unknown".to_owned(), device_state),
+            standby: state.copies(&at).iter().map(ToString::to_string).collect(),
+            standby_bytes: standby.loaded_bytes,
+            standby_total_bytes: standby.total_bytes,
         }
     };
     let used = state.replicas.values().any(|replica| replica.uses(&info.worker));
@@ -112,6 +124,17 @@ fn worker(state: &ClusterState, leader: Option<&Leader>, entry: &WorkerEntry) ->
         standby: entry.standing == Standing::Joined && !used,
         devices: info.devices.iter().map(device).collect(),
     }
+}
+
+/// What the planner counts for a device.
+fn planned_bytes(state: &ClusterState, device: &DeviceRef) -> u64 {
+    let Some(footprint) = state.model.as_ref().map(|model| &model.footprint) else {
+        return 0;
+    };
+    let live = state.replicas.values().filter_map(ReplicaEntry::live);
+    let of_replicas = live.filter_map(|placement| usage(footprint, placement).remove(device));
+    let placed = of_replicas.fold(0u64, |sum, used| sum.saturating_add(used.total_bytes()));
+    placed.saturating_add(shares_bytes(footprint, state.copies(device)))
 }
 
 fn device_state(report: &DeviceReport) -> String {
@@ -140,7 +163,7 @@ fn lost(leader: &Leader) -> impl Iterator<Item = NodeView> + '_ {
     })
 }
 
-fn replica(leader: Option<&Leader>, id: u64, entry: &ReplicaEntry) -> ReplicaView {
+fn replica(state: &ClusterState, leader: Option<&Leader>, id: u64, entry: &ReplicaEntry) -> ReplicaView {
     let placement = entry.placement();
     let (reason, loading) = match &entry.phase {
         Phase::Loading { placement } => (None, leader.map(|leader| leader.progress(placement))),
@@ -163,13 +186,16 @@ fn replica(leader: Option<&Leader>, id: u64, entry: &ReplicaEntry) -> ReplicaVie
             .zip(entry.live())
             .and_then(|(leader, live)| load(leader, live)),
         loading,
+        worst_loss: leader
+            .zip(entry.serving())
+            .and_then(|(leader, placement)| leader.worst_loss(state, placement)),
     }
 }
 
 fn stages(placement: &Replica) -> Vec<StageView> {
     let group = |group: &tramontane_model::placement::ExpertGroup| GroupView {
         experts: (group.experts.start(), group.experts.end()),
-        holders: group.holders.iter().map(ToString::to_string).collect(),
+        holder: group.holder.to_string(),
     };
     let stage = |stage: &tramontane_model::placement::Stage| StageView {
         layers: (stage.layers.start(), stage.layers.end()),

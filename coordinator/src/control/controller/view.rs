@@ -45,7 +45,7 @@ pub struct NodeView {
     /// `joined`, `draining`, `drained` (nothing lies on it any more), `silent` (no session), `left` (it drained first) or
     /// `lost`.
     pub state: &'static str,
-    /// Whether it is a worker that takes part in no placement.
+    /// Whether it is a worker that takes part in no placement: it may keep copies for others.
     pub standby: bool,
     /// A worker's devices.
     pub devices: Vec<DeviceView>,
@@ -78,8 +78,16 @@ pub struct DeviceView {
     pub memory_bytes: u64,
     /// Bytes that it holds.
     pub held_bytes: u64,
+    /// Bytes that the planner counts for what lies on it, its copies included.
+    pub planned_bytes: u64,
     /// What it does, for people.
     pub state: String,
+    /// What it stands by for, for people; each with its layers.
+    pub standby: Vec<String>,
+    /// Bytes of copies that it keeps for that.
+    pub standby_bytes: u64,
+    /// Bytes of copies that it will keep.
+    pub standby_total_bytes: u64,
 }
 
 /// A replica.
@@ -101,6 +109,17 @@ pub struct ReplicaView {
     pub load: Option<LoadView>,
     /// How far its devices are, while they load.
     pub loading: Option<Progress>,
+    /// The worker whose loss costs the most, while the replica serves and as far as the leader knows.
+    pub worst_loss: Option<LossView>,
+}
+
+/// What the loss of a worker would cost a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LossView {
+    /// The worker.
+    pub worker: String,
+    /// Bytes of weights that would have to be read before the replica serves again: those that no standby has.
+    pub read_bytes: u64,
 }
 
 /// A pipeline stage.
@@ -119,8 +138,8 @@ pub struct StageView {
 pub struct GroupView {
     /// First expert and one past the last.
     pub experts: (u32, u32),
-    /// `worker/device`; the first computes.
-    pub holders: Vec<String>,
+    /// `worker/device`.
+    pub holder: String,
 }
 
 /// A KV cache.

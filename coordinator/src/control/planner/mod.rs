@@ -9,14 +9,17 @@ mod devices;
 mod missing;
 mod movement;
 pub mod outlook;
+mod promote;
 mod search;
 mod shapes;
+pub mod standbys;
 #[cfg(test)]
 mod tests;
 mod tile;
 
 use tramontane_model::ids::{DeviceRef, Generation, ReplicaId};
 use tramontane_model::placement::Replica;
+use tramontane_model::standby::Standby;
 use tramontane_model::step::StepBounds;
 
 use super::footprint::ModelFootprint;
@@ -79,9 +82,11 @@ pub struct Request<'a> {
     pub steps: StepBounds,
     /// Where the replica was before: among equally good plans devices keep what they had.
     pub previous: Option<&'a Replica>,
+    /// Copies that devices keep: they take the places of devices that are gone, and count as what devices had.
+    pub standbys: &'a [Standby],
 }
 
-/// A placement that fits. Devices not in it are standbys.
+/// A placement that fits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// The placement.
@@ -108,6 +113,18 @@ pub struct Missing {
 /// Of the wished shapes, and then of those nearest to them, the first that fits is taken; for it the slowest stage is
 /// made as fast as can be, then the cache as large as fits. Choice and order of devices are exact for up to eight
 /// stages over eight devices without expert groups; beyond that some orders are tried and the best is taken.
+///
+/// Where devices of the previous placement are gone and others keep copies of all that they had, those take their places
+/// and nothing else moves, unless only another placement has the wished shape: it serves without anything being read.
 pub fn plan(request: &Request<'_>) -> Result<Plan, Missing> {
-    search::Search::new(*request).run()
+    let search = search::Search::new(*request);
+    let promoted = search.promoted();
+    if let Some(plan) = promoted.as_ref().filter(|plan| plan.wishes_met) {
+        return Ok(plan.clone());
+    }
+    match (search.run(), promoted) {
+        (Ok(found), Some(_)) if found.wishes_met => Ok(found),
+        (_, Some(promoted)) => Ok(promoted),
+        (found, None) => found,
+    }
 }

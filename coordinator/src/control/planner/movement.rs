@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tramontane_model::ids::DeviceRef;
 use tramontane_model::placement::{LayerRange, Replica, Stage};
+use tramontane_model::standby::Standby;
 
 use super::Candidate;
 use crate::control::footprint::ModelFootprint;
@@ -16,26 +17,35 @@ const MAX_ROUNDS: usize = 4;
 /// Experts of some layers.
 type Part = (LayerRange, (u32, u32));
 
-/// What devices hold of a placement.
+/// What devices hold: their places in a placement, and copies.
 #[derive(Debug)]
 pub(super) struct Held<'a> {
     footprint: &'a ModelFootprint,
-    owned: BTreeMap<&'a DeviceRef, LayerRange>,
+    owned: BTreeMap<&'a DeviceRef, Vec<LayerRange>>,
     experts: BTreeMap<&'a DeviceRef, Vec<Part>>,
 }
 
 impl<'a> Held<'a> {
-    /// What `previous` gave to devices.
-    pub(super) fn new(footprint: &'a ModelFootprint, previous: &'a Replica) -> Self {
-        let mut owned = BTreeMap::new();
+    /// What `previous` gave to devices, and what they keep copies of.
+    pub(super) fn new(
+        footprint: &'a ModelFootprint,
+        previous: Option<&'a Replica>,
+        standbys: &'a [Standby],
+    ) -> Self {
+        let mut owned: BTreeMap<_, Vec<LayerRange>> = BTreeMap::new();
         let mut experts: BTreeMap<_, Vec<Part>> = BTreeMap::new();
-        for stage in &previous.stages {
-            owned.insert(&stage.owner, stage.layers);
-            for group in &stage.groups {
-                for holder in &group.holders {
-                    let range = (group.experts.start(), group.experts.end());
-                    experts.entry(holder).or_default().push((stage.layers, range));
-                }
+        let places = previous.into_iter().flat_map(Replica::places);
+        let placed = places.map(|place| (place.device, place.share));
+        let copies = standbys
+            .iter()
+            .flat_map(|standby| standby.shares.iter().map(|&share| (&standby.device, share)));
+        for (device, share) in placed.chain(copies) {
+            if share.owned() {
+                owned.entry(device).or_default().push(share.layers());
+            }
+            if let Some(range) = share.experts() {
+                let part = (share.layers(), (range.start(), range.end()));
+                experts.entry(device).or_default().push(part);
             }
         }
         Self {
@@ -58,9 +68,8 @@ impl<'a> Held<'a> {
     /// Bytes that a device need not load if it takes this place of a stage.
     fn kept(&self, device: &DeviceRef, stage: &Stage, group: usize) -> u128 {
         let mut bytes = 0;
-        if group == 0
-            && let Some(&owned) = self.owned.get(device)
-        {
+        let owned = self.owned.get(device).filter(|_| group == 0);
+        for &owned in owned.map_or(&[][..], Vec::as_slice) {
             let owner_bytes = |layer: usize| self.footprint.layers[layer].owner_bytes;
             bytes += self.layer_bytes(owned, stage.layers, owner_bytes);
         }
@@ -162,7 +171,7 @@ fn device(replica: &Replica, (stage, group): Place) -> &DeviceRef {
     stage
         .groups
         .get(group)
-        .map_or(&stage.owner, |group| group.active())
+        .map_or(&stage.owner, |group| &group.holder)
 }
 
 fn put(replica: &mut Replica, (stage, group): Place, device: &DeviceRef) {
@@ -171,6 +180,6 @@ fn put(replica: &mut Replica, (stage, group): Place, device: &DeviceRef) {
         stage.owner = device.clone();
     }
     if let Some(group) = stage.groups.get_mut(group) {
-        group.holders = vec![device.clone()];
+        group.holder = device.clone();
     }
 }

@@ -7,10 +7,12 @@ use std::collections::BTreeSet;
 
 use tramontane_model::ids::{DeviceRef, Generation, ReplicaId, WorkerId};
 use tramontane_model::placement::Replica;
+use tramontane_model::standby::Standby;
 use tramontane_model::step::StepBounds;
 
 use super::demand::Demand;
 use super::movement::Held;
+use super::standbys::{Spare, fill};
 use super::{Candidate, Missing, Plan, Request, Wishes, plan};
 use crate::control::footprint::ModelFootprint;
 use crate::control::limits::MAX_REPLICAS;
@@ -22,6 +24,8 @@ pub struct Outlook {
     pub replicas: Vec<Plan>,
     /// Why there is no further one.
     pub missing: Option<Missing>,
+    /// Who would keep copies of what in the memory that is left.
+    pub standbys: Vec<Standby>,
     /// What becomes of them without each of the workers that hold something, in the workers' order.
     pub losses: Vec<Loss>,
 }
@@ -59,6 +63,8 @@ pub struct Cluster<'a> {
     pub steps: StepBounds,
     /// Replicas that are wanted; absent: as many as fit.
     pub replicas: Option<u32>,
+    /// Whether spare memory is filled with copies.
+    pub standbys: bool,
 }
 
 impl Cluster<'_> {
@@ -70,13 +76,30 @@ impl Cluster<'_> {
             .flat_map(|plan| plan.replica.devices())
             .map(|device| &device.worker)
             .collect();
-        let losses = workers.into_iter().map(|worker| self.loss(&replicas, worker));
+        let standbys = self.standbys(&replicas);
+        let losses = workers.into_iter();
+        let losses = losses.map(|worker| self.loss(&replicas, &standbys, worker));
         let losses = losses.collect();
         Outlook {
             replicas,
             missing,
+            standbys,
             losses,
         }
+    }
+
+    fn standbys(&self, replicas: &[Plan]) -> Vec<Standby> {
+        if !self.standbys {
+            return Vec::new();
+        }
+        let serving: Vec<&Replica> = replicas.iter().map(|plan| &plan.replica).collect();
+        fill(&Spare {
+            footprint: self.footprint,
+            replicas: &serving,
+            candidates: self.candidates,
+            left_out: &BTreeSet::new(),
+            present: &[],
+        })
     }
 
     /// As the controller does it: further replicas do not take fewer stages than are wished.
@@ -88,7 +111,7 @@ impl Cluster<'_> {
         while plans.len() < wanted {
             let id = ReplicaId(plans.len() as u64 + 1);
             let free = |device: &DeviceRef| !taken.contains(device);
-            match self.plan(id, Generation(1), &free, None) {
+            match self.plan(id, Generation(1), &free, None, &[]) {
                 Ok(plan) if plan.falls_short && !plans.is_empty() => break,
                 Ok(plan) => {
                     taken.extend(plan.replica.devices().into_iter().cloned());
@@ -100,7 +123,12 @@ impl Cluster<'_> {
         (plans, None)
     }
 
-    fn loss(&self, replicas: &[Plan], worker: &WorkerId) -> Loss {
+    fn loss(&self, replicas: &[Plan], standbys: &[Standby], worker: &WorkerId) -> Loss {
+        let standbys: Vec<Standby> = standbys
+            .iter()
+            .filter(|standby| standby.device.worker != *worker)
+            .cloned()
+            .collect();
         let touches = |plan: &&Plan| {
             let devices = plan.replica.devices();
             devices.into_iter().any(|device| device.worker == *worker)
@@ -114,10 +142,10 @@ impl Cluster<'_> {
         let broken = hit.into_iter().map(|Plan { replica, .. }| {
             let free = |device: &DeviceRef| device.worker != *worker && !taken.contains(device);
             let generation = Generation(replica.generation.0.saturating_add(1));
-            let outcome = self.plan(replica.id, generation, &free, Some(replica));
+            let outcome = self.plan(replica.id, generation, &free, Some(replica), &standbys);
             let outcome = outcome.map(|plan| {
                 taken.extend(plan.replica.devices().into_iter().cloned());
-                self.read_bytes(replica, &plan.replica)
+                self.read_bytes(replica, &standbys, &plan.replica)
             });
             Broken {
                 replica: replica.id,
@@ -133,19 +161,30 @@ impl Cluster<'_> {
     }
 
     /// Bytes of weights that the devices of `after` do not hold of `before`.
-    fn read_bytes(&self, before: &Replica, after: &Replica) -> u64 {
+    fn read_bytes(&self, before: &Replica, standbys: &[Standby], after: &Replica) -> u64 {
         let footprint = self.footprint;
         let whole = Demand { footprint }.weight_bytes();
-        let ends = |replica: &Replica| {
-            let owner =
-                |stage: Option<&tramontane_model::placement::Stage>| stage.map(|stage| stage.owner.clone());
-            (owner(replica.stages.first()), owner(replica.stages.last()))
+        let kept = Held::new(footprint, Some(before), standbys).kept_by(after);
+        let held = |device: &DeviceRef, layer: u32| {
+            let placed = before.places().map(|place| (place.device, place.share));
+            let copies = standbys.iter();
+            let copies = copies.flat_map(|one| one.shares.iter().map(|&share| (&one.device, share)));
+            let mut shares = placed.chain(copies);
+            shares.any(|(holder, share)| holder == device && share.owned() && share.layers().contains(layer))
         };
-        let ((first, last), (now_first, now_last)) = (ends(before), ends(after));
-        let mut kept = Held::new(footprint, before).kept_by(after);
-        let ends = footprint.end_bytes(first == now_first, last == now_last);
-        kept += u128::from(ends);
-        u64::try_from(whole.saturating_sub(kept)).unwrap_or(u64::MAX)
+        let ends = [
+            (after.stages.first(), 0, footprint.embedding_bytes),
+            (
+                after.stages.last(),
+                footprint.n_layers().saturating_sub(1),
+                footprint.head_bytes,
+            ),
+        ];
+        let ends = ends
+            .into_iter()
+            .filter(|(stage, layer, _)| stage.is_some_and(|stage| held(&stage.owner, *layer)));
+        let ends: u128 = ends.map(|(_, _, bytes)| u128::from(bytes)).sum();
+        u64::try_from(whole.saturating_sub(kept + ends)).unwrap_or(u64::MAX)
     }
 
     fn plan(
@@ -154,6 +193,7 @@ impl Cluster<'_> {
         generation: Generation,
         free: &dyn Fn(&DeviceRef) -> bool,
         previous: Option<&Replica>,
+        standbys: &[Standby],
     ) -> Result<Plan, Missing> {
         let candidates = self.candidates.iter().filter(|candidate| free(&candidate.device));
         let candidates: Vec<Candidate> = candidates.cloned().collect();
@@ -165,6 +205,7 @@ impl Cluster<'_> {
             wishes: self.wishes,
             steps: self.steps,
             previous,
+            standbys,
         })
     }
 }

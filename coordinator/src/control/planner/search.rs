@@ -6,6 +6,7 @@ use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange,
 use super::demand::{Demand, Limits, Sums};
 use super::devices::{Devices, Members};
 use super::movement::Held;
+use super::promote::promote;
 use super::shapes::{Bounds, Shape, shapes, wished};
 use super::tile::{Team, Tiler};
 use super::{Missing, Plan, Request};
@@ -74,16 +75,44 @@ impl<'a> Search<'a> {
                 continue;
             }
             if let Some(replica) = self.place(&devices, shape) {
-                let wished = wished(&self.request.wishes, bounds);
-                let plan = Plan {
-                    wishes_met: all_wished(&replica, wished, usize::eq),
-                    falls_short: !all_wished(&replica, wished, usize::ge),
-                    replica,
-                };
-                return Ok(plan);
+                return Ok(self.judged(replica));
             }
         }
         Err(self.missing(&devices))
+    }
+
+    /// What the standbys of devices that are gone make of the last placement, if they can take over all of theirs.
+    pub(super) fn promoted(&self) -> Option<Plan> {
+        let Request {
+            footprint,
+            generation,
+            standbys,
+            steps,
+            wishes,
+            ..
+        } = self.request;
+        let limits = self.limits();
+        let limits = |device: &DeviceRef| limits.get(device).copied();
+        let previous = self.request.previous?;
+        if (previous.steps, previous.kv.block_tokens) != (steps, wishes.kv_block_tokens) {
+            return None;
+        }
+        let replica = promote(footprint, previous, generation, standbys, limits)?;
+        Some(self.judged(replica))
+    }
+
+    fn judged(&self, replica: Replica) -> Plan {
+        let bounds = Bounds {
+            devices: self.request.candidates.len(),
+            layers: self.tiler.demand.layers(),
+            experts: self.footprint().n_experts as usize,
+        };
+        let wished = wished(&self.request.wishes, bounds);
+        Plan {
+            wishes_met: all_wished(&replica, wished, usize::eq),
+            falls_short: !all_wished(&replica, wished, usize::ge),
+            replica,
+        }
     }
 
     /// Whether so many of the largest devices have the room at all.
@@ -120,13 +149,12 @@ impl<'a> Search<'a> {
         let chosen = self.tiler.choose(&rooms, stages, self.least_tokens())?;
         let ordered: Vec<&Members> = chosen.order.iter().map(|&index| &teams[index]).collect();
         let fresh = self.build(devices, &ordered, chosen.time)?;
-        let Some(previous) = self.request.previous else {
-            return Some(fresh.replica);
-        };
-        let held = Held::new(self.footprint(), previous);
+        let previous = self.request.previous;
+        let held = Held::new(self.footprint(), previous, self.request.standbys);
         let mut best = fresh.replica;
         held.settle(&mut best, &devices.sorted);
-        if let Some(kept) = self.keep(devices, previous, (stages, groups), chosen.time)
+        if let Some(previous) = previous
+            && let Some(kept) = self.keep(devices, previous, (stages, groups), chosen.time)
             && is_as_good(&kept, chosen.time, best.kv.blocks)
             && held.kept_by(&kept.replica) > held.kept_by(&best)
         {
@@ -149,7 +177,7 @@ impl<'a> Search<'a> {
         let place = |device: Option<&DeviceRef>| device.and_then(|device| devices.position(device));
         let mut members: Vec<Vec<Option<usize>>> = Vec::new();
         for stage in &previous.stages {
-            let helpers = (1..groups).map(|group| place(stage.groups.get(group).map(|group| group.active())));
+            let helpers = (1..groups).map(|group| place(stage.groups.get(group).map(|group| &group.holder)));
             members.push(
                 std::iter::once(place(Some(&stage.owner)))
                     .chain(helpers)
@@ -236,7 +264,7 @@ impl<'a> Search<'a> {
             for (&share, &member) in fit.shares.iter().zip(members.iter()) {
                 groups.push(ExpertGroup {
                     experts: ExpertRange::new(next, next + share)?,
-                    holders: vec![device(member)],
+                    holder: device(member),
                 });
                 next += share;
             }
@@ -277,20 +305,22 @@ impl<'a> Search<'a> {
             footprint.first_moe_layer(),
         );
         replica.validate(shape.0, shape.1, shape.2).ok()?;
-        let limits: std::collections::BTreeMap<&DeviceRef, DeviceLimits> = self
-            .request
-            .candidates
-            .iter()
-            .map(|one| {
-                let limits = DeviceLimits {
-                    memory_bytes: one.memory_bytes,
-                    max_binding_bytes: one.max_binding_bytes,
-                };
-                (&one.device, limits)
-            })
-            .collect();
+        let limits = self.limits();
         verify(footprint, &replica, |device| limits.get(device).copied()).ok()?;
         Some(replica)
+    }
+
+    /// What the candidates have.
+    fn limits(&self) -> std::collections::BTreeMap<&'a DeviceRef, DeviceLimits> {
+        let candidates = self.request.candidates.iter();
+        let each = candidates.map(|candidate| {
+            let limits = DeviceLimits {
+                memory_bytes: candidate.memory_bytes,
+                max_binding_bytes: candidate.max_binding_bytes,
+            };
+            (&candidate.device, limits)
+        });
+        each.collect()
     }
 }
 

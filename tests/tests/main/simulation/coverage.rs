@@ -50,5 +50,7 @@ coverage! {
     preemptions: 5,
     prefix_hits: 100,
     workers_lost: 100,
+    /// Losses after which nobody had to read weights.
+    promotions: 10,
     events: 100_000,
 }

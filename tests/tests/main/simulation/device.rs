@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use tramontane_model::ids::{Fence, SequenceId};
-use tramontane_model::members::{DeviceReport, DeviceState};
+use tramontane_model::members::{DeviceReport, DeviceState, StandbyReport};
 use tramontane_model::placement::{KvShape, LayerRange, Replica};
 use tramontane_model::sampling::SampledToken;
 use tramontane_model::step::{StepLimits, StepResult};
@@ -52,6 +52,8 @@ pub(super) struct Device {
     pub(super) is_busy: bool,
     /// Grows with each order; what loads for an earlier one is given up.
     pub(super) order: u64,
+    /// Shares that it keeps copies of.
+    pub(super) copies: u64,
 }
 
 impl Device {
@@ -64,6 +66,7 @@ impl Device {
             running: None,
             is_busy: false,
             order: 0,
+            copies: 0,
         }
     }
 
@@ -126,6 +129,10 @@ impl Device {
             index: tramontane_model::ids::DeviceIndex(0),
             held_bytes: 1,
             state: self.state.clone(),
+            standby: StandbyReport {
+                loaded_bytes: self.copies,
+                total_bytes: self.copies,
+            },
         }
     }
 

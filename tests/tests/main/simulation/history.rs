@@ -10,7 +10,7 @@ use tramontane_coordinator::control::state::{ClusterState, ReplicaEntry};
 use tramontane_coordinator::raft::StateMachine;
 use tramontane_model::ids::{DeviceRef, Fence};
 
-use super::invariants::{Checked, Violation, pl1, pl2, pl3, pl4, rf1};
+use super::invariants::{Checked, Violation, copies, pl1, pl2, pl3, pl4, rf1};
 
 /// What the world knows of the log of its cluster.
 #[derive(Debug, Default)]
@@ -22,6 +22,8 @@ pub(super) struct History {
     /// Somebody asked to plan anew.
     pub(super) asked: bool,
     model: Option<ModelFootprint>,
+    /// Placements after a loss of which every device holds already what it computes with.
+    pub(super) promoted: u64,
 }
 
 thread_local! {
@@ -87,8 +89,10 @@ impl History {
         }
     }
 
-    fn check(&self, before: &ClusterState, proposal: &Proposal, after: &ClusterState) -> Checked {
+    fn check(&mut self, before: &ClusterState, proposal: &Proposal, after: &ClusterState) -> Checked {
         let Some(model) = &self.model else { return Ok(()) };
+        self.promoted += u64::from(copies::is_promotion(before, &proposal.command, after));
+        copies::check(model, before, after)?;
         for entry in after.replicas.values() {
             if let Some(placement) = entry.live()
                 && before.replicas.get(&placement.id).and_then(ReplicaEntry::live) != Some(placement)

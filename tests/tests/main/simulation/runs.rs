@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::coverage::Coverage;
+use super::history;
 use super::invariants::Violation;
 use super::world::World;
 
@@ -46,6 +47,7 @@ fn run_traced(seed: u64, traced: bool) -> (Result<Coverage, Violation>, Vec<Stri
         let ran = std::panic::AssertUnwindSafe(world.run());
         let result = futures_util::FutureExt::catch_unwind(ran).await;
         let result = result.unwrap_or_else(|panic| Err(panicked(&*panic)));
+        world.coverage.promotions = history::with(|history| history.promoted);
         (result.map(|()| world.coverage), world.trace.lines())
     })
 }

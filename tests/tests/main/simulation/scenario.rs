@@ -25,6 +25,8 @@ pub(super) struct Scenario {
     pub(super) memory: Vec<u64>,
     pub(super) replicas: Option<u32>,
     pub(super) wishes: Wishes,
+    /// Whether spare memory is filled with copies.
+    pub(super) standbys: bool,
     pub(super) steps: StepBounds,
     /// Whether operators ask to plan anew now and then.
     pub(super) replans: bool,
@@ -60,6 +62,7 @@ impl Scenario {
                 prefix_cache: !rng.chance(10),
                 target_ms: 40,
             },
+            standbys: rng.chance(70),
             replans: rng.chance(30),
             requests: 16 + rng.below(32) as usize,
             fault_ms: 6_000 + rng.below(20_000),

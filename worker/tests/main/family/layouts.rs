@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tramontane_model::checkpoint::Checkpoint;
+use tramontane_model::checkpoint::{Checkpoint, MANIFEST_FILE, Manifest};
 use tramontane_model::ids::{Origin, SequenceId};
 use tramontane_model::layout::Layout;
 use tramontane_model::sampling::{SampledToken, SamplingParams};
@@ -116,6 +116,10 @@ fn shards_with_experts_in_one_tensor_inside_a_model_with_a_vision_tower() {
         std::fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).expect("written");
         let checkpoint = Checkpoint::open(dir.path()).expect("opened");
         assert_eq!(checkpoint.layout(), Layout::HuggingFace);
+        // Tensors that are cut from one have sums of their own.
+        let manifest = Manifest::of(&checkpoint, &|_| {}).expect("sums");
+        let manifest = serde_json::to_vec(&manifest).expect("json");
+        std::fs::write(dir.path().join(MANIFEST_FILE), manifest).expect("written");
         let inventory = checkpoint
             .validate(&checkpoint.spec().expect("a spec"))
             .expect("complete");

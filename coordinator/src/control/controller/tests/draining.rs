@@ -21,7 +21,10 @@ fn changed(effects: &[Effect]) -> Vec<Result<(), AskRefusal>> {
 fn told_to_leave(effects: &[Effect]) -> Vec<(SessionId, Option<String>)> {
     let told = directives(effects).filter_map(|(session, directive)| match directive {
         Directive::Leave { refused } => Some((session, refused.clone())),
-        Directive::Assign { .. } | Directive::Release(_) | Directive::Welcome { .. } => None,
+        Directive::Assign { .. }
+        | Directive::Release(_)
+        | Directive::StandBy(_)
+        | Directive::Welcome { .. } => None,
     });
     told.collect()
 }

@@ -47,6 +47,34 @@ fn a_broken_session_leaves_one_heartbeat() {
 }
 
 #[test]
+fn a_worker_that_listens_no_more_is_lost_at_once() {
+    let mut cluster = Cluster::new(options(Some(4), None));
+    cluster.join_all(&["w1", "w2"]);
+    let gone = |incarnation| Event::Gone {
+        worker: name("w2"),
+        incarnation,
+    };
+    let end = |cluster: &mut Cluster| {
+        let worker = name("w2");
+        let session = cluster.sessions[&worker];
+        cluster.run(Event::Ended { session, worker });
+    };
+    // Not while a leader is new, nor while its session goes on, nor one that was started again.
+    end(&mut cluster);
+    cluster.run(gone(1));
+    assert_eq!(cluster.state.workers.len(), 2);
+    cluster.join(&info("w2", 1, ENOUGH));
+    cluster.pass(LEASE, &["w1", "w2"]);
+    cluster.run(gone(1));
+    assert_eq!(cluster.state.workers.len(), 2);
+    end(&mut cluster);
+    cluster.run(gone(0));
+    assert_eq!(cluster.state.workers.len(), 2);
+    cluster.run(gone(1));
+    assert_eq!(cluster.state.workers.len(), 1);
+}
+
+#[test]
 fn a_worker_that_comes_back_in_time_is_not_lost() {
     let mut cluster = Cluster::new(options(Some(4), None));
     cluster.join_all(&["w1"]);

@@ -11,7 +11,9 @@ mod status;
 use std::collections::BTreeMap;
 
 use tramontane_model::ids::{CoordinatorId, DeviceIndex, Fence, Generation, ReplicaId, WorkerId};
-use tramontane_model::members::{DeviceInfo, DeviceReport, DeviceState, WorkerInfo, WorkerReport};
+use tramontane_model::members::{
+    DeviceInfo, DeviceReport, DeviceState, StandbyReport, WorkerInfo, WorkerReport,
+};
 use tramontane_model::placement::Replica;
 use tramontane_model::step::StepBounds;
 use tramontane_model::time::Tick;
@@ -75,6 +77,7 @@ fn options(stages: Option<u32>, expert_groups: Option<u32>) -> ControllerOptions
             kv_tokens_min: 64,
             kv_tokens_max: 1024,
         },
+        standbys: false,
         steps: StepBounds::default(),
         settle_ms: SETTLE,
         leases: LeaseConfig {
@@ -113,6 +116,7 @@ fn report(state: DeviceState) -> WorkerReport {
             index: DeviceIndex(0),
             held_bytes: 5,
             state,
+            standby: StandbyReport::default(),
         }],
         loads: Vec::new(),
         leaving: false,
@@ -275,7 +279,10 @@ fn assigned(effects: &[Effect]) -> Vec<(SessionId, Fence)> {
     directives(effects)
         .filter_map(|(session, directive)| match directive {
             Directive::Assign { replica, .. } => Some((session, replica.fence())),
-            Directive::Release(_) | Directive::Welcome { .. } | Directive::Leave { .. } => None,
+            Directive::Release(_)
+            | Directive::StandBy(_)
+            | Directive::Welcome { .. }
+            | Directive::Leave { .. } => None,
         })
         .collect()
 }
@@ -284,7 +291,10 @@ fn released(effects: &[Effect]) -> Vec<(SessionId, Fence)> {
     directives(effects)
         .filter_map(|(session, directive)| match directive {
             Directive::Release(fence) => Some((session, *fence)),
-            Directive::Assign { .. } | Directive::Welcome { .. } | Directive::Leave { .. } => None,
+            Directive::Assign { .. }
+            | Directive::StandBy(_)
+            | Directive::Welcome { .. }
+            | Directive::Leave { .. } => None,
         })
         .collect()
 }

@@ -82,7 +82,7 @@ fn a_later_worker_is_a_standby_until_a_loss() {
     };
     let devices = |replica: &Replica| -> Vec<String> {
         let groups = replica.stages.iter().flat_map(|stage| &stage.groups);
-        groups.map(|group| group.active().to_string()).collect()
+        groups.map(|group| group.holder.to_string()).collect()
     };
     let expected: Vec<_> = devices(&before).iter().map(moved).collect();
     assert_eq!(devices(after), expected);

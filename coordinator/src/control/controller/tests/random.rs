@@ -4,9 +4,12 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use tramontane_model::ids::DeviceRef;
+use tramontane_model::standby::{Share, Standby};
 
 use super::*;
 use crate::control::command::Refusal;
+use crate::control::footprint::usage;
+use crate::control::standby::shares_bytes;
 use crate::control::state::{Phase, ReplicaEntry};
 
 const WORKERS: u8 = 6;
@@ -57,6 +60,8 @@ struct Chaos {
     open: BTreeSet<SessionId>,
     /// What each worker was last told to hold.
     holds: BTreeMap<WorkerId, Fence>,
+    /// What each worker was last told to keep copies of.
+    copies: BTreeMap<WorkerId, BTreeMap<DeviceIndex, Vec<Share>>>,
     owners: BTreeMap<SessionId, WorkerId>,
     asked: u64,
     replans: u64,
@@ -70,11 +75,13 @@ impl Chaos {
     fn new(seed: u64, (stages, groups): Shape, replicas: Option<u32>) -> Self {
         let mut options = options(stages, groups);
         options.replicas = replicas;
+        options.standbys = seed & 2 == 0;
         Self {
             cluster: Cluster::new(options),
             incarnations: BTreeMap::new(),
             open: BTreeSet::new(),
             holds: BTreeMap::new(),
+            copies: BTreeMap::new(),
             owners: BTreeMap::new(),
             asked: 0,
             replans: 0,
@@ -143,6 +150,9 @@ impl Chaos {
                             self.holds.remove(&worker);
                         }
                     }
+                    Directive::StandBy(copies) => {
+                        self.copies.insert(worker, copies);
+                    }
                     Directive::Welcome { .. } | Directive::Leave { .. } => {}
                 }
             }
@@ -172,7 +182,17 @@ impl Chaos {
         } else {
             None
         };
+        let stands_by = matches!(command, Command::StandBy { .. });
         let outcome = self.cluster.commit(sequence, command);
+        if stands_by {
+            assert_eq!(
+                self.cluster.state.replicas, before,
+                "standbys changed a placement"
+            );
+            let stale = matches!(outcome, Outcome::Refused(Refusal::Version { .. }));
+            assert!(stale || outcome == Outcome::Applied, "{outcome:?}");
+        }
+        self.check_copies();
         self.check_replicas(&before, lost.as_ref(), failed.as_ref());
         if let Some(replica) = place {
             match &outcome {
@@ -231,6 +251,31 @@ impl Chaos {
         }
     }
 
+    /// PL-2 with copies: they fit beside what a device computes with, and none is of that.
+    fn check_copies(&self) {
+        let state = &self.cluster.state;
+        for Standby { device, shares } in &state.standbys {
+            assert!(!shares.is_empty());
+            let live = state.replicas.values().filter_map(ReplicaEntry::live);
+            let own = live.filter(|replica| replica.devices().contains(device));
+            let mut needed = shares_bytes(&model().footprint, shares);
+            for replica in own {
+                needed += usage(&model().footprint, replica)[device].total_bytes();
+                for share in replica.shares_of(device) {
+                    assert!(
+                        !shares.iter().any(|copy| copy.overlaps(&share)),
+                        "{device} keeps {share} twice"
+                    );
+                }
+            }
+            let memory = state.device(device).map(|info| info.memory_bytes);
+            assert!(
+                Some(needed) <= memory,
+                "{device} needs {needed} bytes, it has {memory:?}"
+            );
+        }
+    }
+
     fn worker(worker: u8) -> WorkerId {
         name(&format!("w{worker}"))
     }
@@ -245,6 +290,7 @@ impl Chaos {
         if restarted {
             *incarnation += 1;
             self.holds.remove(worker);
+            self.copies.remove(worker);
         }
         let info = info(worker.as_str(), *incarnation, ENOUGH);
         let session = SessionId(self.cluster.next_session);
@@ -293,7 +339,18 @@ impl Chaos {
                 let worker = Self::worker(worker);
                 if let Some(session) = self.session(&worker) {
                     self.open.remove(&session);
-                    self.feed(Event::Ended { session, worker }, true);
+                    let ended = worker.clone();
+                    self.feed(
+                        Event::Ended {
+                            session,
+                            worker: ended,
+                        },
+                        true,
+                    );
+                    if self.draw(3) == 0 {
+                        let incarnation = self.incarnations[&worker];
+                        self.feed(Event::Gone { worker, incarnation }, true);
+                    }
                 }
             }
             Action::Report { worker, kind } => self.report(&Self::worker(worker), kind, true),
@@ -380,6 +437,28 @@ proptest! {
         let wanted = replicas.map_or(usize::MAX, |wanted| wanted as usize);
         prop_assert!(placed.len() == wanted || left < needed as usize, "{:?}", state.replicas);
         prop_assert_eq!(chaos.asked, chaos.answered, "every ask is answered once");
+        // Everybody keeps what the state says, and every place has a copy elsewhere where there is room for all.
+        for worker in state.workers.keys() {
+            let told = chaos.copies.get(worker).cloned().unwrap_or_default();
+            prop_assert_eq!(told, super::super::standbys::copies_of(state, worker));
+        }
+        let Role::Leading(leader) = &chaos.cluster.controller.role else {
+            panic!("nobody leads");
+        };
+        let out = leader.placing.failures.left_out(chaos.cluster.now, state);
+        let taken = state.taken_from(ReplicaId(0));
+        let devices = state.workers.keys().map(|worker| DeviceRef { worker: worker.clone(), device: DeviceIndex(0) });
+        let is_free = devices.into_iter().any(|device| !out.contains(&device) && !taken.contains_key(&device));
+        if chaos.cluster.controller.options.standbys {
+            for place in placed.iter().filter_map(|entry| entry.live()).flat_map(Replica::places) {
+                let worker = &place.device.worker;
+                let mut others = state.standbys.iter().filter(|standby| standby.device.worker != *worker);
+                let found = others.any(|standby| standby.shares.contains(&place.share));
+                prop_assert!(found || !is_free, "{:?} {:?}", place, state.standbys);
+            }
+        } else {
+            prop_assert!(state.standbys.is_empty());
+        }
         prop_assert_eq!(chaos.cluster.state.workers.len(), usize::from(WORKERS));
     }
 }

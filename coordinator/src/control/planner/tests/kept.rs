@@ -44,7 +44,7 @@ fn a_standby_takes_the_place_of_the_lost_alone() {
             assert_eq!(new.layers, old.layers);
             assert_eq!(new.owner, replaced(&old.owner));
             for (old, new) in old.groups.iter().zip(&new.groups) {
-                assert_eq!(new.holders, [replaced(old.active())]);
+                assert_eq!(new.holder, replaced(&old.holder));
             }
         }
     }

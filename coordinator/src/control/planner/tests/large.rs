@@ -10,7 +10,7 @@ use super::*;
 
 const GB: u64 = 1_000_000_000;
 
-fn large_3() -> ModelFootprint {
+pub(super) fn large_3() -> ModelFootprint {
     real("tests/fixtures/params/large-3.json", GB)
 }
 
@@ -44,7 +44,7 @@ const LARGE_WISHES: Wishes = Wishes {
     ..WISHES
 };
 
-fn gpus(count: usize, per_worker: u32, bytes: u64) -> Vec<Candidate> {
+pub(super) fn gpus(count: usize, per_worker: u32, bytes: u64) -> Vec<Candidate> {
     let place = |index: u32| (index / per_worker, index % per_worker);
     let places = (0..u32::try_from(count).unwrap()).map(place);
     places

@@ -5,6 +5,7 @@ mod large;
 mod outlook;
 mod proven;
 mod shapes;
+mod standbys;
 
 use tramontane_model::ids::{DeviceIndex, DeviceRef, Generation, ReplicaId, WorkerId};
 use tramontane_model::placement::Replica;
@@ -80,6 +81,7 @@ fn run(
         wishes,
         steps: StepBounds::default(),
         previous,
+        standbys: &[],
     };
     let found = plan(&request);
     if let Ok(Plan { replica, .. }) = &found {

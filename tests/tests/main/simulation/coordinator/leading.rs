@@ -209,7 +209,17 @@ impl World {
             if let Some(heard) = running.heard.get_mut(&worker).filter(|_| newest) {
                 heard.ended = Some(world.now);
             }
-            vec![Event::Ended { session, worker }]
+            let mut events = vec![Event::Ended {
+                session,
+                worker: worker.clone(),
+            }];
+            let process = world.workers.iter().find(|one| one.name == worker);
+            let down = process.filter(|one| one.up.is_none()).map(|one| one.incarnation);
+            // Nobody listens where it did.
+            if let Some(incarnation) = down.filter(|_| world.rng.chance(50)) {
+                events.push(Event::Gone { worker, incarnation });
+            }
+            events
         });
     }
 }

@@ -113,6 +113,7 @@ impl World {
             model: self.model.clone(),
             replicas: self.scenario.replicas,
             wishes: self.scenario.wishes,
+            standbys: self.scenario.standbys,
             steps: self.scenario.steps,
             settle_ms: 1000,
             leases: scenario::leases(),

@@ -4,6 +4,7 @@
 //! it works out anew.
 
 pub(super) mod bq1;
+pub(super) mod copies;
 pub(super) mod det1;
 pub(super) mod kv1;
 pub(super) mod kv2;

@@ -19,7 +19,7 @@ pub(in super::super) fn check(model: &ModelFootprint, state: &ClusterState, repl
 }
 
 /// Bytes that a placement asks of a device: weights, cache and scratch.
-fn bytes(model: &ModelFootprint, replica: &Replica, device: &DeviceRef) -> u64 {
+pub(super) fn bytes(model: &ModelFootprint, replica: &Replica, device: &DeviceRef) -> u64 {
     let tokens = u64::from(replica.kv.blocks) * u64::from(replica.kv.block_tokens);
     let mut bytes = 0;
     for (index, stage) in replica.stages.iter().enumerate() {
@@ -34,7 +34,7 @@ fn bytes(model: &ModelFootprint, replica: &Replica, device: &DeviceRef) -> u64 {
                 0
             };
         }
-        let held = stage.groups.iter().filter(|group| group.holders.contains(device));
+        let held = stage.groups.iter().filter(|group| group.holder == *device);
         let experts: u64 = held.map(|group| u64::from(group.experts.len())).sum();
         bytes += experts * layers().map(|layer| layer.expert_bytes).sum::<u64>();
         if experts > 0 && stage.owner != *device {

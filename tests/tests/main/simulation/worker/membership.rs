@@ -73,6 +73,10 @@ impl World {
                 running.device.release(fence);
                 self.report_now(number, running);
             }
+            Directive::StandBy(copies) => {
+                running.device.copies = copies.values().map(|shares| shares.len() as u64).sum();
+                self.report_now(number, running);
+            }
             Directive::Leave { .. } => {}
         }
     }

@@ -37,7 +37,7 @@ pub(super) enum Timer {
 pub(super) struct Worker {
     pub(super) name: WorkerId,
     memory: u64,
-    incarnation: u64,
+    pub(super) incarnation: u64,
     pub(super) epoch: u64,
     pub(super) up: Option<Box<Running>>,
 }
