@@ -72,15 +72,10 @@ pub(crate) fn assert_equal(found: &[Output], expected: &[Output], what: &str) {
     }
 }
 
-/// [`check_steps`] of the miniature's records.
-pub(crate) fn check_against_records(records: &[Golden], outputs: &[Output]) {
-    check_steps(records, outputs, 700);
-}
-
 /// Greedy tokens equal; log-probabilities of the recorded best five within 0.02 for 99 % of the steps, but for steps
 /// at which the router was so near to another expert that rounding may rightly choose it. At least so many steps are
 /// compared.
-pub(crate) fn check_steps(records: &[Golden], outputs: &[Output], least: usize) {
+pub(crate) fn check_against_records(records: &[Golden], outputs: &[Output], least: usize) {
     let (mut steps, mut off) = (0, Vec::new());
     for (index, (record, output)) in records.iter().zip(outputs).enumerate() {
         let found: Logprobs = serde_json::from_str(&output.logprobs).expect("log-probabilities");
