@@ -333,13 +333,13 @@ fn read_quantization(mut fields: Fields<'_>, report: &mut Report) -> Option<Quan
         "modules_to_not_convert",
         "scale_fmt",
     ]);
+    let format = match fields.has("weight_block_size") {
+        true => Quantization::Fp8Block,
+        false => Quantization::Fp8Tensor,
+    };
     let block = json!([FP8_BLOCK, FP8_BLOCK]);
-    fields.fixed(
-        report,
-        "weight_block_size",
-        &block,
-        "the only block that is served",
-    );
+    let why = "the only block that is served, or null for one scale per tensor";
+    fields.fixed_if_there(report, "weight_block_size", &block, why);
     fields.finish(report);
-    Some(Quantization::Fp8Block)
+    Some(format)
 }

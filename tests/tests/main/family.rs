@@ -39,7 +39,9 @@ async fn dense_models_answer_on_two_stages_as_on_one_worker_in_either_layout() {
         let spoken = chat(&cluster).await;
         drop(cluster);
 
-        let mut cluster = Cluster::start(plan(hugging_face, Plan::new(2).shape(2, 1))).await;
+        // Its workers have no files: they fetch their slices from the coordinator.
+        let fetching = Plan::new(2).shape(2, 1).fetching();
+        let mut cluster = Cluster::start(plan(hugging_face, fetching)).await;
         let placed = cluster
             .until_placed("2 stages without experts", |replica| {
                 replica.layers().len() == 2 && replica.stages.iter().all(|stage| stage.groups.is_empty())

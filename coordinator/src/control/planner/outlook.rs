@@ -173,18 +173,12 @@ impl Cluster<'_> {
             let mut shares = placed.chain(copies);
             shares.any(|(holder, share)| holder == device && share.owned() && share.layers().contains(layer))
         };
-        let ends = [
-            (after.stages.first(), 0, footprint.embedding_bytes),
-            (
-                after.stages.last(),
-                footprint.n_layers().saturating_sub(1),
-                footprint.head_bytes,
-            ),
-        ];
-        let ends = ends
-            .into_iter()
-            .filter(|(stage, layer, _)| stage.is_some_and(|stage| held(&stage.owner, *layer)));
-        let ends: u128 = ends.map(|(_, _, bytes)| u128::from(bytes)).sum();
+        let last_layer = footprint.n_layers().saturating_sub(1);
+        let first = after.stages.first();
+        let first = first.is_some_and(|stage| held(&stage.owner, 0));
+        let last = after.stages.last();
+        let last = last.is_some_and(|stage| held(&stage.owner, last_layer));
+        let ends = u128::from(footprint.end_bytes(first, last));
         u64::try_from(whole.saturating_sub(kept + ends)).unwrap_or(u64::MAX)
     }
 

@@ -91,7 +91,8 @@ fn any_footprint(layers: std::ops::Range<usize>) -> impl Strategy<Value = ModelF
                     experts_per_token: n_experts.min(2),
                     embedding_bytes,
                     head_bytes,
-                    tied_bytes: 0,
+                    // Every other model's head is its embedding, or a part of it.
+                    tied_bytes: embedding_bytes.min(head_bytes) * (owner % 2),
                     scratch: ScratchModel {
                         owner_bytes: owner,
                         holder_bytes: holder,
