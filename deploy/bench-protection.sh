@@ -57,13 +57,13 @@ pair=1
 while [ "$pair" -le "$pairs" ]; do
     # Who is first changes from pair to pair.
     if [ $((pair % 2)) = 1 ]; then
-        measure with "$program" "$@" >"$work/with"
-        measure without "$without" "$@" >"$work/without"
+        measure with "$program" "$@" >"$work/with.rate"
+        measure without "$without" "$@" >"$work/without.rate"
     else
-        measure without "$without" "$@" >"$work/without"
-        measure with "$program" "$@" >"$work/with"
+        measure without "$without" "$@" >"$work/without.rate"
+        measure with "$program" "$@" >"$work/with.rate"
     fi
-    awk -v pair="$pair" -v with="$(cat "$work/with")" -v without="$(cat "$work/without")" \
+    awk -v pair="$pair" -v with="$(cat "$work/with.rate")" -v without="$(cat "$work/without.rate")" \
         'BEGIN { printf "%-6s %14.1f %14.1f %9.2f%%\n", pair, with, without, 100 * (1 - with / without) }' | tee -a "$work/pairs"
     pair=$((pair + 1))
 done
