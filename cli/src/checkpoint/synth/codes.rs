@@ -7,7 +7,7 @@ use tramontane_model::dtype::{E4M3_VALUES, e2m1_to_f32};
 use tramontane_model::spec::FP8_BLOCK;
 use tramontane_model::tensors::{NVFP4_GROUP, Shape, TensorSpec, WeightFormat};
 
-use super::write::Random;
+use super::random::Random;
 
 /// e4m3 of 1.
 const E4M3_ONE: u8 = 0x38;

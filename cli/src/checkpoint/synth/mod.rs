@@ -5,6 +5,7 @@
 
 mod codes;
 mod params;
+mod random;
 mod vocabulary;
 mod write;
 

@@ -69,3 +69,47 @@ fn quantization(format: Format) -> Option<Value> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn shapes_are_those_of_the_published_models() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/params");
+        for (name, shape) in [
+            ("large-3", LARGE_3),
+            ("small-4-119b", SMALL_4),
+            ("ministral-3-8b", MINISTRAL_8B),
+        ] {
+            let text = std::fs::read_to_string(fixtures.join(format!("{name}.json"))).expect("a fixture");
+            let published: Value = serde_json::from_str(&text).expect("JSON");
+            let known: Value = serde_json::from_str(shape).expect("JSON");
+            assert_eq!(known, published, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_format_and_size_is_one_that_is_served() {
+        use clap::ValueEnum;
+        for format in Format::value_variants() {
+            for (shape, experts) in [
+                (Shape::MistralLarge3, Some(8)),
+                (Shape::Small4, None),
+                (Shape::Ministral8b, None),
+            ] {
+                for layers in [Some(1), Some(5), None] {
+                    let params = of(shape, layers, experts, *format).expect("parameters");
+                    let text = serde_json::to_vec(&params).expect("JSON");
+                    let spec = tramontane_model::spec::ModelSpec::from_json(&text, Path::new("params.json"));
+                    let spec = spec.expect("served");
+                    assert_eq!(spec.quantization, format.quantization());
+                    assert!(spec.n_experts() == 0 || spec.is_moe_layer(spec.n_layers - 1));
+                }
+            }
+        }
+        assert!(of(Shape::Ministral8b, None, Some(8), Format::Fp8).is_err());
+    }
+}
