@@ -60,8 +60,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             }
         }
     }
-    let gate_whole = matrix_scale(gate_scales[first_s1]);
-    let up_whole = matrix_scale(up_scales[first_s3]);
+    var gate_whole = 1.0;
+    var up_whole = 1.0;
+    if (HAS_MATRIX_SCALE) {
+        gate_whole = matrix_scale(gate_scales[first_s1]);
+        up_whole = matrix_scale(up_scales[first_s3]);
+    }
     for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
         let gated = add_lanes(lane, a[i]) * gate_whole;
         let value = gated / (vec4<f32>(1.0) + exp(-gated)) * (add_lanes(lane, b[i]) * up_whole);

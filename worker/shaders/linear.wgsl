@@ -76,7 +76,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             }
         }
     }
-    let whole = matrix_scale(scales[first_scale]);
+    var whole = 1.0;
+    if (HAS_MATRIX_SCALE) {
+        whole = matrix_scale(scales[first_scale]);
+    }
     let first = p.out_first + workgroup.z * p.out_group;
     for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
         let place = tile.outputs[i] * p.out_stride + vec4<u32>(first);

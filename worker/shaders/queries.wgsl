@@ -75,11 +75,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
                 d = add4(x[at.w + n], w0, w1, w2, w3, d);
             }
         }
-        let whole = matrix_scale(scales[p.scale]);
-        a *= whole;
-        b *= whole;
-        c *= whole;
-        d *= whole;
+        if (HAS_MATRIX_SCALE) {
+            let whole = matrix_scale(scales[p.scale]);
+            a *= whole;
+            b *= whole;
+            c *= whole;
+            d *= whole;
+        }
     } else if (quad < p.latent + p.rope) {
         let turn = quad - p.latent;
         a = rotate(x[at.x + p.nope + turn], rotary[rows.x * p.rope + turn]);

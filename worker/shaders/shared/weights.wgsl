@@ -3,7 +3,7 @@
 //   Quads, quads_at, quad_of: what 4 columns lie in, which one that is, and their values;
 //   row_scales: where a row's scales are; scale_at, scale_of: the word that has a chunk's, and its value;
 //   SCALE_PER_ROW: whether no two rows share one;
-//   matrix_scale: what sums are multiplied with in the end, from the first word of the scales.
+//   HAS_MATRIX_SCALE, matrix_scale: whether sums are multiplied in the end, and with what, from the first word of the scales.
 // Values times scales are exact; so is every decoding here, and none relies on subnormal numbers.
 // Needs of the including shader: loads_u32.wgsl or loads_u64.wgsl; p.chunks, p.scale_stride, p.scale_step.
 // Twin: src/reference/decode.rs

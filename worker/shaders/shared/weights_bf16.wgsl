@@ -1,5 +1,6 @@
 // bfloat16, without scales: shared/weights.wgsl.
 const SCALE_PER_ROW = false;
+const HAS_MATRIX_SCALE = false;
 alias Quads = vec2<u32>;
 
 struct Chunk {

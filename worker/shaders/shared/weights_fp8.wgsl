@@ -1,5 +1,6 @@
 // e4m3 with an f32 multiplier per 128 x 128 block, or with one for all (strides of 0): shared/weights.wgsl.
 const SCALE_PER_ROW = false;
+const HAS_MATRIX_SCALE = false;
 alias Chunk = Words;
 alias Quads = u32;
 
