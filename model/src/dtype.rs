@@ -208,7 +208,9 @@ pub fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
     } else if dtype == Dtype::Bf16 {
         scan(bytes, |&bits| u16::from_le_bytes(bits) & 0x7f80 == 0x7f80)
     } else if dtype == Dtype::F32 {
-        scan(bytes, |&bits| u32::from_le_bytes(bits) & 0x7f80_0000 == 0x7f80_0000)
+        scan(bytes, |&bits| {
+            u32::from_le_bytes(bits) & 0x7f80_0000 == 0x7f80_0000
+        })
     } else {
         None
     }

@@ -214,7 +214,7 @@ mod tests {
                 "hosts[0].name",
             ),
             (
-                host("devices = [{ name = \"x\", memory = \"8GiB\" }]").repeat(2),
+                host("devices = [{ name = \"x\", memory = \"8GiB\" }]\n").repeat(2),
                 "hosts[1].name",
             ),
         ] {
