@@ -134,10 +134,6 @@ async fn measure(workers: usize, standbys: bool) {
         .shape(2, 1)
         .set("placement.replicas = 1")
         .set(&format!("placement.standbys = {standbys}"));
-    let plan = match std::env::var("BENCH_LOGS") {
-        Ok(_) => plan.logged("info,tramontane_coordinator::process=debug"),
-        Err(_) => plan,
-    };
     let mut cluster = Cluster::start(plan).await;
     let client = cluster.client(1);
     // A leader gives nobody up within its first lease, which is not what is measured.
@@ -168,11 +164,6 @@ async fn measure(workers: usize, standbys: bool) {
             shown(&mut found.clone())
         );
         by_place.entry(at).or_default().extend(found);
-        if let Ok(dir) = std::env::var("BENCH_LOGS") {
-            for (name, log) in cluster.logs() {
-                std::fs::write(format!("{dir}/{workers}-{round}-{name}.log"), log).expect("writes");
-            }
-        }
         cluster.start_worker(victim);
     }
     println!("{workers} workers, 2 stages:");
