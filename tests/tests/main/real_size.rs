@@ -27,8 +27,8 @@ use tramontane_worker::weights::{DeviceSlices, LoadProgress, LoadWatch, ModelFil
 const MEMORY: u64 = 8 << 30;
 const EXPERTS: u32 = 8;
 const WITHIN: Duration = Duration::from_secs(600);
-/// Alternatives that are compared.
-const TOP: u8 = 20;
+/// Alternatives that are compared: as many as llvmpipe finds in a vocabulary of this size (docs/models.md).
+const TOP: u8 = 5;
 
 /// All experts are the device's own.
 struct Alone;
@@ -117,7 +117,7 @@ fn answers<B: Backend>(backend: B, dir: &Path, prompt: &[u32], more: &[u32]) -> 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes a minute, 5 GB on disk and 12 GB of memory"]
+#[ignore = "takes ten minutes, 5 GB on disk and 14 GB of memory"]
 async fn soak_a_layer_and_the_head_of_large_3_give_what_their_twins_give() {
     let _turn = turn().await;
     for format in ["fp8", "nvfp4"] {
