@@ -188,11 +188,10 @@ impl<B: DeviceBuffer> WeightStore<B> {
         let ahead = Ahead::new(model, &missing);
         let began = Instant::now();
         std::thread::scope(|scope| {
+            let _reading = ahead.until_dropped();
             ahead.start(scope);
             let mut loader = Loader::new(backend, model, watch, Some(&ahead));
-            let loaded = self.load_all(&mut loader, &wanted);
-            ahead.stop();
-            loaded
+            self.load_all(&mut loader, &wanted)
         })?;
         let read_bytes = missing.iter().map(|slice| slice.bytes(&model.bytes)).sum::<u64>();
         if read_bytes > 0 {
