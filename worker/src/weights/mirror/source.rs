@@ -74,6 +74,8 @@ impl Sources {
         let mut done = 0;
         let mut last_piece = Instant::now();
         loop {
+            // Whoever asked may have given up meanwhile.
+            write(part.offset + done, &[])?;
             let mut problems = Vec::new();
             for (address, client) in &self.0 {
                 let asked = RangeAsked {
@@ -136,4 +138,34 @@ async fn from_one(
         *done += piece.len() as u64;
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_load_that_was_given_up_waits_for_no_source() {
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+        let address = nobody.local_addr().expect("an address").to_string();
+        drop(nobody);
+        let sources = Sources::new(&[address], &Identity::Loopback).expect("an address");
+        let part = Part {
+            name: "a.safetensors".to_owned(),
+            offset: 0,
+            bytes: 8,
+        };
+        let mut asked = 0;
+        let mut write = |_: u64, bytes: &[u8]| {
+            assert!(bytes.is_empty(), "nobody gives anything");
+            asked += 1;
+            match asked {
+                1 => Ok(()),
+                _ => Err(MirrorError::Cancelled),
+            }
+        };
+        let read = timeout(PATIENCE / 2, sources.read(&[0; 32], &part, &mut write)).await;
+        let error = read.expect("it gives up at once").expect_err("given up");
+        assert!(matches!(error, MirrorError::Cancelled), "{error}");
+    }
 }
