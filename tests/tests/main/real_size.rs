@@ -27,8 +27,8 @@ use tramontane_worker::weights::{DeviceSlices, LoadProgress, LoadWatch, ModelFil
 const MEMORY: u64 = 8 << 30;
 const EXPERTS: u32 = 8;
 const WITHIN: Duration = Duration::from_secs(600);
-/// Alternatives that are compared: as many as llvmpipe finds in a vocabulary of this size (docs/models.md).
-const TOP: u8 = 5;
+/// Alternatives that are compared.
+const TOP: u8 = 20;
 
 /// All experts are the device's own.
 struct Alone;

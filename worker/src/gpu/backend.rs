@@ -73,6 +73,20 @@ impl GpuBackend {
         self.faults.lose("ended on purpose".to_owned());
     }
 
+    /// Refuses a shader whose loops the device would end before they are done: results would be wrong.
+    pub(super) fn check_rounds(&self, op: &'static str, rounds: u64) -> Result<(), OpError> {
+        match self.tuning.most_rounds {
+            Some(most) if rounds > most.into() => {
+                let detail = format!(
+                    "its loops take {rounds} rounds and {} ends them after {most}: it takes a GPU",
+                    self.info.name
+                );
+                Err(OpError::shape(op, detail))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     pub(super) fn tuning(&self) -> &Tuning {
         &self.tuning
     }

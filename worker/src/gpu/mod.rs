@@ -29,7 +29,7 @@ use crate::executor::{DeviceError, DeviceHandle, DeviceOptions};
 use crate::ops::OpError;
 
 /// Version of the shaders, part of the device kind: raised whenever a change may change a bit of a result (DET-1).
-pub const KERNEL_SET: u32 = 3;
+pub const KERNEL_SET: u32 = 4;
 
 /// Opens the adapter that the configuration names, or the best one, and compiles all pipelines.
 ///

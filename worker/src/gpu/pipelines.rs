@@ -287,7 +287,8 @@ impl Kernel {
                 }
                 constants
             }
-            Self::Adjust | Self::GroupExperts | Self::Sample => lanes(tuning.lanes_wide),
+            Self::Adjust | Self::GroupExperts => lanes(tuning.lanes_wide),
+            Self::Sample => lanes(tuning.lanes_sample),
             Self::LatentWrite | Self::RmsNorm => lanes(tuning.lanes_row),
             Self::Queries(variant) => {
                 let mut constants = lanes(tuning.lanes_query);

@@ -30,6 +30,10 @@ pub(super) struct Tuning {
     pub(super) lanes_route: u32,
     /// Lanes of the kernels with one workgroup for very many elements.
     pub(super) lanes_wide: u32,
+    /// Lanes of the sampler, which goes over a row of logits again and again.
+    pub(super) lanes_sample: u32,
+    /// Rounds of all its loops together after which the device ends a lane of a shader, whatever is left to do.
+    pub(super) most_rounds: Option<u32>,
     /// Subgroups have 8 lanes and a load costs as much as many sums: lanes read activations together.
     pub(super) shares_loads: bool,
 }
@@ -63,6 +67,8 @@ impl Tuning {
         lanes_attention: 64,
         lanes_route: 32,
         lanes_wide: 256,
+        lanes_sample: 256,
+        most_rounds: None,
         shares_loads: false,
     };
     /// An emulated GPU: its barriers are dear, a vector holds neighbouring outputs, and a load costs as much as many sums:
@@ -79,6 +85,9 @@ impl Tuning {
         lanes_attention: 32,
         lanes_route: 8,
         lanes_wide: 16,
+        lanes_sample: 256,
+        // llvmpipe: LP_MAX_TGSI_LOOP_ITERATIONS.
+        most_rounds: Some(65_535),
         shares_loads: false,
     };
     const CPU_SHARING_LOADS: Self = Self {

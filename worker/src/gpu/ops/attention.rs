@@ -3,6 +3,7 @@
 use crate::gpu::backend::GpuBackend;
 use crate::gpu::memory::GpuBuffer;
 use crate::gpu::pipelines::Kernel;
+use crate::gpu::tuning::Tuning;
 use crate::ops::{Attention, OpError};
 
 /// Widest value that the kernel's workgroup memory holds for four heads: 4 x `MAX_QUADS` of `attention.wgsl`.
@@ -41,6 +42,7 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Attention<'_, GpuBuf
     }
     let group = op.heads / shape.heads;
     let small = backend.tuning().shares_loads && shape.value <= SMALL_VALUE && group > 4;
+    backend.check_rounds("attention", rounds(backend.tuning(), op))?;
     let tiles = group.div_ceil(if small { 8 } else { 4 });
     let params = Params {
         heads: op.heads,
@@ -60,4 +62,22 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Attention<'_, GpuBuf
     let buffers = [op.queries, op.meta, op.tables, op.cache.buffer(), op.output];
     let groups = [shape.heads * tiles, op.rows.total(), 1];
     backend.dispatch(Kernel::Attention { small }, &buffers, &params, groups)
+}
+
+/// Rounds of the loops of a lane for the longest sequence that the tables of the call can hold.
+fn rounds(tuning: &Tuning, op: &Attention<'_, GpuBuffer>) -> u64 {
+    let shape = op.cache.shape();
+    let tokens = u64::from(op.table_width) * u64::from(shape.block_tokens);
+    let (lanes, key, value) = (
+        u64::from(tuning.lanes_attention),
+        u64::from(shape.key / 4),
+        u64::from(shape.value / 4),
+    );
+    let values = value.div_ceil(lanes);
+    let of_tile = match tuning.shares_loads {
+        // Two groups of columns at a time; the tokens of a tile are written out.
+        true => 1 + key / 2 + values,
+        false => 1 + key + 2 * lanes + values * (1 + lanes),
+    };
+    tokens.div_ceil(lanes) * of_tile + 4 * values
 }

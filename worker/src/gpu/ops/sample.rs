@@ -3,7 +3,13 @@
 use crate::gpu::backend::GpuBackend;
 use crate::gpu::memory::GpuBuffer;
 use crate::gpu::pipelines::Kernel;
-use crate::ops::{OpError, Sample};
+use crate::ops::{MAX_TOP, OpError, Sample};
+
+/// Most times that the kernel goes over a row of logits: the best, the sum, the best that is adjusted, 32 bits of each
+/// threshold, the sum below the first of them, the draw, and the further alternatives.
+const PASSES: u64 = 3 + 2 * 32 + 1 + 2 + MAX_TOP as u64 - 1;
+/// Rounds of a pass beside those over the logits: the tree over the lanes.
+const TREE_ROUNDS: u32 = 16;
 
 /// Immediates of `sample.wgsl`.
 #[repr(C)]
@@ -15,6 +21,8 @@ pub(in crate::gpu) struct Params {
 
 pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Sample<'_, GpuBuffer>) -> Result<(), OpError> {
     op.check()?;
+    let of_pass = op.vocab.div_ceil(backend.tuning().lanes_sample) + TREE_ROUNDS;
+    backend.check_rounds("sample", PASSES * u64::from(of_pass))?;
     let params = Params {
         vocab: op.vocab,
         logit_rows: op.logit_rows(),

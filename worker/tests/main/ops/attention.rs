@@ -276,3 +276,31 @@ fn caches_and_heads_that_do_not_fit_together_are_refused() {
     let error = rig.0.latent_write(&write).expect_err("refused").to_string();
     assert!(error.contains("its value must be the latent"), "{error}");
 }
+
+#[test]
+fn a_sequence_that_the_device_would_leave_half_done_is_refused() {
+    let rig = &mut Rig(&mut *device());
+    let shape = KvCacheShape::latent(2, BLOCK, 512, 64);
+    let buffer = rig.zeros((shape.bytes() / 4) as usize);
+    let cache = KvCache::new(shape, buffer).expect("well formed");
+    let (heads, blocks) = (4, 8192);
+    let op = Attention {
+        queries: &rig.zeros((heads * shape.key) as usize),
+        meta: &rig.zeros(4),
+        tables: &rig.zeros(blocks as usize),
+        table_rows: 1,
+        table_width: blocks,
+        cache: &cache,
+        heads,
+        scale: 1.0,
+        output: &rig.zeros((heads * shape.value) as usize),
+        rows: roles(1),
+    };
+    let attended = rig.0.attention(&op);
+    if rig.0.info().is_cpu {
+        let said = attended.expect_err("refused").to_string();
+        assert!(said.contains("rounds") && said.contains("65535"), "{said}");
+    } else {
+        attended.expect("attended");
+    }
+}

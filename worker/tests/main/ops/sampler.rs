@@ -411,3 +411,46 @@ fn what_names_no_token_or_row_is_bounded() {
     let small = Adjust { count: 2, ..op };
     assert!(small.check().is_err());
 }
+
+/// Mistral's whole vocabulary: many rounds of the kernel's loops, which an emulated device bounds.
+#[test]
+fn a_whole_vocabulary_is_sampled_as_the_twin_does() {
+    const VOCAB: usize = 131_072;
+    let logits: Vec<Vec<f32>> = Numbers::new(24)
+        .rows(3, VOCAB)
+        .into_iter()
+        .map(|row| row.into_iter().map(|logit| logit * 6.0).collect())
+        .collect();
+    let params = [
+        SampleParams::greedy(20),
+        drawn(1, 0.7, 0.9, 20),
+        SampleParams {
+            top_k: 900,
+            min_p: 0.01,
+            ..drawn(2, 1.3, 0.8, 20)
+        },
+    ];
+    let expected = sample(&mut Rig(&mut CpuBackend::new(1 << 30, 1 << 30)), &logits, &params);
+    on_every_kernel(|device| compare(&mut Rig(device), &logits, &params, &expected));
+}
+
+#[test]
+fn a_vocabulary_that_the_device_would_leave_half_done_is_refused() {
+    const VOCAB: usize = 262_144;
+    let rig = &mut Rig(&mut *device());
+    let op = Sample {
+        logits: &rig.zeros(VOCAB),
+        params: &rig.words(&[SampleParams::greedy(1)]),
+        output: &rig.zeros(SampleResult::bytes(1) as usize / 4),
+        vocab: VOCAB as u32,
+        rows: 1,
+    };
+    let sampled = rig.0.sample(&op);
+    // A GPU does it.
+    if rig.0.info().is_cpu {
+        let said = sampled.expect_err("refused").to_string();
+        assert!(said.contains("rounds") && said.contains("65535"), "{said}");
+    } else {
+        sampled.expect("sampled");
+    }
+}
