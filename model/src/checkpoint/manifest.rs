@@ -160,8 +160,8 @@ impl Manifest {
         let others = checkpoint.other_files();
         for name in others.into_iter().filter(|name| name != MANIFEST_FILE) {
             let path = checkpoint.dir().join(&name);
-            if let Some(bytes) = read_if_there(&path)? {
-                files.insert(name, sum_of_file(&bytes, &|_| {}));
+            if let Some(sum) = sum_if_there(&path, &|_| {})? {
+                files.insert(name, sum);
             }
         }
         let tensors = keyed(checkpoint).into_iter();
@@ -190,8 +190,8 @@ impl Manifest {
         for (name, sum) in &self.files {
             let found = match maps.get(name.as_str()) {
                 Some(bytes) => sum_of_file(bytes, progress),
-                None => match read_if_there(&checkpoint.dir().join(name))? {
-                    Some(bytes) => sum_of_file(&bytes, progress),
+                None => match sum_if_there(&checkpoint.dir().join(name), progress)? {
+                    Some(sum) => sum,
                     None => {
                         faults.push(Fault::MissingFile {
                             file: name.clone(),
@@ -312,20 +312,28 @@ fn sum_of_file(bytes: &[u8], progress: &dyn Fn(u64)) -> FileSum {
     }
 }
 
-/// The bytes of one of the small files, if it is there.
-fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, CheckpointError> {
+/// The length and sum of a file beside the weights, if it is there.
+fn sum_if_there(path: &Path, progress: &dyn Fn(u64)) -> Result<Option<FileSum>, CheckpointError> {
     let read_error = |source| CheckpointError::Read {
         path: path.to_owned(),
         source,
     };
-    let file = match std::fs::File::open(path) {
+    let mut file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(read_error(error)),
     };
-    let mut bytes = Vec::new();
-    file.take(MAX_MANIFEST_BYTES)
-        .read_to_end(&mut bytes)
-        .map_err(read_error)?;
-    Ok(Some(bytes))
+    let (mut hash, mut bytes) = (Sha256::new(), 0);
+    let mut step = vec![0; 1 << 20];
+    loop {
+        let read = file.read(&mut step).map_err(read_error)?;
+        if read == 0 {
+            break;
+        }
+        hash.update(&step[..read]);
+        bytes += read as u64;
+        progress(read as u64);
+    }
+    let sha256 = Sum(hash.finalize().into());
+    Ok(Some(FileSum { bytes, sha256 }))
 }
