@@ -402,8 +402,12 @@ pub fn owner_scratch_bytes(spec: &ModelSpec, capacity: StepCapacity, block_token
     };
     OwnerScratch::new(spec, capacity, kv)
         .total()
-        .saturating_add(HeadScratch::new(spec).total())
         .saturating_add(ExpertScratchBytes::new(spec, capacity).total())
+}
+
+/// Bytes that the owner of the last stage needs beside that, to sample.
+pub fn head_scratch_bytes(spec: &ModelSpec) -> u64 {
+    HeadScratch::new(spec).total()
 }
 
 /// Most bytes beside weights that holding expert groups of stages of others takes, however many groups.
@@ -470,7 +474,6 @@ mod tests {
             let spec = spec(path);
             let planned = owner_scratch_bytes(&spec, CAPACITY, KV.block_tokens);
             let used = OwnerScratch::new(&spec, CAPACITY, KV).total()
-                + HeadScratch::new(&spec).total()
                 + ExpertScratchBytes::new(&spec, CAPACITY).total();
             assert!(used <= planned, "{path}: {used} {planned}");
             assert!(planned < 2 << 30, "{path}: {planned}");

@@ -29,8 +29,18 @@ pub struct LayerFootprint {
 pub struct ScratchModel {
     /// For owning a stage, its own expert group included.
     pub owner_bytes: u64,
+    /// For owning the last stage, beside that: to sample.
+    pub head_bytes: u64,
     /// For each stage of which the device holds experts without owning it.
     pub holder_bytes: u64,
+}
+
+impl ScratchModel {
+    /// Bytes for owning a stage, the last one or another.
+    pub fn of_owner(&self, last: bool) -> u64 {
+        let head_bytes = if last { self.head_bytes } else { 0 };
+        self.owner_bytes.saturating_add(head_bytes)
+    }
 }
 
 /// What a model needs.
@@ -140,6 +150,7 @@ impl ModelFootprint {
         let smaller = self.embedding_bytes.min(self.head_bytes);
         bounded("what embedding and head have in common", self.tied_bytes, smaller)?;
         bounded("an owner's scratch", self.scratch.owner_bytes, MAX_PART_BYTES)?;
+        bounded("a sampler's scratch", self.scratch.head_bytes, MAX_PART_BYTES)?;
         bounded("a holder's scratch", self.scratch.holder_bytes, MAX_PART_BYTES)?;
         let mut moe = false;
         for (index, layer) in self.layers.iter().enumerate() {
@@ -212,7 +223,8 @@ pub fn usage(footprint: &ModelFootprint, replica: &Replica) -> BTreeMap<DeviceRe
             owner.binding_bytes = owner.binding_bytes.max(kv_bytes);
         }
         owner.add_weights(footprint.end_bytes(index == 0, index == last));
-        owner.scratch_bytes = owner.scratch_bytes.saturating_add(footprint.scratch.owner_bytes);
+        let scratch = footprint.scratch.of_owner(index == last);
+        owner.scratch_bytes = owner.scratch_bytes.saturating_add(scratch);
 
         let one_expert = layers
             .iter()

@@ -1,6 +1,6 @@
 //! What a model asks of devices: its spec and tensors in the planner's numbers.
 
-use tramontane_model::footprint::{holder_scratch_bytes, owner_scratch_bytes};
+use tramontane_model::footprint::{head_scratch_bytes, holder_scratch_bytes, owner_scratch_bytes};
 use tramontane_model::spec::ModelSpec;
 use tramontane_model::step::StepBounds;
 use tramontane_model::tensors::{LayerBytes, ModelBytes};
@@ -34,6 +34,7 @@ pub fn footprint(
         tied_bytes,
         scratch: ScratchModel {
             owner_bytes: owner_scratch_bytes(spec, capacity, kv_block_tokens),
+            head_bytes: head_scratch_bytes(spec),
             holder_bytes: holder_scratch_bytes(spec, capacity),
         },
     }

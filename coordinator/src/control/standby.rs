@@ -260,6 +260,7 @@ mod tests {
                 embedding_bytes: 100,
                 head_bytes: 100,
                 scratch: ScratchModel {
+                    head_bytes: 0,
                     owner_bytes: 50,
                     holder_bytes: 50,
                 },

@@ -65,19 +65,14 @@ async fn check_alone(client: &Client, records: &[Golden], expected: &[Output], s
     }
 }
 
-/// What an owner needs to sample, which the planner counts for every owner, whoever samples; next to nothing of a model of
-/// real size.
-const HEAD_SCRATCH: u64 = 4 << 20;
-
-/// Waits until every device holds what the planner counts for it, and no more, within 3 % beside that.
+/// Waits until every device holds what the planner counts for it, and no more, within 3 %.
 async fn check_bytes(cluster: &Cluster) {
     let what = "devices that hold what is planned";
     cluster
         .until_status(what, READY_WITHIN, |status| {
             for device in status.nodes.iter().flat_map(|node| &node.devices) {
                 let (held, planned) = (device.held_bytes, device.planned_bytes);
-                let less = planned.saturating_sub(held).saturating_sub(HEAD_SCRATCH);
-                let right = held > 0 && held <= planned && less * 100 <= planned * 3;
+                let right = held > 0 && held <= planned && (planned - held) * 100 <= planned * 3;
                 need(right, || format!("{device:?}"))?;
             }
             Ok(())

@@ -114,7 +114,8 @@ impl Demand<'_> {
 
     /// Bytes beside experts that the owner of the layers `start..end` holds for a cache of `tokens`.
     fn owner_bytes(&self, sums: &Sums, start: usize, end: usize, tokens: u64) -> u128 {
-        let mut bytes = sums.owner + u128::from(self.footprint.scratch.owner_bytes);
+        let scratch = self.footprint.scratch.of_owner(end == self.layers());
+        let mut bytes = sums.owner + u128::from(scratch);
         #[cfg(feature = "deliberate-bugs")]
         if tramontane_sim::bugs::on(tramontane_sim::bugs::Bug::OverfilledDevice) {
             bytes = sums.owner;

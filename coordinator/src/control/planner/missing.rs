@@ -10,14 +10,15 @@ const MAX_EXTRA: u64 = 1 << 52;
 impl Search<'_> {
     /// Why nothing fits.
     ///
-    /// What the model needs is its weights, the smallest cache, and the scratch of one owner for each device, as every
-    /// device that takes part has some. Where that fits in all but its parts do not, what is missing is what would have
+    /// What the model needs is its weights, the smallest cache, the scratch of one owner for each device, as every
+    /// device that takes part has some, and that of the sampler. Where that fits in all but its parts do not, what is missing is what would have
     /// to be added to every device alike.
     pub(super) fn missing(&self, devices: &Devices<'_>) -> Missing {
         let count = devices.len();
         let tokens = self.least_tokens();
         let owners = count.min(self.tiler.demand.layers()).max(1) as u128;
-        let scratch = owners * u128::from(self.footprint().scratch.owner_bytes);
+        let scratch = self.footprint().scratch;
+        let scratch = owners * u128::from(scratch.owner_bytes) + u128::from(scratch.head_bytes);
         let needed = self.tiler.demand.weight_bytes() + self.tiler.demand.kv_bytes(tokens) + scratch;
         let have = devices.most_memory(count);
         let needs = format!("the model needs {needed} bytes with a cache of {tokens} tokens");

@@ -118,7 +118,8 @@ impl<'a> Search<'a> {
     /// Whether so many of the largest devices have the room at all.
     fn may_fit(&self, devices: &Devices<'_>, (stages, groups): Shape) -> bool {
         let demand = &self.tiler.demand;
-        let scratch = stages as u128 * u128::from(self.footprint().scratch.owner_bytes);
+        let scratch = self.footprint().scratch;
+        let scratch = stages as u128 * u128::from(scratch.owner_bytes) + u128::from(scratch.head_bytes);
         let needed = demand.weight_bytes() + demand.kv_bytes(self.least_tokens()) + scratch;
         devices.most_memory(stages * groups) >= needed
     }

@@ -315,7 +315,8 @@ impl<'a> Filling<'a> {
         let tokens = u64::from(replica.kv.blocks).saturating_mul(u64::from(replica.kv.block_tokens));
         let layers = share.layers().iter();
         let caches = layers.filter_map(|layer| footprint.layers.get(layer as usize));
-        let (mut bytes, mut binding) = (footprint.scratch.owner_bytes, 0u64);
+        let last = share.layers().end() == footprint.n_layers();
+        let (mut bytes, mut binding) = (footprint.scratch.of_owner(last), 0u64);
         for layer in caches {
             let cache = layer.kv_token_bytes.saturating_mul(tokens);
             bytes = bytes.saturating_add(cache);

@@ -103,6 +103,7 @@ pub(super) fn model() -> ModelEntry {
             head_bytes: 400,
             tied_bytes: 0,
             scratch: ScratchModel {
+                head_bytes: 0,
                 owner_bytes: 500,
                 holder_bytes: 100,
             },

@@ -49,6 +49,7 @@ fn model() -> ModelEntry {
             head_bytes: 500,
             tied_bytes: 0,
             scratch: ScratchModel {
+                head_bytes: 0,
                 owner_bytes: 50,
                 holder_bytes: 20,
             },

@@ -32,6 +32,7 @@ fn real(path: &str, scratch: u64) -> ModelFootprint {
         head_bytes: bytes.head,
         tied_bytes: 0,
         scratch: ScratchModel {
+            head_bytes: 0,
             owner_bytes: scratch,
             holder_bytes: scratch / 2,
         },

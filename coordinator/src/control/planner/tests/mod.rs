@@ -61,6 +61,7 @@ fn footprint(layers: usize) -> ModelFootprint {
         head_bytes: 500,
         tied_bytes: 0,
         scratch: ScratchModel {
+            head_bytes: 0,
             owner_bytes: 50,
             holder_bytes: 20,
         },

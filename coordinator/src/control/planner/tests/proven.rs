@@ -95,6 +95,7 @@ fn any_footprint(layers: std::ops::Range<usize>) -> impl Strategy<Value = ModelF
                     tied_bytes: embedding_bytes.min(head_bytes) * (owner % 2),
                     scratch: ScratchModel {
                         owner_bytes: owner,
+                        head_bytes: 3 * holder,
                         holder_bytes: holder,
                     },
                 }
