@@ -33,7 +33,7 @@ pub(crate) async fn worker(
         config,
         told.stop,
         told.at_once,
-        tramontane_worker::gpu::spawn,
+        tramontane_worker::process::spawn_gpu,
         bound,
     )
     .await?)

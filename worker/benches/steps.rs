@@ -8,6 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tramontane_kernels::gpu::DeviceConfig;
+use tramontane_kernels::gpu::{self, GpuBackend};
+use tramontane_kernels::ops::Backend;
 use tramontane_model::ids::{
     DeviceIndex, DeviceRef, Fence, Generation, Origin, ReplicaId, SequenceId, StepId, WorkerId,
 };
@@ -15,12 +18,9 @@ use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange,
 use tramontane_model::sampling::SamplingParams;
 use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch, StepBounds};
 use tramontane_proto::ExpertWork;
-use tramontane_worker::config::DeviceConfig;
 use tramontane_worker::executor::{
     ExchangeError, ExchangeEvent, Executor, ExecutorOptions, ExpertExchange, StageInput,
 };
-use tramontane_worker::gpu::{self, GpuBackend};
-use tramontane_worker::ops::Backend;
 use tramontane_worker::weights::{DeviceSlices, LoadProgress, LoadWatch, ModelFiles};
 
 const BLOCK_TOKENS: u32 = 16;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use tramontane_kernels::gpu::DeviceConfig;
 use tramontane_model::config::{ConfigError, Faults, read_config, read_join_token};
 use tramontane_model::ids::WorkerId;
 use tramontane_model::members::MAX_DEVICES;
@@ -46,16 +47,6 @@ pub struct WorkerConfig {
     pub devices: Vec<DeviceConfig>,
     /// How long a worker that is told to stop waits until the cluster does without it.
     pub drain_grace: Duration,
-}
-
-/// One device.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DeviceConfig {
-    /// A part of the adapter's name; absent: the best adapter. Several devices may share one adapter.
-    pub adapter: Option<String>,
-    /// Bytes that may be used; absent: what the adapter is known or estimated to have.
-    pub memory_bytes: Option<u64>,
 }
 
 #[derive(Deserialize)]

@@ -19,7 +19,7 @@ use tramontane_proto::v1::expert_server::ExpertServer as ExpertService;
 use tramontane_proto::v1::serving_server::ServingServer as ServingService;
 use tramontane_proto::v1::stage_server::StageServer as StageService;
 
-use crate::config::{DeviceConfig, WorkerConfig};
+use crate::config::WorkerConfig;
 use crate::executor::{DeviceError, DeviceHandle, DeviceOptions};
 use crate::rpc::assignments::{Assignments, Heads, LeaveAnswer, SchedulerLoads};
 use crate::rpc::expert::{ExpertServer, Holdings};
@@ -28,6 +28,7 @@ use crate::rpc::serving::ServingServer;
 use crate::rpc::session::{Session, SessionError};
 use crate::rpc::stage::{LinkEnds, StageServer};
 use crate::weights::{Mirror, MirrorError, ModelFiles, mirror};
+use tramontane_kernels::gpu::{self, DeviceConfig};
 
 /// Directives that wait to be followed.
 const MAX_DIRECTIVES: usize = 16;
@@ -70,6 +71,12 @@ pub enum WorkerError {
 /// Opens one configured device: called where blocking is allowed.
 pub trait OpenDevice: Fn(&DeviceConfig, DeviceOptions) -> Result<DeviceHandle, DeviceError> {}
 impl<F: Fn(&DeviceConfig, DeviceOptions) -> Result<DeviceHandle, DeviceError>> OpenDevice for F {}
+
+/// Starts a device thread on the adapter; opens it again after a failure. An [`OpenDevice`].
+pub fn spawn_gpu(device: &DeviceConfig, options: DeviceOptions) -> Result<DeviceHandle, DeviceError> {
+    let config = device.clone();
+    DeviceHandle::spawn(options, move || gpu::open(&config))
+}
 
 /// Describes every metric of a worker to the recorder.
 pub fn describe_metrics() {

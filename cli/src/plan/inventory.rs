@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use tramontane_coordinator::control::planner::Candidate;
+use tramontane_kernels::gpu::GPU_MEMORY_PERCENT;
 use tramontane_model::ids::{DeviceIndex, DeviceRef, WorkerId};
 use tramontane_model::members::MAX_DEVICES;
-use tramontane_worker::gpu::GPU_MEMORY_PERCENT;
 
 use crate::amounts::parse_bytes;
 

@@ -6,6 +6,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tramontane_kernels::gpu;
+use tramontane_kernels::gpu::DeviceConfig;
+use tramontane_kernels::ops::Backend;
+use tramontane_kernels::reference::CpuBackend;
 use tramontane_model::ids::{
     DeviceIndex, DeviceRef, Generation, Origin, ReplicaId, SequenceId, StepId, WorkerId,
 };
@@ -15,13 +19,9 @@ use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch, StepBou
 use tramontane_proto::ExpertWork;
 use tramontane_tests::cluster::turn;
 use tramontane_tests::process::{program, run};
-use tramontane_worker::config::DeviceConfig;
 use tramontane_worker::executor::{
     ExchangeError, ExchangeEvent, Executor, ExecutorOptions, ExpertExchange, StageInput, StageOutput,
 };
-use tramontane_worker::gpu;
-use tramontane_worker::ops::Backend;
-use tramontane_worker::reference::CpuBackend;
 use tramontane_worker::weights::{DeviceSlices, LoadProgress, LoadWatch, ModelFiles};
 
 const MEMORY: u64 = 8 << 30;

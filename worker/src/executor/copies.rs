@@ -6,8 +6,8 @@ use tramontane_model::members::StandbyReport;
 
 use super::DeviceError;
 use super::run::Executor;
-use crate::ops::Backend;
 use crate::weights::{DeviceSlices, LoadWatch, WeightError, WeightSlice};
+use tramontane_kernels::ops::Backend;
 
 impl<D: Backend> Executor<D> {
     /// Keeps these slices beside what is computed with, in place of the copies of before: what is not among them is

@@ -10,8 +10,8 @@ use tramontane_model::members::DeviceState;
 
 use super::thread::{DeviceThread, guarded};
 use super::{DeviceError, Executor};
-use crate::ops::{Backend, OpError};
 use crate::weights::{Copies, LoadProgress, LoadWatch, WeightError};
+use tramontane_kernels::ops::{Backend, OpError};
 
 /// After a piece of a copy a device that serves loads no other for so many times as long as it took.
 const PAUSE_AFTER_COPY: u32 = 3;

@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use tramontane_model::tensors::WeightFormat;
 
-use crate::ops::{
+use tramontane_kernels::ops::{
     Backend, COLS_ALIGN, Linear, Matrix, MatrixPart, OpError, PART_ALIGN, ReadRange, Rows, Scales,
 };
-use crate::reference::{bf16, e2m1, e4m3};
+use tramontane_kernels::reference::{bf16, e2m1, e4m3};
 
 const COLS: usize = COLS_ALIGN as usize;
 /// Rows of activations: kernels for one and for several are not the same.
@@ -171,9 +171,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::DeviceConfig;
-    use crate::gpu;
-    use crate::reference::CpuBackend;
+    use tramontane_kernels::gpu;
+    use tramontane_kernels::gpu::DeviceConfig;
+    use tramontane_kernels::reference::CpuBackend;
 
     fn deadline() -> Instant {
         Instant::now() + Duration::from_secs(60)

@@ -6,8 +6,8 @@ use tramontane_model::ids::{Fence, SequenceId, StepId};
 use tramontane_model::sampling::SamplingError;
 use tramontane_model::step::StepError;
 
-use crate::ops::OpError;
 use crate::weights::WeightError;
+use tramontane_kernels::ops::OpError;
 
 /// Error of a device.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

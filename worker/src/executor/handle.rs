@@ -22,8 +22,8 @@ use super::exchange::{ExpertAnswer, ExpertReply, ExpertRequest};
 use super::fencing::serving;
 use super::inbox::{CONTROL_PLACES, EXPERT_PLACES, STEP_PLACES};
 use super::shared::{Shared, place, try_place};
-use crate::ops::DeviceInfo;
 use crate::weights::Copies;
+use tramontane_kernels::ops::DeviceInfo;
 
 /// A device of this worker. Clones reach the same device. It ends when it is told to, or with the last handle; handles
 /// inside the links of an assignment keep devices alive, so a worker that ends tells each of its devices.

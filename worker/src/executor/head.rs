@@ -16,7 +16,7 @@ use super::masks::Constraint;
 use super::open::{self, Changes, OpenSequence};
 use super::plan::SampledRow;
 use super::run::{MAX_OPEN_SEQUENCES, OwnedStage, StageRun};
-use crate::ops::{
+use tramontane_kernels::ops::{
     Adjust, Backend, DeviceBuffer, Linear, OpError, ReadRange, RmsNorm, Rows, Sample, SampleParams,
     SampleResult,
 };

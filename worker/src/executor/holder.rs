@@ -10,7 +10,7 @@ use tramontane_proto::{ExpertResults, ExpertWork};
 
 use super::DeviceError;
 use super::run::{Device, HeldExperts};
-use crate::ops::{Backend, Experts, ReadRange, Rows};
+use tramontane_kernels::ops::{Backend, Experts, ReadRange, Rows};
 
 /// Checked expert work, laid out for the device: generated pairs first.
 struct Layout {

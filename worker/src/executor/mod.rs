@@ -1,14 +1,12 @@
 //! Runs a [`tramontane_model::step::StepBatch`] through the layers of a stage.
 //!
-//! [`Executor`] is the work itself, over any [`crate::ops::Backend`]: weights, cache, step buffers, layers, sampler.
+//! [`Executor`] is the work itself, over any [`tramontane_kernels::ops::Backend`]: weights, cache, step buffers, layers, sampler.
 //! [`DeviceHandle`] is how the rest of the worker reaches it: one OS thread per device, one bounded inbox. No decision
 //! about what to run is taken here (that is the scheduler's), and no connection is made (that is the peer links').
 //!
 //! **DET-1:** a row's result depends on its sequence, its role and the weights alone. Rows are split by role, every op
 //! keeps its promise for any number of rows, and experts are combined in their order whoever computed them.
 
-mod attention;
-mod buffers;
 mod busy;
 mod command;
 mod copies;

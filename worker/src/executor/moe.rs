@@ -10,8 +10,9 @@ use std::time::Instant;
 use super::remote::{self, Share};
 use super::run::StageRun;
 use super::{DeviceError, ExchangeError, ExchangeEvent};
-use crate::ops::{Backend, Combine, Experts, Matrix, OpError, ReadRange, Route};
-use crate::weights::FeedForward;
+use tramontane_kernels::layers::FeedForward;
+use tramontane_kernels::ops::{Backend, Matrix, OpError, ReadRange};
+use tramontane_model::spec::MoeSpec;
 
 impl<D: Backend> StageRun<'_, D> {
     /// Adds shared and routed experts' results to the residual stream.
@@ -21,48 +22,31 @@ impl<D: Backend> StageRun<'_, D> {
         gate: &Matrix<D::Buffer>,
         shared: Option<&FeedForward<D::Buffer>>,
     ) -> Result<(), DeviceError> {
-        let Some(moe) = self.device.model.spec.moe_at(layer) else {
+        let model = self.device.model;
+        let Some(moe) = model.spec.moe_at(layer) else {
             return Err(OpError::shape("moe", format!("layer {layer} has no experts")).into());
         };
-        let (stage, rows, top_k) = (self.stage, self.plan.rows, moe.n_experts_per_token);
-        let buffers = &stage.buffers;
-        self.device.backend.route(&Route {
-            input: &buffers.normed,
-            gate,
-            top_k,
-            routed_scale: moe.routed_scale,
-            logits: &buffers.router_logits,
-            ids: &buffers.expert_ids,
-            weights: &buffers.expert_weights,
-            rows,
-        })?;
+        let stage = self.stage;
+        self.pass().route(gate, moe)?;
         let shares = if stage.slice.groups.iter().any(|group| group.remote.is_some()) {
-            self.send_shares(layer, top_k)?
+            self.send_shares(layer, moe.n_experts_per_token)?
         } else {
             Vec::new()
         };
         // Without shared experts the buffer keeps the zeros that it was made with.
         if let Some(shared) = shared {
-            self.feed_forward(shared, &buffers.shared, false)?;
+            self.pass().shared(shared)?;
         }
-        self.own_experts(layer, top_k)?;
+        self.own_experts(layer, moe)?;
         if !shares.is_empty() {
             self.device.backend.submit()?;
             self.receive(layer, shares)?;
         }
-        self.device.backend.combine(&Combine {
-            results: &buffers.expert_results,
-            weights: &buffers.expert_weights,
-            top_k,
-            shared: &buffers.shared,
-            output: &buffers.hidden,
-            dim: self.device.model.spec.dim,
-            rows,
-        })?;
+        self.pass().combine(moe)?;
         Ok(())
     }
 
-    fn own_experts(&mut self, layer: u32, top_k: u32) -> Result<(), DeviceError> {
+    fn own_experts(&mut self, layer: u32, moe: &MoeSpec) -> Result<(), DeviceError> {
         let own = (self.stage.slice.groups.iter()).filter(|group| group.remote.is_none());
         for group in own {
             let bank = self.device.weights.experts(layer, group.experts);
@@ -70,15 +54,7 @@ impl<D: Backend> StageRun<'_, D> {
                 let detail = format!("experts {} of layer {layer} are not loaded", group.experts);
                 return Err(OpError::shape("experts", detail).into());
             };
-            self.device.backend.experts(&Experts {
-                input: &self.stage.buffers.normed,
-                ids: &self.stage.buffers.expert_ids,
-                top_k,
-                bank,
-                scratch: &held.scratch,
-                output: &self.stage.buffers.expert_results,
-                rows: self.plan.rows,
-            })?;
+            self.pass().experts(bank, &held.scratch, moe)?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use tramontane_model::sampling::SamplingParams;
 use tramontane_model::step::{Opening, SequenceChunk};
 
 use super::masks::Constraint;
-use crate::ops::{AdjustedRow, Adjustment, HELD_BACK, NO_ROW, SampleParams};
+use tramontane_kernels::ops::{AdjustedRow, Adjustment, HELD_BACK, NO_ROW, SampleParams};
 
 /// An open sequence.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use tramontane_model::spec::ModelSpec;
 use tramontane_model::step::{RowRole, SequenceChunk, StepBatch, StepLimits};
 
 use super::DeviceError;
-use crate::ops::{RowMeta, Rows};
+use tramontane_kernels::ops::{RowMeta, Rows};
 
 /// A row whose logits are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

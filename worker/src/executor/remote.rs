@@ -8,8 +8,8 @@ use tramontane_model::ids::{DeviceRef, Fence, StepId};
 use tramontane_model::step::StepBatch;
 use tramontane_proto::{ExpertResults, ExpertWork};
 
-use crate::ops::Rows;
 use crate::weights::GroupRoute;
+use tramontane_kernels::ops::Rows;
 
 /// A group's share of a layer, while it is computed elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]

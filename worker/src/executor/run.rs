@@ -11,15 +11,15 @@ use tramontane_model::rope::RotaryTable;
 use tramontane_model::step::{MAX_STEP_SEQUENCES, StepBatch};
 use tramontane_proto::{ExpertResults, ExpertWork};
 
-use super::buffers::{self, HeadBuffers, HolderBuffers, OwnerBuffers};
 use super::masks::MaskMaker;
 use super::open::OpenSequence;
 use super::plan::{self, StepPlan};
 use super::{DeviceError, ExpertExchange, StageInput, StageOutput, decoding};
-use crate::ops::{Backend, DeviceInfo, ExpertScratch, KvCache, OpError, ReadRange};
 use crate::weights::{
     DeviceSlices, ExpertSlice, LoadWatch, ModelFiles, StageSlice, WeightError, WeightSlice, WeightStore,
 };
+use tramontane_kernels::layers::{self, HeadBuffers, HolderBuffers, OwnerBuffers};
+use tramontane_kernels::ops::{Backend, DeviceInfo, ExpertScratch, KvCache, OpError, ReadRange};
 
 /// Most sequences whose sampling parameters a last stage keeps.
 pub(super) const MAX_OPEN_SEQUENCES: usize = 64 * MAX_STEP_SEQUENCES;
@@ -201,8 +201,8 @@ impl<D: Backend> Executor<D> {
             None => None,
             Some(slice) => Some(OwnedStage {
                 slice: slice.clone(),
-                caches: buffers::caches(backend, spec, slice)?,
-                buffers: OwnerBuffers::new(backend, spec, capacity, slice)?,
+                caches: layers::caches(backend, spec, slice.layers, slice.kv)?,
+                buffers: OwnerBuffers::new(backend, spec, capacity, slice.kv)?,
                 head: match slice.last {
                     true => Some(HeadBuffers::new(backend, spec)?),
                     false => None,
@@ -215,7 +215,7 @@ impl<D: Backend> Executor<D> {
             true => None,
             false => Some(HeldExperts {
                 slices: slices.experts.clone(),
-                scratch: buffers::expert_scratch(backend, spec, capacity)?,
+                scratch: layers::expert_scratch(backend, spec, capacity)?,
                 for_others: match slices.serves_others() {
                     true => Some(HolderBuffers::new(backend, spec, capacity)?),
                     false => None,
@@ -351,7 +351,7 @@ impl<D: Backend> Device<'_, D> {
             (StageInput::Embed, Some(table)) => {
                 self.backend
                     .write(&buffers.tokens, 0, bytemuck::cast_slice(&plan.tokens))?;
-                self.backend.embed(&crate::ops::Embed {
+                self.backend.embed(&tramontane_kernels::ops::Embed {
                     tokens: &buffers.tokens,
                     table,
                     output: &buffers.hidden,

@@ -13,8 +13,8 @@ use super::DeviceError;
 use super::busy::Busy;
 use super::fencing::Target;
 use super::inbox::{ANSWER_PLACES, CONTROL_PLACES, EXPERT_PLACES, STEP_PLACES};
-use crate::ops::DeviceInfo;
 use crate::weights::LoadProgress;
+use tramontane_kernels::ops::DeviceInfo;
 
 /// Places in a device's inbox, by kind of entry.
 #[derive(Debug)]

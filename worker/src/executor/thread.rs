@@ -24,8 +24,8 @@ use super::handle::DeviceHandle;
 use super::inbox::{CAPACITY, Inbox, InboxExchange, Next};
 use super::shared::Shared;
 use super::{DeviceError, Executor, ExecutorOptions};
-use crate::ops::{Backend, OpError};
 use crate::weights::{LoadWatch, ModelFiles};
+use tramontane_kernels::ops::{Backend, OpError};
 
 /// What a device thread is made with.
 #[derive(Clone, Debug)]

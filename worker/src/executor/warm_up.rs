@@ -14,7 +14,7 @@ use tramontane_proto::{ExpertResults, ExpertWork};
 
 use super::run::Executor;
 use super::{DeviceError, ExchangeError, ExchangeEvent, ExpertExchange, StageInput};
-use crate::ops::Backend;
+use tramontane_kernels::ops::Backend;
 
 /// Prompt rows of the first step: kernels that take several rows at once are met too.
 const GIVEN_ROWS: u32 = 5;

@@ -2,7 +2,7 @@
 
 use tramontane_model::checkpoint::{BadValue, Fault, NoSuchRows};
 
-use crate::ops::OpError;
+use tramontane_kernels::ops::OpError;
 
 /// Error of loading weights.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

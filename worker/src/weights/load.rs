@@ -12,11 +12,11 @@ use tramontane_model::spec::AttentionSpec;
 use tramontane_model::tensors::{FfnMatrix, HalfSplit, LayerTensor, Shape, TensorId};
 
 use super::ahead::Ahead;
-use super::store::{
+use super::{LoadProgress, LoadWatch, MirrorError, ModelFiles, WeightError, WeightSlice};
+use tramontane_kernels::layers::{
     FeedForward, GroupedAttention, Head, LatentAttention, LayerAttention, LayerFeedForward, OwnerLayer,
 };
-use super::{LoadProgress, LoadWatch, MirrorError, ModelFiles, WeightError, WeightSlice};
-use crate::ops::{
+use tramontane_kernels::ops::{
     Backend, BankPart, DeviceBuffer, ExpertBank, ExpertLayout, Matrix, MatrixPart, OpError, PART_ALIGN,
     Scales, Vector, WeightFormat, split_rows,
 };

@@ -25,10 +25,7 @@ pub use error::WeightError;
 pub use mirror::{Mirror, MirrorError};
 pub use progress::{LoadProgress, LoadWatch};
 pub use slices::{DeviceSlices, ExpertSlice, GroupRoute, StageSlice, WeightSlice};
-pub use store::{
-    FeedForward, GroupedAttention, Head, LatentAttention, LayerAttention, LayerFeedForward, OwnerLayer,
-    WeightStore,
-};
+pub use store::WeightStore;
 
 /// A checkpoint that was found to hold the model its parameters describe.
 #[derive(Debug)]

@@ -5,15 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tramontane_kernels::gpu::DeviceConfig;
+use tramontane_kernels::gpu::{self, GpuBackend};
 use tramontane_model::ids::{DeviceRef, Origin, SequenceId, StepId};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch};
 use tramontane_proto::ExpertWork;
-use tramontane_worker::config::DeviceConfig;
 use tramontane_worker::executor::{
     ExchangeError, ExchangeEvent, Executor, ExecutorOptions, ExpertExchange, StageInput, StageOutput,
 };
-use tramontane_worker::gpu::{self, GpuBackend};
 use tramontane_worker::weights::{DeviceSlices, LoadProgress, LoadWatch, ModelFiles};
 
 use crate::cluster::{StagePlan, replica, repository};

@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
+use tramontane_kernels::gpu::DeviceConfig;
 use tramontane_model::ids::{
     CoordinatorId, DeviceIndex, DeviceRef, Fence, Generation, Origin, ReplicaId, RequestId, WorkerId,
 };
@@ -25,8 +26,7 @@ use tramontane_proto::v1::serving_client::ServingClient;
 use tramontane_proto::{
     Directive, Ended, GenerateSubmission, GenerateUpdate, Progress, WorkerUpdate, v1 as pb,
 };
-use tramontane_worker::config::{DeviceConfig, WorkerConfig};
-use tramontane_worker::gpu;
+use tramontane_worker::config::WorkerConfig;
 use tramontane_worker::process::{self, OpenDevice};
 
 const TOKEN: &[u8] = b"a token for tests";
@@ -159,7 +159,7 @@ impl Cluster {
     /// Workers of the miniature on the best adapter, with so many devices each.
     pub(crate) async fn start(workers: &[(&str, usize)], max_prefill_rows: u32) -> Self {
         let mini = repository().join("cli/assets/mini-large-3");
-        Self::start_with(&mini, workers, max_prefill_rows, gpu::spawn).await
+        Self::start_with(&mini, workers, max_prefill_rows, process::spawn_gpu).await
     }
 
     /// Workers of a checkpoint, with so many devices each, which `open` opens.

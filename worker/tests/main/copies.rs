@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tramontane_kernels::reference::CpuBackend;
 use tramontane_model::ids::{DeviceIndex, Fence, Generation, ReplicaId, WorkerId};
 use tramontane_model::members::{DeviceState, StandbyReport};
 use tramontane_model::placement::{ExpertRange, LayerRange, Replica};
 use tramontane_model::standby::Share;
 use tramontane_worker::executor::{Assignment, DeviceHandle, DeviceOptions, LocalLinks};
-use tramontane_worker::reference::CpuBackend;
 use tramontane_worker::weights::{Copies, DeviceSlices, ModelFiles};
 
 use crate::cluster::{device, replica, repository};

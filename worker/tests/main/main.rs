@@ -1,4 +1,4 @@
-//! Ops on a Vulkan adapter against their twins; and whole workers: real processes' code in one process, real gRPC
+//! Whole workers: real processes' code in one process, real gRPC
 //! between them, against recorded answers.
 
 mod batch;
@@ -9,5 +9,4 @@ mod copies;
 mod family;
 mod formats;
 mod golden;
-mod ops;
 mod prefix_cache;

@@ -2,7 +2,7 @@
 //! untied embeddings, in both layouts.
 
 use tramontane_model::sampling::{SampledToken, SamplingParams};
-use tramontane_worker::gpu;
+use tramontane_worker::process;
 
 use crate::cluster::{Cluster, StagePlan, replica, repository};
 use crate::golden::{Record, check_against, check_scores, records_of, with_top5};
@@ -48,7 +48,7 @@ async fn recorded_answers(fixture: &str) -> Vec<Answer> {
     let records = records_of(fixture);
     assert!(records.iter().any(|record| record.prompt_ids.len() > 256));
     let dir = repository().join("tests/fixtures").join(fixture);
-    let mut cluster = Cluster::start_with(&dir, &[("w1", 1), ("w2", 1)], 64, gpu::spawn).await;
+    let mut cluster = Cluster::start_with(&dir, &[("w1", 1), ("w2", 1)], 64, process::spawn_gpu).await;
     cluster.assign(&replica(1, WHOLE)).await;
     let whole = answers(&mut cluster, &records).await;
     check(&records, &whole);
@@ -75,9 +75,9 @@ async fn chunks_resubmission_and_a_prefix_cache_change_no_bit_of_a_dense_model()
     let dir = repository().join("tests/fixtures/micro-ministral-tied");
     let mut records = records_of("micro-ministral-tied");
     records.retain(|record| record.greedy.len() > 4);
-    let mut whole = Cluster::start_with(&dir, &[("w1", 1)], 64, gpu::spawn).await;
+    let mut whole = Cluster::start_with(&dir, &[("w1", 1)], 64, process::spawn_gpu).await;
     whole.assign(&replica(1, WHOLE)).await;
-    let mut pieces = Cluster::start_with(&dir, &[("w1", 1), ("w2", 1)], 7, gpu::spawn).await;
+    let mut pieces = Cluster::start_with(&dir, &[("w1", 1), ("w2", 1)], 7, process::spawn_gpu).await;
     pieces.steps.prefix_cache = true;
     pieces.assign(&replica(1, TWO_STAGES)).await;
     for record in &records {

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tramontane_kernels::gpu;
+use tramontane_kernels::gpu::DeviceConfig;
+use tramontane_kernels::ops::Backend;
+use tramontane_kernels::reference::CpuBackend;
 use tramontane_model::checkpoint::Checkpoint;
-use tramontane_worker::config::DeviceConfig;
 use tramontane_worker::executor::{Executor, ExecutorOptions};
-use tramontane_worker::gpu;
-use tramontane_worker::ops::Backend;
-use tramontane_worker::reference::CpuBackend;
 use tramontane_worker::weights::{DeviceSlices, LoadProgress, LoadWatch, ModelFiles, WeightStore};
 
 use super::{FIXTURES, folder};

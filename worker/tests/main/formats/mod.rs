@@ -8,13 +8,13 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
+use tramontane_kernels::gpu::DeviceConfig;
+use tramontane_kernels::reference::CpuBackend;
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_model::spec::ModelSpec;
 use tramontane_model::tensors::WeightFormat;
-use tramontane_worker::config::DeviceConfig;
 use tramontane_worker::executor::{DeviceError, DeviceHandle, DeviceOptions};
-use tramontane_worker::gpu;
-use tramontane_worker::reference::CpuBackend;
+use tramontane_worker::process;
 use tramontane_worker::weights::ModelFiles;
 
 use crate::cluster::{Cluster, replica, repository};
@@ -60,7 +60,7 @@ async fn gives_what_is_recorded(fixture: &str) {
     let spec = ModelSpec::load(&folder).expect("a spec");
     let (layers, experts) = (spec.n_layers, spec.n_experts());
     let workers = [("w1", 1), ("w2", 1), ("w3", 1), ("w4", 1)];
-    let mut cluster = Cluster::start_with(&folder, &workers, 64, gpu::spawn).await;
+    let mut cluster = Cluster::start_with(&folder, &workers, 64, process::spawn_gpu).await;
     cluster
         .assign(&replica(1, &[(0, layers, "w1/0", &[(experts, "w1/0")])]))
         .await;
@@ -185,7 +185,7 @@ async fn tensors_of_one_checkpoint_may_be_stored_differently() {
         WeightFormat::Fp8Tensor,
     ];
     assert_eq!(formats, all.into());
-    let mut cluster = Cluster::start_with(copy.path(), &[("w1", 1)], 64, gpu::spawn).await;
+    let mut cluster = Cluster::start_with(copy.path(), &[("w1", 1)], 64, process::spawn_gpu).await;
     cluster
         .assign(&replica(1, &[(0, 3, "w1/0", &[(16, "w1/0")])]))
         .await;

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tramontane_worker::executor::{DeviceError, Executor, ExecutorOptions};
-use tramontane_worker::ops::{
+use tramontane_kernels::ops::{
     Adjust, Attention, Backend, Combine, DeviceBuffer, DeviceInfo, Embed, Experts, GateUp, LatentWrite,
     Linear, OpError, Queries, ReadRange, RmsNorm, RotateQkv, Route, Sample, Values,
 };
-use tramontane_worker::reference::{CpuBackend, CpuBuffer};
+use tramontane_kernels::reference::{CpuBackend, CpuBuffer};
+use tramontane_worker::executor::{DeviceError, Executor, ExecutorOptions};
 use tramontane_worker::weights::{LoadProgress, ModelFiles};
 
 use super::folder;

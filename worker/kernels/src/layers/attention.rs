@@ -4,11 +4,11 @@
 
 use tramontane_model::spec::MlaSpec;
 
-use super::run::StageRun;
+use super::pass::LayerPass;
+use super::weights::{GroupedAttention, LatentAttention};
 use crate::ops::{Attention, Backend, KvCache, LatentWrite, MlaDims, OpError, Queries, RotateQkv, Values};
-use crate::weights::{GroupedAttention, LatentAttention};
 
-impl<'a, D: Backend> StageRun<'a, D> {
+impl<'a, D: Backend> LayerPass<'a, D> {
     /// Latent attention; gives the buffer of the values.
     pub(super) fn latent(
         &mut self,
@@ -16,8 +16,8 @@ impl<'a, D: Backend> StageRun<'a, D> {
         mla: &MlaSpec,
         cache: &KvCache<D::Buffer>,
     ) -> Result<&'a D::Buffer, OpError> {
-        let (buffers, spec) = (&self.stage.buffers, &self.device.model.spec);
-        let rows = self.plan.rows;
+        let (buffers, spec) = (self.buffers, self.spec);
+        let rows = self.rows;
         let dims = MlaDims {
             heads: mla.n_heads,
             nope: mla.qk_nope_head_dim,
@@ -34,7 +34,7 @@ impl<'a, D: Backend> StageRun<'a, D> {
             false,
         )?;
         self.linear(&buffers.normed, &weights.wkv_a, &buffers.latent, false)?;
-        self.device.backend.latent_write(&LatentWrite {
+        self.backend.latent_write(&LatentWrite {
             input: &buffers.latent,
             norm: &weights.kv_a_norm,
             eps: spec.norm_eps,
@@ -43,7 +43,7 @@ impl<'a, D: Backend> StageRun<'a, D> {
             cache,
             rows,
         })?;
-        self.device.backend.queries(&Queries {
+        self.backend.queries(&Queries {
             input: &buffers.expanded,
             wkv_b: &weights.wkv_b,
             dims,
@@ -53,7 +53,7 @@ impl<'a, D: Backend> StageRun<'a, D> {
             rows,
         })?;
         self.attend(dims.heads, cache)?;
-        self.device.backend.values(&Values {
+        self.backend.values(&Values {
             input: &buffers.context,
             wkv_b: &weights.wkv_b,
             dims,
@@ -70,11 +70,11 @@ impl<'a, D: Backend> StageRun<'a, D> {
         heads: u32,
         cache: &KvCache<D::Buffer>,
     ) -> Result<&'a D::Buffer, OpError> {
-        let buffers = &self.stage.buffers;
+        let buffers = self.buffers;
         self.linear(&buffers.normed, &weights.wq, &buffers.expanded, false)?;
         self.linear(&buffers.normed, &weights.wk, &buffers.keys, false)?;
         self.linear(&buffers.normed, &weights.wv, &buffers.values, false)?;
-        self.device.backend.rotate_qkv(&RotateQkv {
+        self.backend.rotate_qkv(&RotateQkv {
             queries: &buffers.expanded,
             keys: &buffers.keys,
             values: &buffers.values,
@@ -83,25 +83,25 @@ impl<'a, D: Backend> StageRun<'a, D> {
             meta: &buffers.meta,
             cache,
             output: &buffers.queries,
-            rows: self.plan.rows,
+            rows: self.rows,
         })?;
         self.attend(heads, cache)?;
         Ok(&buffers.context)
     }
 
     fn attend(&mut self, heads: u32, cache: &KvCache<D::Buffer>) -> Result<(), OpError> {
-        let buffers = &self.stage.buffers;
-        self.device.backend.attention(&Attention {
+        let buffers = self.buffers;
+        self.backend.attention(&Attention {
             queries: &buffers.queries,
             meta: &buffers.meta,
             tables: &buffers.tables,
-            table_rows: self.plan.table_rows,
-            table_width: self.plan.table_width,
+            table_rows: self.table_rows,
+            table_width: self.table_width,
             cache,
             heads,
-            scale: self.device.model.spec.attention.softmax_scale(),
+            scale: self.spec.attention.softmax_scale(),
             output: &buffers.context,
-            rows: self.plan.rows,
+            rows: self.rows,
         })
     }
 }

@@ -92,7 +92,8 @@ pub enum OpError {
 }
 
 impl OpError {
-    pub(crate) fn shape(op: &'static str, detail: impl Into<String>) -> Self {
+    /// Operands of `op` that do not fit together.
+    pub fn shape(op: &'static str, detail: impl Into<String>) -> Self {
         Self::Shape {
             op,
             detail: detail.into(),

@@ -1,10 +1,10 @@
 //! The sampler and the adjustment of logits against their twins: greedy, drawn, every threshold, copies, ties.
 
-use tramontane_worker::ops::{
+use tramontane_kernels::ops::{
     Adjust, AdjustedRow, Adjustment, Backend, HELD_BACK, NO_ROW, Sample, SampleParams, SampleResult,
     mask_words,
 };
-use tramontane_worker::reference::CpuBackend;
+use tramontane_kernels::reference::CpuBackend;
 
 use super::rig::{Case, Numbers, Rig, check, device, on_every_kernel};
 

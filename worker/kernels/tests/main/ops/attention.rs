@@ -1,6 +1,6 @@
 //! Cache writes and attention, of both kinds: each row is the last of a sequence of its own.
 
-use tramontane_worker::ops::{
+use tramontane_kernels::ops::{
     Attention, Backend, KvCache, KvCacheShape, LatentWrite, NO_ROW, OpError, RotateQkv, RowMeta, Rows,
 };
 

@@ -24,12 +24,22 @@ pub use adapter::GPU_MEMORY_PERCENT;
 pub use backend::GpuBackend;
 pub use memory::GpuBuffer;
 
-use crate::config::DeviceConfig;
-use crate::executor::{DeviceError, DeviceHandle, DeviceOptions};
+use serde::Deserialize;
+
 use crate::ops::OpError;
 
 /// Version of the shaders, part of the device kind: raised whenever a change may change a bit of a result (DET-1).
 pub const KERNEL_SET: u32 = 4;
+
+/// One device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceConfig {
+    /// A part of the adapter's name; absent: the best adapter. Several devices may share one adapter.
+    pub adapter: Option<String>,
+    /// Bytes that may be used; absent: what the adapter is known or estimated to have.
+    pub memory_bytes: Option<u64>,
+}
 
 /// Opens the adapter that the configuration names, or the best one, and compiles all pipelines.
 ///
@@ -41,10 +51,4 @@ pub fn open(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
 /// As [`open`], but an emulated GPU gets the kernels of real ones: so that they can be tested where there is none.
 pub fn open_with_gpu_kernels(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
     GpuBackend::new(device::open(config, Some(device::Class::Gpu))?)
-}
-
-/// Starts a device thread on the adapter; opens it again after a failure. A [`crate::process::OpenDevice`].
-pub fn spawn(device: &DeviceConfig, options: DeviceOptions) -> Result<DeviceHandle, DeviceError> {
-    let config = device.clone();
-    DeviceHandle::spawn(options, move || open(&config))
 }

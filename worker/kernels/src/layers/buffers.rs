@@ -6,55 +6,58 @@ use tramontane_model::footprint::{
 use tramontane_model::spec::{AttentionSpec, ModelSpec};
 
 use crate::ops::{Backend, DeviceBuffer, ExpertScratch, KvCache, KvCacheShape, OpError, SampleResult};
-use crate::weights::StageSlice;
+use tramontane_model::placement::{KvShape, LayerRange};
 
 const _: () = assert!(SampleResult::bytes(1) == SAMPLE_RESULT_WORDS * 4);
 
 /// Buffers of a stage's owner; what each holds is said at [`OwnerScratch`].
 #[derive(Debug)]
-pub(super) struct OwnerBuffers<B> {
-    pub(super) tokens: B,
-    pub(super) meta: B,
-    pub(super) rotary: B,
-    pub(super) tables: B,
-    pub(super) hidden: B,
-    pub(super) normed: B,
-    pub(super) compressed: B,
-    pub(super) compressed_normed: B,
-    pub(super) expanded: B,
-    pub(super) latent: B,
-    pub(super) keys: B,
-    pub(super) values: B,
-    pub(super) queries: B,
-    pub(super) context: B,
-    pub(super) attended: B,
-    pub(super) gated: B,
-    pub(super) shared: B,
-    pub(super) router_logits: B,
-    pub(super) expert_ids: B,
-    pub(super) expert_weights: B,
-    pub(super) expert_results: B,
+#[expect(missing_docs, reason = "each is said there")]
+pub struct OwnerBuffers<B> {
+    pub tokens: B,
+    pub meta: B,
+    pub rotary: B,
+    pub tables: B,
+    pub hidden: B,
+    pub normed: B,
+    pub compressed: B,
+    pub compressed_normed: B,
+    pub expanded: B,
+    pub latent: B,
+    pub keys: B,
+    pub values: B,
+    pub queries: B,
+    pub context: B,
+    pub attended: B,
+    pub gated: B,
+    pub shared: B,
+    pub router_logits: B,
+    pub expert_ids: B,
+    pub expert_weights: B,
+    pub expert_results: B,
 }
 
 /// Buffers of the owner of the last stage; what each holds is said at [`HeadScratch`].
 #[derive(Debug)]
-pub(super) struct HeadBuffers<B> {
-    pub(super) picks: B,
-    pub(super) normed: B,
-    pub(super) logits: B,
-    pub(super) params: B,
-    pub(super) adjusted: B,
-    pub(super) masks: B,
-    pub(super) adjustments: B,
-    pub(super) sampled: B,
+#[expect(missing_docs, reason = "each is said there")]
+pub struct HeadBuffers<B> {
+    pub picks: B,
+    pub normed: B,
+    pub logits: B,
+    pub params: B,
+    pub adjusted: B,
+    pub masks: B,
+    pub adjustments: B,
+    pub sampled: B,
 }
 
 /// Buffers in which experts are computed for other owners; what each holds is said at [`HolderScratch`].
 #[derive(Debug)]
-pub(super) struct HolderBuffers<B> {
-    pub(super) input: B,
-    pub(super) expert_ids: B,
-    pub(super) results: B,
+#[expect(missing_docs, reason = "each is said there")]
+pub struct HolderBuffers<B> {
+    pub input: B,
+    pub expert_ids: B,
+    pub results: B,
 }
 
 /// Allocates a buffer that ops bind whole.
@@ -71,13 +74,14 @@ fn alloc<D: Backend>(backend: &mut D, label: &str, bytes: u64) -> Result<D::Buff
 }
 
 impl<B: DeviceBuffer> OwnerBuffers<B> {
-    pub(super) fn new<D: Backend<Buffer = B>>(
+    /// Allocates them.
+    pub fn new<D: Backend<Buffer = B>>(
         backend: &mut D,
         spec: &ModelSpec,
         capacity: StepCapacity,
-        stage: &StageSlice,
+        kv: KvShape,
     ) -> Result<Self, OpError> {
-        let bytes = OwnerScratch::new(spec, capacity, stage.kv);
+        let bytes = OwnerScratch::new(spec, capacity, kv);
         let mut new = |label, bytes| alloc(backend, label, bytes);
         Ok(Self {
             tokens: new("tokens", bytes.tokens)?,
@@ -106,7 +110,8 @@ impl<B: DeviceBuffer> OwnerBuffers<B> {
 }
 
 impl<B: DeviceBuffer> HeadBuffers<B> {
-    pub(super) fn new<D: Backend<Buffer = B>>(backend: &mut D, spec: &ModelSpec) -> Result<Self, OpError> {
+    /// Allocates them.
+    pub fn new<D: Backend<Buffer = B>>(backend: &mut D, spec: &ModelSpec) -> Result<Self, OpError> {
         let bytes = HeadScratch::new(spec);
         let mut new = |label, bytes| alloc(backend, label, bytes);
         Ok(Self {
@@ -123,7 +128,8 @@ impl<B: DeviceBuffer> HeadBuffers<B> {
 }
 
 impl<B: DeviceBuffer> HolderBuffers<B> {
-    pub(super) fn new<D: Backend<Buffer = B>>(
+    /// Allocates them.
+    pub fn new<D: Backend<Buffer = B>>(
         backend: &mut D,
         spec: &ModelSpec,
         capacity: StepCapacity,
@@ -139,7 +145,7 @@ impl<B: DeviceBuffer> HolderBuffers<B> {
 }
 
 /// Scratch of the experts' op, for own rows and for those of others: one call at a time.
-pub(super) fn expert_scratch<D: Backend>(
+pub fn expert_scratch<D: Backend>(
     backend: &mut D,
     spec: &ModelSpec,
     capacity: StepCapacity,
@@ -152,12 +158,13 @@ pub(super) fn expert_scratch<D: Backend>(
 }
 
 /// The caches of a stage's layers, in their order.
-pub(super) fn caches<D: Backend>(
+pub fn caches<D: Backend>(
     backend: &mut D,
     spec: &ModelSpec,
-    stage: &StageSlice,
+    layers: LayerRange,
+    kv: KvShape,
 ) -> Result<Vec<KvCache<D::Buffer>>, OpError> {
-    let (blocks, block_tokens) = (stage.kv.blocks, stage.kv.block_tokens);
+    let (blocks, block_tokens) = (kv.blocks, kv.block_tokens);
     let shape = match &spec.attention {
         AttentionSpec::Mla(mla) => {
             KvCacheShape::latent(blocks, block_tokens, mla.kv_lora_rank, mla.qk_rope_head_dim)
@@ -172,8 +179,7 @@ pub(super) fn caches<D: Backend>(
         ));
     }
     let label = |layer: u32| format!("cache of layer {layer}");
-    stage
-        .layers
+    layers
         .iter()
         .map(|layer| {
             let buffer = alloc(backend, &label(layer), shape.bytes())?;

@@ -4,9 +4,9 @@ use wgpu::{
     Adapter, DeviceDescriptor, DeviceType, ExperimentalFeatures, Features, Limits, MemoryHints, Trace,
 };
 
+use super::DeviceConfig;
 use super::faults::Faults;
 use super::{KERNEL_SET, adapter};
-use crate::config::DeviceConfig;
 use crate::ops::{DeviceInfo, OpError};
 
 /// Bytes of immediates that the shaders use at most: what Vulkan guarantees.

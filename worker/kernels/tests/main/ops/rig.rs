@@ -4,13 +4,13 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tramontane_worker::config::DeviceConfig;
-use tramontane_worker::gpu::{self, GpuBackend};
-use tramontane_worker::ops::{
+use tramontane_kernels::gpu::DeviceConfig;
+use tramontane_kernels::gpu::{self, GpuBackend};
+use tramontane_kernels::ops::{
     Backend, BankPart, DeviceBuffer, ExpertBank, ExpertLayout, Matrix, MatrixPart, PART_ALIGN, ReadRange,
     Rows, Scales, Vector, WeightFormat,
 };
-use tramontane_worker::reference::CpuBackend;
+use tramontane_kernels::reference::CpuBackend;
 
 /// Bytes before everything that may start at an offset: a multiple of 32, and of nothing larger.
 const PADDING: u64 = 96;

@@ -1,6 +1,6 @@
 //! Ops on rows: embedding, norms, router, combination.
 
-use tramontane_worker::ops::{Backend, Combine, Embed, NO_ROW, RmsNorm, Route, WeightFormat};
+use tramontane_kernels::ops::{Backend, Combine, Embed, NO_ROW, RmsNorm, Route, WeightFormat};
 
 use super::rig::{Case, Numbers, Rig, Weights, check, roles};
 

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use tramontane_worker::config::DeviceConfig;
-use tramontane_worker::gpu;
-use tramontane_worker::ops::{Backend, DeviceBuffer, Embed, Linear, OpError, ReadRange, Rows, WeightFormat};
+use tramontane_kernels::gpu;
+use tramontane_kernels::gpu::DeviceConfig;
+use tramontane_kernels::ops::{Backend, DeviceBuffer, Embed, Linear, OpError, ReadRange, Rows, WeightFormat};
 
 use super::rig::{Numbers, Rig, Weights, deadline, device, open};
 

@@ -1,10 +1,10 @@
 //! Ops with matrices: linear, gate and up, values, queries, routed experts.
 
-use tramontane_model::footprint::expert_plan_words;
-use tramontane_worker::ops::{
+use tramontane_kernels::ops::{
     Backend, ExpertLayout, ExpertScratch, Experts, GateUp, Linear, MlaDims, Queries, RowMeta, Values,
     WeightFormat,
 };
+use tramontane_model::footprint::expert_plan_words;
 
 use super::rig::{Case, Numbers, Rig, Weights, check, roles};
 

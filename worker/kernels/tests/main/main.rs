@@ -1,0 +1,3 @@
+//! Ops on a Vulkan adapter against their twins.
+
+mod ops;
