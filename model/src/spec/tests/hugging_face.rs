@@ -222,7 +222,7 @@ fn what_is_not_served_is_refused_naming_the_field() {
         (
             "text_config.rope_scaling",
             json!({"rope_type": "yarn", "factor": 8.0}),
-            "text_config.rope_scaling is {\"factor\":8.0,\"rope_type\":\"yarn\"}, expected {",
+            "text_config.rope_scaling is {\"rope_type\":\"yarn\",\"factor\":8.0}, expected {",
         ),
         (
             "text_config.rope_parameters.beta_fast",
