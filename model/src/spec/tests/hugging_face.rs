@@ -285,11 +285,6 @@ fn what_is_not_served_is_refused_naming_the_field() {
             json!("sigmoid"),
             "scoring_func is \"sigmoid\", expected \"softmax\": the router of this family",
         ),
-        (
-            "model_type",
-            json!("deepseek_v3"),
-            "scoring_func is missing, expected \"softmax\"",
-        ),
         ("n_group", json!(8), "n_group is 8, expected 1"),
         (
             "rope_parameters.partial_rotary_factor",
@@ -317,13 +312,19 @@ fn what_is_not_served_is_refused_naming_the_field() {
     }
 }
 
-/// DeepSeek-V3 scales scores by what `mscale_all_dim` gives, which Mistral's models do not.
+/// DeepSeek-V3 scores experts by a sigmoid, and scales the scores of tokens by what `mscale_all_dim` gives; Mistral's
+/// models do neither.
 #[test]
-fn scaled_scores_are_refused() {
+fn scores_of_deepseek_are_refused() {
     let mut config = published("small-4-119b");
     set(&mut config, "model_type", json!("deepseek_v3"));
-    set(&mut config, "scoring_func", json!("softmax"));
     set(&mut config, "rope_parameters.attention_factor", json!(1));
+    let error = parse(&config).expect_err("refused").to_string();
+    assert!(
+        error.contains("scoring_func is missing, expected \"softmax\""),
+        "{error}"
+    );
+    set(&mut config, "scoring_func", json!("softmax"));
     let error = parse(&config).expect_err("refused").to_string();
     let expected = "rope_parameters.mscale_all_dim is 1.0, expected 0";
     assert!(error.contains(expected), "{error}");
