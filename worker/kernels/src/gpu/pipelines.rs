@@ -280,11 +280,11 @@ impl Kernel {
                     ("GROUPED", f64::from(u8::from(variant.grouped))),
                     ("LANES_K", f64::from(tuning.lanes_k)),
                     ("LANES_N", f64::from(tuning.lanes_n)),
-                    ("RUN", f64::from(tuning.run_chunks(variant.codes))),
                 ];
-                if let Self::Linear(_) = self {
-                    constants.push(("OUTPUTS", f64::from(tuning.outputs)));
-                }
+                constants.push(match self {
+                    Self::Linear(_) => ("OUTPUTS", f64::from(tuning.outputs)),
+                    _ => ("OUTPUTS", f64::from(tuning.gate_up_lane_outputs())),
+                });
                 constants
             }
             Self::Adjust | Self::GroupExperts => lanes(tuning.lanes_wide),
@@ -330,7 +330,13 @@ impl Pipelines {
             let shader = kernel.shader(tuning);
             let module = modules
                 .entry((kernel.layout(), kernel.codes()))
-                .or_insert_with(|| module(device, &shader, kernel.codes()));
+                .or_insert_with(|| {
+                    module(
+                        device,
+                        &shader,
+                        kernel.codes().map(|codes| (codes, tuning.halves)),
+                    )
+                });
             let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(shader.label),
                 layout: Some(&module.layout),
@@ -359,8 +365,16 @@ impl Pipelines {
     }
 }
 
-fn module(device: &wgpu::Device, shader: &Shader, codes: Option<Codes>) -> Module {
-    let parts = shader.sources.iter().copied().chain(codes.map(Codes::source));
+/// A module; of one that decodes codes, which ones, and whether by way of f16.
+fn module(device: &wgpu::Device, shader: &Shader, codes: Option<(Codes, bool)>) -> Module {
+    let decoding = codes.into_iter().flat_map(|(codes, halves)| {
+        let small_floats = match halves {
+            true => include_str!("../../shaders/shared/codes_half.wgsl"),
+            false => include_str!("../../shaders/shared/codes_float.wgsl"),
+        };
+        [codes.source(), small_floats]
+    });
+    let parts = shader.sources.iter().copied().chain(decoding);
     let source = parts.collect::<Vec<_>>().join("\n");
     let descriptor = wgpu::ShaderModuleDescriptor {
         label: Some(shader.label),

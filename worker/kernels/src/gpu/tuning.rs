@@ -3,7 +3,7 @@
 use tramontane_model::footprint::LEAST_PAIR_TILE;
 
 use super::device::Class;
-use super::pipelines::Codes;
+use crate::ops::{COLS_ALIGN, FP8_BLOCK, WeightFormat};
 
 /// Sizes that depend on the class of the device.
 #[derive(Clone, Copy, Debug)]
@@ -12,7 +12,7 @@ pub(super) struct Tuning {
     pub(super) lanes_k: u32,
     /// Neighbouring outputs of a workgroup of a matrix kernel.
     pub(super) lanes_n: u32,
-    /// Outputs of a lane of the linear kernel.
+    /// Outputs of a lane of the linear kernel: 1, 2 or 4.
     pub(super) outputs: u32,
     /// Rows of activations that a tile of a matrix kernel may hold, ascending from 1.
     pub(super) tiles: &'static [u32],
@@ -34,6 +34,8 @@ pub(super) struct Tuning {
     pub(super) lanes_sample: u32,
     /// Rounds of all its loops together after which the device ends a lane of a shader, whatever is left to do.
     pub(super) most_rounds: Option<u32>,
+    /// Codes of weights are decoded by way of f16.
+    pub(super) halves: bool,
     /// Subgroups have 8 lanes and a load costs as much as many sums: lanes read activations together.
     pub(super) shares_loads: bool,
 }
@@ -58,9 +60,9 @@ impl Tuning {
     const GPU: Self = Self {
         lanes_k: 32,
         lanes_n: 4,
-        outputs: 1,
-        tiles: &[1, 4],
-        pair_tiles: &[1, 4],
+        outputs: 2,
+        tiles: &[1, 4, 8, 16],
+        pair_tiles: &[1, 4, 16],
         lanes_each: 64,
         lanes_row: 256,
         lanes_query: 64,
@@ -69,16 +71,17 @@ impl Tuning {
         lanes_wide: 256,
         lanes_sample: 256,
         most_rounds: None,
+        halves: true,
         shares_loads: false,
     };
     /// An emulated GPU: its barriers are dear, a vector holds neighbouring outputs, and a load costs as much as many sums:
     /// tiles are tall.
     const CPU: Self = Self {
         lanes_k: 1,
-        lanes_n: 16,
-        outputs: 2,
-        tiles: &[1, 4, 16],
-        pair_tiles: &[1, 8],
+        lanes_n: 8,
+        outputs: 4,
+        tiles: &[1, 4, 8, 16],
+        pair_tiles: &[1, 8, 16],
         lanes_each: 32,
         lanes_row: 8,
         lanes_query: 32,
@@ -88,6 +91,7 @@ impl Tuning {
         lanes_sample: 256,
         // llvmpipe: LP_MAX_TGSI_LOOP_ITERATIONS.
         most_rounds: Some(65_535),
+        halves: true,
         shares_loads: false,
     };
     const CPU_SHARING_LOADS: Self = Self {
@@ -96,12 +100,14 @@ impl Tuning {
         ..Self::CPU
     };
 
-    pub(super) fn new(class: Class) -> Self {
-        match class {
+    /// Sizes for a class, on a device whose conversion of f16 is exact or not.
+    pub(super) fn new(class: Class, halves: bool) -> Self {
+        let of_class = match class {
             Class::Gpu => Self::GPU,
             Class::Emulated => Self::CPU,
             Class::EmulatedSharingLoads => Self::CPU_SHARING_LOADS,
-        }
+        };
+        Self { halves, ..of_class }
     }
 
     /// Rows of a tile where there are so many: the tallest tile that is at least half full, or 1.
@@ -110,26 +116,29 @@ impl Tuning {
         fitting.copied().filter(|_| rows > 1).unwrap_or(1)
     }
 
-    /// Pairs of a tile where so many are spread over so many experts: several where that saves reading weights; with fewer
-    /// pairs most experts have one.
+    /// Pairs of a tile where so many are spread over so many experts: the tallest tile that an expert's pairs fill by three
+    /// quarters in the mean, or the next taller than 1 where there are two of them. With fewer most experts have one.
     pub(super) fn pair_rows(&self, pairs: u32, experts: u32) -> u32 {
-        let tallest = self.pair_tiles.last().copied().unwrap_or(1);
-        if pairs > experts.saturating_mul(2) {
-            tallest
-        } else {
-            1
+        let fill = |tile: u32| u64::from(pairs) * 4 > u64::from(experts) * u64::from(tile) * 3;
+        let taller = self.pair_tiles.iter().copied().filter(|&tile| tile > 1);
+        let least = taller.clone().min().unwrap_or(1);
+        match taller.filter(|&tile| fill(tile)).max() {
+            Some(tile) => tile,
+            None if pairs > experts.saturating_mul(2) => least,
+            None => 1,
         }
     }
 
-    /// Neighbouring chunks of 16 columns that a lane takes in turn, unless lanes share a sum: those that have one scale.
-    pub(super) fn run_chunks(&self, codes: Codes) -> u32 {
-        match codes {
+    /// Neighbouring chunks of 16 columns that a lane takes in turn: of a matrix of `cols` columns, those that one word of
+    /// scales is for, unless lanes share a sum.
+    pub(super) fn run_chunks(&self, format: WeightFormat, cols: u32) -> u32 {
+        let chunks = cols / COLS_ALIGN;
+        match format {
             _ if self.lanes_k > 1 => 1,
-            // All of a row.
-            Codes::Bf16 => 1 << 16,
-            // A block of 128 columns.
-            Codes::Fp8 => 8,
-            Codes::Nvfp4 => 1,
+            WeightFormat::Bf16 | WeightFormat::Fp8Tensor => chunks,
+            WeightFormat::Fp8Block => FP8_BLOCK / COLS_ALIGN,
+            WeightFormat::Nvfp4 if chunks.is_multiple_of(4) => 4,
+            WeightFormat::Nvfp4 => 1,
         }
     }
 
@@ -138,8 +147,13 @@ impl Tuning {
         self.lanes_n * self.outputs
     }
 
+    /// Outputs of a lane of the gate and up kernel, which has two matrices.
+    pub(super) fn gate_up_lane_outputs(&self) -> u32 {
+        (self.outputs / 2).max(1)
+    }
+
     /// Outputs of a workgroup of the gate and up kernel.
     pub(super) fn gate_up_outputs(&self) -> u32 {
-        self.lanes_n
+        self.lanes_n * self.gate_up_lane_outputs()
     }
 }
