@@ -76,7 +76,9 @@ pub(super) enum Kernel {
     RmsNorm,
     RotateQkv,
     Route,
-    Sample,
+    Sample {
+        lanes: u32,
+    },
 }
 
 /// What all variants of a shader have in common.
@@ -112,8 +114,8 @@ impl Kernel {
             Self::RmsNorm,
             Self::RotateQkv,
             Self::Route,
-            Self::Sample,
         ];
+        kernels.extend(tuning.lanes_sample.iter().map(|&lanes| Self::Sample { lanes }));
         if tuning.shares_loads {
             kernels.push(Self::Attention { small: true });
         }
@@ -142,7 +144,7 @@ impl Kernel {
             Self::Queries(_) => 7,
             Self::RmsNorm => 8,
             Self::Route => 9,
-            Self::Sample => 10,
+            Self::Sample { .. } => 10,
             Self::Adjust => 11,
             Self::RotateQkv => 12,
         }
@@ -238,7 +240,7 @@ impl Kernel {
                 let sources = sources!["route.wgsl", "shared/reduce.wgsl"];
                 new("route", sources, 1, 2, size_of::<route::Params>())
             }
-            Self::Sample => {
+            Self::Sample { .. } => {
                 let sources = sources!["sample.wgsl", "shared/reduce.wgsl", "shared/philox.wgsl"];
                 new("sample", sources, 2, 1, size_of::<sample::Params>())
             }
@@ -258,7 +260,7 @@ impl Kernel {
             | Self::RmsNorm
             | Self::RotateQkv
             | Self::Route
-            | Self::Sample => None,
+            | Self::Sample { .. } => None,
         }
     }
 
@@ -288,7 +290,7 @@ impl Kernel {
                 constants
             }
             Self::Adjust | Self::GroupExperts => lanes(tuning.lanes_wide),
-            Self::Sample => lanes(tuning.lanes_sample),
+            Self::Sample { lanes: of_row } => lanes(of_row),
             Self::LatentWrite | Self::RmsNorm => lanes(tuning.lanes_row),
             Self::Queries(variant) => {
                 let mut constants = lanes(tuning.lanes_query);

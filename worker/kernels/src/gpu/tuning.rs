@@ -30,8 +30,9 @@ pub(super) struct Tuning {
     pub(super) lanes_route: u32,
     /// Lanes of the kernels with one workgroup for very many elements.
     pub(super) lanes_wide: u32,
-    /// Lanes of the sampler, which goes over a row of logits again and again.
-    pub(super) lanes_sample: u32,
+    /// Lanes that the sampler, which goes over a row of logits again and again, may have, ascending: the fewest with which
+    /// the device comes to an end.
+    pub(super) lanes_sample: &'static [u32],
     /// Rounds of all its loops together after which the device ends a lane of a shader, whatever is left to do.
     pub(super) most_rounds: Option<u32>,
     /// Codes of weights are decoded by way of f16.
@@ -69,7 +70,7 @@ impl Tuning {
         lanes_attention: 64,
         lanes_route: 32,
         lanes_wide: 256,
-        lanes_sample: 256,
+        lanes_sample: &[256],
         most_rounds: None,
         halves: true,
         shares_loads: false,
@@ -88,7 +89,7 @@ impl Tuning {
         lanes_attention: 32,
         lanes_route: 8,
         lanes_wide: 16,
-        lanes_sample: 256,
+        lanes_sample: &[16, 256],
         // llvmpipe: LP_MAX_TGSI_LOOP_ITERATIONS.
         most_rounds: Some(65_535),
         halves: true,
