@@ -62,9 +62,10 @@ pub(super) struct Variant {
 pub(super) enum Kernel {
     Adjust,
     Attention {
-        /// Values are small and many heads share them; only where lanes share loads.
-        small: bool,
+        /// Heads of a workgroup, in fours.
+        blocks: u32,
     },
+    AttentionMerge,
     Combine,
     Embed,
     GateUp(Variant),
@@ -104,7 +105,7 @@ impl Kernel {
     fn all(tuning: &Tuning) -> Vec<Self> {
         let mut kernels = vec![
             Self::Adjust,
-            Self::Attention { small: false },
+            Self::AttentionMerge,
             Self::Combine,
             Self::Embed,
             Self::GroupExperts,
@@ -114,9 +115,8 @@ impl Kernel {
             Self::Route,
             Self::Sample,
         ];
-        if tuning.shares_loads {
-            kernels.push(Self::Attention { small: true });
-        }
+        let blocks = tuning.all_attention_blocks().iter();
+        kernels.extend(blocks.map(|&blocks| Self::Attention { blocks }));
         for codes in Codes::ALL {
             let variant = |grouped, rows| Variant { codes, grouped, rows };
             let plain = tuning.tiles.iter().map(|&rows| variant(false, rows));
@@ -145,6 +145,7 @@ impl Kernel {
             Self::Sample => 10,
             Self::Adjust => 11,
             Self::RotateQkv => 12,
+            Self::AttentionMerge => 13,
         }
     }
 
@@ -165,11 +166,16 @@ impl Kernel {
                 size_of::<adjust::Params>(),
             ),
             Self::Attention { .. } => {
+                // Naga 30 wants overrides before arrays whose sizes are made of overrides: the shared part comes first.
                 let sources = match tuning.shares_loads {
-                    true => sources!["attention_subgroup.wgsl"],
-                    false => sources!["attention.wgsl"],
+                    true => sources!["shared/attention.wgsl", "attention_subgroup.wgsl"],
+                    false => sources!["shared/attention.wgsl", "attention.wgsl"],
                 };
-                new("attention", sources, 4, 1, size_of::<attention::Params>())
+                new("attention", sources, 4, 2, size_of::<attention::Params>())
+            }
+            Self::AttentionMerge => {
+                let sources = sources!["shared/attention.wgsl", "attention_merge.wgsl"];
+                new("attention_merge", sources, 2, 1, size_of::<attention::Params>())
             }
             Self::Combine => {
                 let size = size_of::<elementwise::CombineParams>();
@@ -251,6 +257,7 @@ impl Kernel {
             Self::GateUp(variant) | Self::Linear(variant) | Self::Queries(variant) => Some(variant.codes),
             Self::Adjust
             | Self::Attention { .. }
+            | Self::AttentionMerge
             | Self::Combine
             | Self::Embed
             | Self::GroupExperts
@@ -266,11 +273,20 @@ impl Kernel {
     fn constants(self, tuning: &Tuning) -> Vec<(&'static str, f64)> {
         let lanes = |lanes: u32| vec![("LANES", f64::from(lanes))];
         match self {
-            Self::Attention { small } => {
+            Self::Attention { blocks } => {
                 let mut constants = lanes(tuning.lanes_attention);
-                if tuning.shares_loads {
-                    constants.push(("SMALL", f64::from(u8::from(small))));
+                constants.push(("SPLIT", f64::from(tuning.attention_split)));
+                constants.push(("BLOCKS", f64::from(blocks)));
+                if !tuning.shares_loads {
+                    constants.push(("BLOCK_LANES", f64::from(tuning.lanes_attention / blocks)));
+                    constants.push(("TILE", f64::from(tuning.attention_tile(blocks))));
+                    constants.push(("CHUNK", f64::from(tuning.attention_chunk(blocks))));
                 }
+                constants
+            }
+            Self::AttentionMerge => {
+                let mut constants = lanes(tuning.lanes_each);
+                constants.push(("SPLIT", f64::from(tuning.attention_split)));
                 constants
             }
             Self::Combine | Self::Embed | Self::RotateQkv => lanes(tuning.lanes_each),

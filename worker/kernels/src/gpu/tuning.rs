@@ -1,6 +1,6 @@
 //! Sizes of workgroups and tiles. They are part of the device kind, as all that the shaders do.
 
-use tramontane_model::footprint::LEAST_PAIR_TILE;
+use tramontane_model::footprint::{LEAST_ATTENTION_SPLIT, LEAST_PAIR_TILE, MOST_TILE_HEADS};
 
 use super::device::Class;
 use super::pipelines::Codes;
@@ -24,8 +24,10 @@ pub(super) struct Tuning {
     pub(super) lanes_row: u32,
     /// Lanes of the query kernel.
     pub(super) lanes_query: u32,
-    /// Tokens of a tile of attention.
+    /// Lanes of attention.
     pub(super) lanes_attention: u32,
+    /// Tokens of a sequence, at multiples of so many, that a workgroup of attention sees.
+    pub(super) attention_split: u32,
     /// Lanes of the router.
     pub(super) lanes_route: u32,
     /// Lanes of the kernels with one workgroup for very many elements.
@@ -40,6 +42,12 @@ pub(super) struct Tuning {
 
 // Plans have room for so many tiles, and the shaders write them unchecked.
 const _: () = assert!(has_room_for_tiles(&Tuning::GPU) && has_room_for_tiles(&Tuning::CPU));
+const _: () = assert!(Tuning::GPU.attention_split >= LEAST_ATTENTION_SPLIT);
+const _: () = assert!(Tuning::CPU.attention_split >= LEAST_ATTENTION_SPLIT);
+const _: () = assert!(4 * MOST_ATTENTION_BLOCKS <= MOST_TILE_HEADS);
+
+/// Most heads of a workgroup of attention, in fours.
+pub(super) const MOST_ATTENTION_BLOCKS: u32 = 4;
 
 /// Whether no tile of pairs is smaller than plans are made for.
 const fn has_room_for_tiles(tuning: &Tuning) -> bool {
@@ -64,7 +72,8 @@ impl Tuning {
         lanes_each: 64,
         lanes_row: 256,
         lanes_query: 64,
-        lanes_attention: 64,
+        lanes_attention: 128,
+        attention_split: 512,
         lanes_route: 32,
         lanes_wide: 256,
         lanes_sample: 256,
@@ -82,7 +91,8 @@ impl Tuning {
         lanes_each: 32,
         lanes_row: 8,
         lanes_query: 32,
-        lanes_attention: 32,
+        lanes_attention: 128,
+        attention_split: 512,
         lanes_route: 8,
         lanes_wide: 16,
         lanes_sample: 256,
@@ -131,6 +141,34 @@ impl Tuning {
             Codes::Fp8 => 8,
             Codes::Nvfp4 => 1,
         }
+    }
+
+    /// How many heads of a workgroup of attention share keys and values, in fours, where so many share them.
+    pub(super) fn attention_blocks(&self, group: u32) -> u32 {
+        match group {
+            0..=4 => 1,
+            5..=8 if self.shares_loads => 2,
+            _ => MOST_ATTENTION_BLOCKS,
+        }
+    }
+
+    /// Kernels of attention: what [`Self::attention_blocks`] may say.
+    pub(super) fn all_attention_blocks(&self) -> &'static [u32] {
+        match self.shares_loads {
+            true => &[1, 2, MOST_ATTENTION_BLOCKS],
+            false => &[1, MOST_ATTENTION_BLOCKS],
+        }
+    }
+
+    /// Tokens of a tile of attention, where keys pass through workgroup memory: one or two for each lane of a block.
+    pub(super) fn attention_tile(&self, blocks: u32) -> u32 {
+        let block_lanes = self.lanes_attention / blocks;
+        if blocks == 1 { block_lanes } else { 2 * block_lanes }
+    }
+
+    /// Groups of four columns of those keys at a time.
+    pub(super) fn attention_chunk(&self, blocks: u32) -> u32 {
+        if blocks == 1 { 4 } else { 8 }
     }
 
     /// Outputs of a workgroup of the linear kernel.
