@@ -506,7 +506,7 @@ mod tests {
         let of_row = 128 * attention_partial_words(512) * 4;
         assert_eq!(partials(100, 32), SECTION_ALIGN);
         assert_eq!(partials(3, 33), 3 * 2 * of_row);
-        assert_eq!(partials(100, 64), MOST_PARTIAL_ROWS as u64 * 2 * of_row);
+        assert_eq!(partials(100, 64), u64::from(MOST_PARTIAL_ROWS) * 2 * of_row);
         assert_eq!(partials(100, 1 << 20), MOST_PARTIAL_BYTES);
     }
 

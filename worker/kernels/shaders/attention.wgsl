@@ -41,11 +41,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let row = p.first_row + workgroup.y;
     let info = meta_rows[row];
     let tokens = tokens_of(info);
-    let first = workgroup.z * SPLIT;
+    let first = workgroup.z * p.split;
     if (first >= tokens) {
         return;
     }
-    let end = min(first + SPLIT, tokens);
+    let end = min(first + p.split, tokens);
     let table = min(info.z, p.table_rows - 1u) * p.table_width;
     let tile_index = p.first_tile + workgroup.x;
     let shared_head = tile_index / p.tiles;
@@ -111,7 +111,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     for (var b = 0u; b < BLOCKS; b += 1u) {
         let sum = add_parts(lane, sums[b]);
         let heads = four(first_head + b * 4u, last_head);
-        if (lane < p.value && tokens <= SPLIT) {
+        if (lane < p.value && tokens <= p.split) {
             let place = (heads + row * p.heads) * p.value + quad;
             let divisor = totals[b];
             y[place.x] = sum.a / divisor.x;

@@ -10,7 +10,7 @@ override LANES: u32 = 32;
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = p.first_row + workgroup.y;
     let head = p.first_head + workgroup.x;
-    let splits = (tokens_of(meta_rows[row]) + SPLIT - 1u) / SPLIT;
+    let splits = (tokens_of(meta_rows[row]) + p.split - 1u) / p.split;
     if (splits == 1u) {
         return;
     }

@@ -7,6 +7,8 @@
 override LANES: u32 = 8;
 // Heads by fours, at most 4.
 override BLOCKS: u32 = 1;
+// Tokens of a split: p.split.
+override SPLIT: u32 = 512;
 const BLOCKS_AT_MOST: u32 = 4;
 @group(0) @binding(0) var<storage, read> queries: array<vec2<u64>>;
 @group(0) @binding(1) var<storage, read> meta_rows: array<vec4<u32>>;
@@ -44,11 +46,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let row = p.first_row + workgroup.y;
     let info = meta_rows[row];
     let tokens = tokens_of(info);
-    let first = workgroup.z * SPLIT;
+    let first = workgroup.z * p.split;
     if (first >= tokens) {
         return;
     }
-    let span = Span(first, min(first + SPLIT, tokens), min(info.z, p.table_rows - 1u) * p.table_width);
+    let span = Span(first, min(first + p.split, tokens), min(info.z, p.table_rows - 1u) * p.table_width);
     let tile = p.first_tile + workgroup.x;
     let shared_head = tile / p.tiles;
     let last_head = (shared_head + 1u) * p.group - 1u;
@@ -78,7 +80,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         let sums = attend(lane, span, first_value + min(quad, p.value - 1u), first_value + min(quad + 8u, p.value - 1u));
         for (var b = 0u; b < BLOCKS; b += 1u) {
             let heads = four(first_head + b * 4u, last_head);
-            if (tokens <= SPLIT) {
+            if (tokens <= p.split) {
                 let place = (heads + row * p.heads) * p.value + quad;
                 if (quad < p.value) {
                     store(sums.low[b], total[b], place);

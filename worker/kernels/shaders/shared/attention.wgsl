@@ -1,8 +1,7 @@
 // What the shaders of attention have in common: immediates, and where a row, a token and a split are.
 //
-// A split is SPLIT tokens of a sequence, at multiples of SPLIT from position 0. A row with one stores its result; of a row
-// with more, each split stores a partial: sums not yet divided, then the largest score and the sum of shares.
-override SPLIT: u32 = 512;
+// A split is p.split tokens of a sequence, at multiples of p.split from position 0. A row with one stores its result; of a
+// row with more, each split stores a partial: sums not yet divided, then the largest score and the sum of shares.
 const LOWEST: f32 = -3.0e38;
 
 struct Params {
@@ -22,6 +21,8 @@ struct Params {
     blocks: u32,
     reach: u32,
     scale: f32,
+    // Tokens of a split.
+    split: u32,
     // Of this dispatch: its first row, tile and head; partials of a row are [splits, piece_heads].
     first_row: u32,
     first_tile: u32,

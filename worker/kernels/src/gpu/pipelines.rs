@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::mem::size_of;
 
 use super::ops::{adjust, attention, elementwise, experts, matmul, norm, queries, rotate_qkv, route, sample};
-use super::tuning::Tuning;
+use super::tuning::{ATTENTION_BLOCKS, Tuning};
 use crate::ops::WeightFormat;
 
 /// Most buffers that a kernel binds.
@@ -115,8 +115,7 @@ impl Kernel {
             Self::Route,
             Self::Sample,
         ];
-        let blocks = tuning.all_attention_blocks().iter();
-        kernels.extend(blocks.map(|&blocks| Self::Attention { blocks }));
+        kernels.extend(ATTENTION_BLOCKS.map(|blocks| Self::Attention { blocks }));
         for codes in Codes::ALL {
             let variant = |grouped, rows| Variant { codes, grouped, rows };
             let plain = tuning.tiles.iter().map(|&rows| variant(false, rows));
@@ -166,15 +165,14 @@ impl Kernel {
                 size_of::<adjust::Params>(),
             ),
             Self::Attention { .. } => {
-                // Naga 30 wants overrides before arrays whose sizes are made of overrides: the shared part comes first.
                 let sources = match tuning.shares_loads {
-                    true => sources!["shared/attention.wgsl", "attention_subgroup.wgsl"],
-                    false => sources!["shared/attention.wgsl", "attention.wgsl"],
+                    true => sources!["attention_subgroup.wgsl", "shared/attention.wgsl"],
+                    false => sources!["attention.wgsl", "shared/attention.wgsl"],
                 };
                 new("attention", sources, 4, 2, size_of::<attention::Params>())
             }
             Self::AttentionMerge => {
-                let sources = sources!["shared/attention.wgsl", "attention_merge.wgsl"];
+                let sources = sources!["attention_merge.wgsl", "shared/attention.wgsl"];
                 new("attention_merge", sources, 2, 1, size_of::<attention::Params>())
             }
             Self::Combine => {
@@ -275,20 +273,17 @@ impl Kernel {
         match self {
             Self::Attention { blocks } => {
                 let mut constants = lanes(tuning.lanes_attention);
-                constants.push(("SPLIT", f64::from(tuning.attention_split)));
                 constants.push(("BLOCKS", f64::from(blocks)));
-                if !tuning.shares_loads {
+                if tuning.shares_loads {
+                    constants.push(("SPLIT", f64::from(tuning.attention_split(blocks))));
+                } else {
                     constants.push(("BLOCK_LANES", f64::from(tuning.lanes_attention / blocks)));
                     constants.push(("TILE", f64::from(tuning.attention_tile(blocks))));
                     constants.push(("CHUNK", f64::from(tuning.attention_chunk(blocks))));
                 }
                 constants
             }
-            Self::AttentionMerge => {
-                let mut constants = lanes(tuning.lanes_each);
-                constants.push(("SPLIT", f64::from(tuning.attention_split)));
-                constants
-            }
+            Self::AttentionMerge => lanes(tuning.lanes_attention),
             Self::Combine | Self::Embed | Self::RotateQkv => lanes(tuning.lanes_each),
             Self::GateUp(variant) | Self::Linear(variant) => {
                 let mut constants = vec![

@@ -26,8 +26,6 @@ pub(super) struct Tuning {
     pub(super) lanes_query: u32,
     /// Lanes of attention.
     pub(super) lanes_attention: u32,
-    /// Tokens of a sequence, at multiples of so many, that a workgroup of attention sees.
-    pub(super) attention_split: u32,
     /// Lanes of the router.
     pub(super) lanes_route: u32,
     /// Lanes of the kernels with one workgroup for very many elements.
@@ -42,12 +40,12 @@ pub(super) struct Tuning {
 
 // Plans have room for so many tiles, and the shaders write them unchecked.
 const _: () = assert!(has_room_for_tiles(&Tuning::GPU) && has_room_for_tiles(&Tuning::CPU));
-const _: () = assert!(Tuning::GPU.attention_split >= LEAST_ATTENTION_SPLIT);
-const _: () = assert!(Tuning::CPU.attention_split >= LEAST_ATTENTION_SPLIT);
 const _: () = assert!(4 * MOST_ATTENTION_BLOCKS <= MOST_TILE_HEADS);
 
 /// Most heads of a workgroup of attention, in fours.
-pub(super) const MOST_ATTENTION_BLOCKS: u32 = 4;
+const MOST_ATTENTION_BLOCKS: u32 = 4;
+/// Kernels of attention: what [`Tuning::attention_blocks`] may say.
+pub(super) const ATTENTION_BLOCKS: [u32; 3] = [1, 2, MOST_ATTENTION_BLOCKS];
 
 /// Whether no tile of pairs is smaller than plans are made for.
 const fn has_room_for_tiles(tuning: &Tuning) -> bool {
@@ -73,7 +71,6 @@ impl Tuning {
         lanes_row: 256,
         lanes_query: 64,
         lanes_attention: 128,
-        attention_split: 512,
         lanes_route: 32,
         lanes_wide: 256,
         lanes_sample: 256,
@@ -92,7 +89,6 @@ impl Tuning {
         lanes_row: 8,
         lanes_query: 32,
         lanes_attention: 128,
-        attention_split: 512,
         lanes_route: 8,
         lanes_wide: 16,
         lanes_sample: 256,
@@ -144,19 +140,20 @@ impl Tuning {
     }
 
     /// How many heads of a workgroup of attention share keys and values, in fours, where so many share them.
-    pub(super) fn attention_blocks(&self, group: u32) -> u32 {
+    pub(super) fn attention_blocks(group: u32) -> u32 {
         match group {
             0..=4 => 1,
-            5..=8 if self.shares_loads => 2,
+            5..=8 => 2,
             _ => MOST_ATTENTION_BLOCKS,
         }
     }
 
-    /// Kernels of attention: what [`Self::attention_blocks`] may say.
-    pub(super) fn all_attention_blocks(&self) -> &'static [u32] {
-        match self.shares_loads {
-            true => &[1, 2, MOST_ATTENTION_BLOCKS],
-            false => &[1, MOST_ATTENTION_BLOCKS],
+    /// Tokens of a sequence, at multiples of so many, that a workgroup of attention sees. Where lanes share loads, scores of
+    /// all of them are in workgroup memory, 16 bytes for four heads.
+    pub(super) fn attention_split(&self, blocks: u32) -> u32 {
+        match blocks {
+            0..=2 if self.shares_loads => 2 * LEAST_ATTENTION_SPLIT,
+            _ => LEAST_ATTENTION_SPLIT,
         }
     }
 
@@ -168,7 +165,7 @@ impl Tuning {
 
     /// Groups of four columns of those keys at a time.
     pub(super) fn attention_chunk(&self, blocks: u32) -> u32 {
-        if blocks == 1 { 4 } else { 8 }
+        if blocks <= 2 { 4 } else { 8 }
     }
 
     /// Outputs of a workgroup of the linear kernel.

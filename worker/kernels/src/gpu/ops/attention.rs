@@ -31,6 +31,7 @@ pub(in crate::gpu) struct Params {
     blocks: u32,
     reach: u32,
     scale: f32,
+    split: u32,
     first_row: u32,
     first_tile: u32,
     first_head: u32,
@@ -55,10 +56,11 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Attention<'_, GpuBuf
         return Err(OpError::shape("attention", detail));
     }
     let group = op.heads / shape.heads;
-    let blocks = tuning.attention_blocks(group);
+    let blocks = Tuning::attention_blocks(group);
     let tiles = group.div_ceil(4 * blocks);
     let reach = op.table_width.saturating_mul(shape.block_tokens);
-    let splits = reach.div_ceil(tuning.attention_split);
+    let split = tuning.attention_split(blocks);
+    let splits = reach.div_ceil(split);
     backend.check_rounds("attention", rounds(&tuning, op, blocks))?;
     backend.check_rounds("attention", merge_rounds(&tuning, op, splits))?;
     let all = Params {
@@ -75,6 +77,7 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Attention<'_, GpuBuf
         blocks: shape.blocks,
         reach,
         scale: op.scale,
+        split,
         first_row: 0,
         first_tile: 0,
         first_head: 0,
@@ -152,7 +155,7 @@ fn pieces(
 fn rounds(tuning: &Tuning, op: &Attention<'_, GpuBuffer>, blocks: u32) -> u64 {
     let shape = op.cache.shape();
     let (key, value) = (u64::from(shape.key / 4), u64::from(shape.value / 4));
-    let split = u64::from(tuning.attention_split);
+    let split = u64::from(tuning.attention_split(blocks));
     if tuning.shares_loads {
         let blocks = u64::from(blocks);
         // Tokens in sixteens, groups of columns in twos; then tokens in eights, and so for every sixteen groups of columns,
@@ -173,5 +176,5 @@ fn rounds(tuning: &Tuning, op: &Attention<'_, GpuBuffer>, blocks: u32) -> u64 {
 /// As [`rounds`], of the merging.
 fn merge_rounds(tuning: &Tuning, op: &Attention<'_, GpuBuffer>, splits: u32) -> u64 {
     let quads = u64::from(op.cache.shape().value / 4);
-    u64::from(splits) * (1 + quads.div_ceil(tuning.lanes_each.into()))
+    u64::from(splits) * (1 + quads.div_ceil(tuning.lanes_attention.into()))
 }

@@ -468,11 +468,7 @@ fn what_the_device_would_leave_half_done_and_scratch_that_is_too_small_are_refus
     } else {
         wide.expect("attended");
     }
-    let (cramped, _) = attend(64, 64, 4);
-    let error = cramped.expect_err("refused");
-    let operand = "partials";
-    assert!(
-        matches!(error, OpError::TooSmall { operand: found, .. } if found == operand),
-        "{error}"
-    );
+    let (cramped, _) = attend(64, 256, 4);
+    let said = cramped.expect_err("refused").to_string();
+    assert!(said.contains("partials"), "{said}");
 }
