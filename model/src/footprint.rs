@@ -83,7 +83,7 @@ pub fn max_table_width(spec: &ModelSpec, kv: KvShape) -> u32 {
 }
 
 /// Tokens that a split of attention has at least.
-pub const LEAST_ATTENTION_SPLIT: u32 = 512;
+pub const LEAST_ATTENTION_SPLIT: u32 = 256;
 /// Heads at most that attention computes together.
 pub const MOST_TILE_HEADS: u32 = 16;
 /// Rows at most of whose sequences all splits are in memory at once.
@@ -484,8 +484,8 @@ mod tests {
         assert_eq!(owner.hidden, 102_400);
         assert_eq!(owner.queries, 256_000);
         assert_eq!(owner.context, 204_800);
-        // 64 rows of 8 heads x 2 splits x (64 + 4).
-        assert_eq!(owner.partials, 278_528);
+        // 64 rows of 8 heads x 4 splits x (64 + 4).
+        assert_eq!(owner.partials, 557_056);
         assert_eq!(owner.expert_results, 409_600);
         assert_eq!(owner.tables, 10 * 64 * 4);
         assert_eq!(kv_layer_bytes(&spec, KV), 64 * 16 * 80 * 4);
@@ -504,9 +504,9 @@ mod tests {
             OwnerScratch::new(&large, capacity, KvShape { block_tokens, blocks }).partials
         };
         let of_row = 128 * attention_partial_words(512) * 4;
-        assert_eq!(partials(100, 32), SECTION_ALIGN);
-        assert_eq!(partials(3, 33), 3 * 2 * of_row);
-        assert_eq!(partials(100, 64), u64::from(MOST_PARTIAL_ROWS) * 2 * of_row);
+        assert_eq!(partials(100, 16), SECTION_ALIGN);
+        assert_eq!(partials(3, 17), 3 * 2 * of_row);
+        assert_eq!(partials(100, 32), u64::from(MOST_PARTIAL_ROWS) * 2 * of_row);
         assert_eq!(partials(100, 1 << 20), MOST_PARTIAL_BYTES);
     }
 

@@ -148,12 +148,13 @@ impl Tuning {
         }
     }
 
-    /// Tokens of a sequence, at multiples of so many, that a workgroup of attention sees. Where lanes share loads, scores of
-    /// all of them are in workgroup memory, 16 bytes for four heads.
+    /// Tokens of a sequence, at multiples of so many, that a workgroup of attention sees: few on GPUs, which have room for
+    /// many workgroups. Where lanes share loads, scores of all of them are in workgroup memory, 16 bytes for four heads.
     pub(super) fn attention_split(&self, blocks: u32) -> u32 {
         match blocks {
-            0..=2 if self.shares_loads => 2 * LEAST_ATTENTION_SPLIT,
-            _ => LEAST_ATTENTION_SPLIT,
+            _ if !self.shares_loads => LEAST_ATTENTION_SPLIT,
+            0..=2 => 4 * LEAST_ATTENTION_SPLIT,
+            _ => 2 * LEAST_ATTENTION_SPLIT,
         }
     }
 

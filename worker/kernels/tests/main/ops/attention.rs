@@ -249,8 +249,8 @@ fn attention_over_long_sequences_of_latents() {
     let numbers = &mut Numbers::new(16);
     for (heads, positions) in [
         // Mistral Large 3's heads; then some that fill no workgroup evenly.
-        (128, &[0, 1022, 511, 1023, 512, 1024][..]),
-        (5, &[1024, 0, 5999, 19_999][..]),
+        (128, &[0, 1022, 255, 1023, 256, 1024, 5999, 19_999][..]),
+        (5, &[1024, 0, 5999][..]),
     ] {
         let shape = |blocks| KvCacheShape::latent(blocks, BLOCK, 512, 64);
         let case = LongCase::new(numbers, shape, heads, positions);
@@ -263,7 +263,7 @@ fn attention_over_long_sequences_of_grouped_queries() {
     let numbers = &mut Numbers::new(17);
     for (head_dim, kv_heads, heads, positions) in [
         // Ministral 3's heads.
-        (128, 8, 32, &[0, 1022, 511, 1023, 512, 1024][..]),
+        (128, 8, 32, &[0, 1022, 255, 1023, 512, 1024][..]),
         (64, 1, 11, &[1024, 0, 5999][..]),
         (48, 2, 6, &[1024, 0, 19_999][..]),
     ] {
