@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::mem::size_of;
 
 use super::ops::{adjust, attention, elementwise, experts, matmul, norm, queries, rotate_qkv, route, sample};
-use super::tuning::Tuning;
+use super::tuning::{ATTENTION_BLOCKS, Tuning};
 use crate::ops::WeightFormat;
 
 /// Most buffers that a kernel binds.
@@ -62,9 +62,10 @@ pub(super) struct Variant {
 pub(super) enum Kernel {
     Adjust,
     Attention {
-        /// Values are small and many heads share them; only where lanes share loads.
-        small: bool,
+        /// Heads of a workgroup, in fours.
+        blocks: u32,
     },
+    AttentionMerge,
     Combine,
     Embed,
     GateUp(Variant),
@@ -106,7 +107,7 @@ impl Kernel {
     fn all(tuning: &Tuning) -> Vec<Self> {
         let mut kernels = vec![
             Self::Adjust,
-            Self::Attention { small: false },
+            Self::AttentionMerge,
             Self::Combine,
             Self::Embed,
             Self::GroupExperts,
@@ -116,9 +117,7 @@ impl Kernel {
             Self::Route,
         ];
         kernels.extend(tuning.lanes_sample.iter().map(|&lanes| Self::Sample { lanes }));
-        if tuning.shares_loads {
-            kernels.push(Self::Attention { small: true });
-        }
+        kernels.extend(ATTENTION_BLOCKS.map(|blocks| Self::Attention { blocks }));
         for codes in Codes::ALL {
             let variant = |grouped, rows| Variant { codes, grouped, rows };
             let plain = tuning.tiles.iter().map(|&rows| variant(false, rows));
@@ -147,6 +146,7 @@ impl Kernel {
             Self::Sample { .. } => 10,
             Self::Adjust => 11,
             Self::RotateQkv => 12,
+            Self::AttentionMerge => 13,
         }
     }
 
@@ -168,10 +168,14 @@ impl Kernel {
             ),
             Self::Attention { .. } => {
                 let sources = match tuning.shares_loads {
-                    true => sources!["attention_subgroup.wgsl"],
-                    false => sources!["attention.wgsl"],
+                    true => sources!["attention_subgroup.wgsl", "shared/attention.wgsl"],
+                    false => sources!["attention.wgsl", "shared/attention.wgsl"],
                 };
-                new("attention", sources, 4, 1, size_of::<attention::Params>())
+                new("attention", sources, 4, 2, size_of::<attention::Params>())
+            }
+            Self::AttentionMerge => {
+                let sources = sources!["attention_merge.wgsl", "shared/attention.wgsl"];
+                new("attention_merge", sources, 2, 1, size_of::<attention::Params>())
             }
             Self::Combine => {
                 let size = size_of::<elementwise::CombineParams>();
@@ -253,6 +257,7 @@ impl Kernel {
             Self::GateUp(variant) | Self::Linear(variant) | Self::Queries(variant) => Some(variant.codes),
             Self::Adjust
             | Self::Attention { .. }
+            | Self::AttentionMerge
             | Self::Combine
             | Self::Embed
             | Self::GroupExperts
@@ -268,13 +273,19 @@ impl Kernel {
     fn constants(self, tuning: &Tuning) -> Vec<(&'static str, f64)> {
         let lanes = |lanes: u32| vec![("LANES", f64::from(lanes))];
         match self {
-            Self::Attention { small } => {
+            Self::Attention { blocks } => {
                 let mut constants = lanes(tuning.lanes_attention);
+                constants.push(("BLOCKS", f64::from(blocks)));
                 if tuning.shares_loads {
-                    constants.push(("SMALL", f64::from(u8::from(small))));
+                    constants.push(("SPLIT", f64::from(tuning.attention_split(blocks))));
+                } else {
+                    constants.push(("BLOCK_LANES", f64::from(tuning.lanes_attention / blocks)));
+                    constants.push(("TILE", f64::from(tuning.attention_tile(blocks))));
+                    constants.push(("CHUNK", f64::from(tuning.attention_chunk(blocks))));
                 }
                 constants
             }
+            Self::AttentionMerge => lanes(tuning.lanes_attention),
             Self::Combine | Self::Embed | Self::RotateQkv => lanes(tuning.lanes_each),
             Self::GateUp(variant) | Self::Linear(variant) => {
                 let mut constants = vec![

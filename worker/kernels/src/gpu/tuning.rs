@@ -1,6 +1,6 @@
 //! Sizes of workgroups and tiles. They are part of the device kind, as all that the shaders do.
 
-use tramontane_model::footprint::LEAST_PAIR_TILE;
+use tramontane_model::footprint::{LEAST_ATTENTION_SPLIT, LEAST_PAIR_TILE, MOST_TILE_HEADS};
 
 use super::device::Class;
 use crate::ops::{COLS_ALIGN, FP8_BLOCK, WeightFormat};
@@ -24,7 +24,7 @@ pub(super) struct Tuning {
     pub(super) lanes_row: u32,
     /// Lanes of the query kernel.
     pub(super) lanes_query: u32,
-    /// Tokens of a tile of attention.
+    /// Lanes of attention.
     pub(super) lanes_attention: u32,
     /// Lanes of the router.
     pub(super) lanes_route: u32,
@@ -43,6 +43,12 @@ pub(super) struct Tuning {
 
 // Plans have room for so many tiles, and the shaders write them unchecked.
 const _: () = assert!(has_room_for_tiles(&Tuning::GPU) && has_room_for_tiles(&Tuning::CPU));
+const _: () = assert!(4 * MOST_ATTENTION_BLOCKS <= MOST_TILE_HEADS);
+
+/// Most heads of a workgroup of attention, in fours.
+const MOST_ATTENTION_BLOCKS: u32 = 4;
+/// Kernels of attention: what [`Tuning::attention_blocks`] may say.
+pub(super) const ATTENTION_BLOCKS: [u32; 3] = [1, 2, MOST_ATTENTION_BLOCKS];
 
 /// Whether no tile of pairs is smaller than plans are made for.
 const fn has_room_for_tiles(tuning: &Tuning) -> bool {
@@ -67,7 +73,7 @@ impl Tuning {
         lanes_each: 64,
         lanes_row: 256,
         lanes_query: 64,
-        lanes_attention: 64,
+        lanes_attention: 128,
         lanes_route: 32,
         lanes_wide: 256,
         lanes_sample: &[256],
@@ -86,7 +92,7 @@ impl Tuning {
         lanes_each: 32,
         lanes_row: 8,
         lanes_query: 32,
-        lanes_attention: 32,
+        lanes_attention: 128,
         lanes_route: 8,
         lanes_wide: 16,
         lanes_sample: &[16, 256],
@@ -141,6 +147,36 @@ impl Tuning {
             WeightFormat::Nvfp4 if chunks.is_multiple_of(4) => 4,
             WeightFormat::Nvfp4 => 1,
         }
+    }
+
+    /// How many heads of a workgroup of attention share keys and values, in fours, where so many share them.
+    pub(super) fn attention_blocks(group: u32) -> u32 {
+        match group {
+            0..=4 => 1,
+            5..=8 => 2,
+            _ => MOST_ATTENTION_BLOCKS,
+        }
+    }
+
+    /// Tokens of a sequence, at multiples of so many, that a workgroup of attention sees: few on GPUs, which have room for
+    /// many workgroups. Where lanes share loads, scores of all of them are in workgroup memory, 16 bytes for four heads.
+    pub(super) fn attention_split(&self, blocks: u32) -> u32 {
+        match blocks {
+            _ if !self.shares_loads => LEAST_ATTENTION_SPLIT,
+            0..=2 => 4 * LEAST_ATTENTION_SPLIT,
+            _ => 2 * LEAST_ATTENTION_SPLIT,
+        }
+    }
+
+    /// Tokens of a tile of attention, where keys pass through workgroup memory: one or two for each lane of a block.
+    pub(super) fn attention_tile(&self, blocks: u32) -> u32 {
+        let block_lanes = self.lanes_attention / blocks;
+        if blocks == 1 { block_lanes } else { 2 * block_lanes }
+    }
+
+    /// Groups of four columns of those keys at a time.
+    pub(super) fn attention_chunk(&self, blocks: u32) -> u32 {
+        if blocks <= 2 { 4 } else { 8 }
     }
 
     /// Outputs of a workgroup of the linear kernel.
