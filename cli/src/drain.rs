@@ -9,7 +9,6 @@ use tramontane_proto::v1::{Drain, Undrain};
 
 use crate::ClientArgs;
 use crate::admin::{Change, Operator};
-use crate::amounts::bytes;
 use crate::client::runtime;
 use crate::view::Status;
 
@@ -88,13 +87,8 @@ fn left(status: &Status, worker: &str) -> Option<String> {
         .replicas
         .iter()
         .find(|replica| replica.phase == "loading")?;
-    let so_far = loading.loading.as_ref().map_or_else(String::new, |so_far| {
-        format!(
-            ", {} of {}",
-            bytes(so_far.loaded_bytes),
-            bytes(so_far.total_bytes)
-        )
-    });
+    let so_far = loading.loading.as_ref();
+    let so_far = so_far.map_or_else(String::new, |so_far| format!(", {so_far}"));
     Some(format!(
         "replica {} generation {} is loading{so_far}",
         loading.id, loading.generation
@@ -119,14 +113,15 @@ mod tests {
 
     #[test]
     fn it_is_drained_once_nothing_lies_on_it_and_what_was_moved_serves() {
-        let half = json!({"loaded_bytes": 1 << 20, "total_bytes": 2 << 20});
+        let half = json!({"loaded_bytes": 1 << 20, "total_bytes": 2 << 20, "bytes_per_second": 1 << 19,
+            "seconds_left": 2});
         for (state, phase, expected) in [
             ("joined", "serving", Some("w1 is joined")),
             ("draining", "serving", Some("w1 is draining")),
             (
                 "drained",
                 "loading",
-                Some("replica 2 generation 5 is loading, 1.0 MiB of 2.0 MiB"),
+                Some("replica 2 generation 5 is loading, 1.0 MiB of 2.0 MiB at 512.0 KiB/s, 2 s left"),
             ),
             ("drained", "serving", None),
             ("left", "serving", None),

@@ -57,4 +57,15 @@ mod tests {
         assert_ne!(first, second);
         assert!((FIRST..FIRST + COUNT).contains(&first.port()));
     }
+
+    #[tokio::test]
+    async fn a_port_that_was_given_out_can_be_listened_on_at_once() {
+        let mut ports = Ports::default();
+        for _ in 0..20 {
+            let address = ports.free().await.expect("a port");
+            Listener::bind(address, &Identity::Loopback)
+                .await
+                .expect("it is free");
+        }
+    }
 }

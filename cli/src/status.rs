@@ -1,5 +1,7 @@
 //! `tramontane status`: who is there, who leads, what lies where.
 
+use std::fmt;
+
 use anyhow::{Context, Result};
 use clap::Args;
 
@@ -7,7 +9,7 @@ use crate::ClientArgs;
 use crate::amounts::bytes;
 use crate::client::{Client, runtime};
 use crate::table;
-use crate::view::{Node, Replica, Status};
+use crate::view::{Loading, Node, Replica, Status};
 
 #[derive(Args)]
 pub(crate) struct StatusArgs {
@@ -135,32 +137,8 @@ fn print_standbys(nodes: &[Node]) {
 
 /// Prints where a replica's layers and experts lie.
 fn print_placement(replica: &Replica) {
-    let Replica {
-        id,
-        generation,
-        phase,
-        kv,
-        ..
-    } = replica;
-    let tokens = u64::from(kv.blocks) * u64::from(kv.block_tokens);
-    println!("replica {id}, generation {generation}: {phase}, KV cache of {tokens} tokens");
-    if let Some(reason) = &replica.reason {
-        println!("  {reason}");
-    }
-    if let Some(load) = &replica.load {
-        println!(
-            "  {} sequences running, {} waiting, {} of {} KV blocks used",
-            load.running, load.waiting, load.kv_blocks_used, load.kv_blocks_total
-        );
-    }
-    match &replica.worst_loss {
-        Some(loss) if loss.read_bytes > 0 => println!(
-            "  after the loss of {} it reads {} of weights anew; of any other worker no more",
-            loss.worker,
-            bytes(loss.read_bytes)
-        ),
-        Some(_) => println!("  after the loss of any one worker it reads no weights anew"),
-        None => {}
+    for line in summary(replica) {
+        println!("{line}");
     }
     let mut rows = vec![["STAGE", "LAYERS", "OWNER", "EXPERTS"].map(String::from)];
     for (index, stage) in replica.stages.iter().enumerate() {
@@ -172,4 +150,73 @@ fn print_placement(replica: &Replica) {
         rows.push([index.to_string(), layers, stage.owner.clone(), groups.join("; ")]);
     }
     table::print(&rows);
+}
+
+/// How far a load is, for people.
+impl fmt::Display for Loading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", bytes(self.loaded_bytes), bytes(self.total_bytes))?;
+        match self.seconds_left {
+            Some(left) if self.bytes_per_second > 0 => {
+                write!(f, " at {}/s, {left} s left", bytes(self.bytes_per_second))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// What a replica does, in lines.
+fn summary(replica: &Replica) -> Vec<String> {
+    let Replica {
+        id,
+        generation,
+        phase,
+        kv,
+        ..
+    } = replica;
+    let tokens = u64::from(kv.blocks) * u64::from(kv.block_tokens);
+    let mut lines = vec![format!(
+        "replica {id}, generation {generation}: {phase}, KV cache of {tokens} tokens"
+    )];
+    lines.extend(replica.reason.iter().map(|reason| format!("  {reason}")));
+    lines.extend(replica.loading.iter().map(|loading| format!("  {loading}")));
+    if let Some(load) = &replica.load {
+        lines.push(format!(
+            "  {} sequences running, {} waiting, {} of {} KV blocks used",
+            load.running, load.waiting, load.kv_blocks_used, load.kv_blocks_total
+        ));
+    }
+    match &replica.worst_loss {
+        Some(loss) if loss.read_bytes > 0 => lines.push(format!(
+            "  after the loss of {} it reads {} of weights anew; of any other worker no more",
+            loss.worker,
+            bytes(loss.read_bytes)
+        )),
+        Some(_) => lines.push("  after the loss of any one worker it reads no weights anew".to_owned()),
+        None => {}
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_replica_that_loads_shows_rate_and_time_left() {
+        let mut replica = json!({"id": 2, "generation": 5, "phase": "loading", "stages": [],
+            "kv": {"block_tokens": 16, "blocks": 4}, "loading": {"loaded_bytes": 3_u64 << 30,
+            "total_bytes": 8_u64 << 30, "bytes_per_second": 1 << 30, "seconds_left": 5}});
+        let lines = |replica| summary(&serde_json::from_value::<Replica>(replica).expect("a replica"));
+        let first = "replica 2, generation 5: loading, KV cache of 64 tokens";
+        assert_eq!(
+            lines(replica.clone()),
+            [first, "  3.0 GiB of 8.0 GiB at 1.0 GiB/s, 5 s left"]
+        );
+        // One device has read nothing yet.
+        replica["loading"]["seconds_left"] = json!(null);
+        assert_eq!(lines(replica), [first, "  3.0 GiB of 8.0 GiB"]);
+    }
 }

@@ -89,7 +89,7 @@ pub(crate) async fn serve(
         loop {
             let accepted = async {
                 let permit = Arc::clone(&room).acquire_owned().await.ok()?;
-                Some((listener.accept().await?, permit))
+                Some((listener.accept().await, permit))
             };
             let accepted = tokio::select! {
                 () = stop.cancelled() => return,

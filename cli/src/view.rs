@@ -125,4 +125,8 @@ pub(crate) struct Load {
 pub(crate) struct Loading {
     pub(crate) loaded_bytes: u64,
     pub(crate) total_bytes: u64,
+    #[serde(default)]
+    pub(crate) bytes_per_second: u64,
+    /// Absent while it is not known.
+    pub(crate) seconds_left: Option<u64>,
 }

@@ -58,10 +58,8 @@ pub enum DeviceState {
     Loading {
         /// For whom.
         fence: Fence,
-        /// Bytes on the device so far.
-        loaded_bytes: u64,
-        /// Bytes in the end.
-        total_bytes: u64,
+        /// How far it is.
+        load: LoadReport,
     },
     /// It is ready to run steps.
     Ready {
@@ -75,6 +73,30 @@ pub enum DeviceState {
         /// Why, for people.
         reason: String,
     },
+}
+
+/// How far a device is that loads, and how fast.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadReport {
+    /// Bytes on the device so far.
+    pub loaded_bytes: u64,
+    /// Bytes in the end.
+    pub total_bytes: u64,
+    /// What was read in a second since the load began, in the mean; 0 before the first bytes.
+    pub bytes_per_second: u64,
+}
+
+impl LoadReport {
+    /// How long the rest takes at this rate, in whole seconds, rounded up; nothing while the rate is not known.
+    pub fn seconds_left(&self) -> Option<u64> {
+        match self.total_bytes.saturating_sub(self.loaded_bytes) {
+            // Before it is known what is to be loaded, nothing is left either.
+            0 if self.total_bytes > 0 => Some(0),
+            0 => None,
+            left if self.bytes_per_second > 0 => Some(left.div_ceil(self.bytes_per_second)),
+            _ => None,
+        }
+    }
 }
 
 impl DeviceState {

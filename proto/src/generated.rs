@@ -184,6 +184,9 @@ pub struct Loading {
     pub loaded_bytes: u64,
     #[prost(uint64, tag = "3")]
     pub total_bytes: u64,
+    /// In the mean since the load began; 0 before the first bytes.
+    #[prost(uint64, tag = "4")]
+    pub bytes_per_second: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Ready {

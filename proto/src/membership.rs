@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use tramontane_model::ids::{CoordinatorId, DeviceIndex, Fence, WorkerId};
 use tramontane_model::members::{
-    DeviceInfo, DeviceReport, DeviceState, MAX_DEVICES, MAX_REASON_BYTES, MAX_TEXT_BYTES, SchedulerLoad,
-    StandbyReport, WorkerInfo, WorkerReport,
+    DeviceInfo, DeviceReport, DeviceState, LoadReport, MAX_DEVICES, MAX_REASON_BYTES, MAX_TEXT_BYTES,
+    SchedulerLoad, StandbyReport, WorkerInfo, WorkerReport,
 };
 use tramontane_model::placement::Replica;
 use tramontane_model::standby::Share;
@@ -159,8 +159,11 @@ impl TryFrom<pb::DeviceReport> for DeviceReport {
             State::Idle(pb::Idle {}) => DeviceState::Idle,
             State::Loading(loading) => DeviceState::Loading {
                 fence: fence(loading.fence)?,
-                loaded_bytes: loading.loaded_bytes,
-                total_bytes: loading.total_bytes,
+                load: LoadReport {
+                    loaded_bytes: loading.loaded_bytes,
+                    total_bytes: loading.total_bytes,
+                    bytes_per_second: loading.bytes_per_second,
+                },
             },
             State::Ready(ready) => DeviceState::Ready {
                 fence: fence(ready.fence)?,
@@ -187,14 +190,11 @@ impl From<DeviceReport> for pb::DeviceReport {
         use pb::device_report::State;
         let state = match report.state {
             DeviceState::Idle => State::Idle(pb::Idle {}),
-            DeviceState::Loading {
-                fence,
-                loaded_bytes,
-                total_bytes,
-            } => State::Loading(pb::Loading {
+            DeviceState::Loading { fence, load } => State::Loading(pb::Loading {
                 fence: Some(fence.into()),
-                loaded_bytes,
-                total_bytes,
+                loaded_bytes: load.loaded_bytes,
+                total_bytes: load.total_bytes,
+                bytes_per_second: load.bytes_per_second,
             }),
             DeviceState::Ready { fence } => State::Ready(pb::Ready {
                 fence: Some(fence.into()),

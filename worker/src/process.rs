@@ -23,7 +23,7 @@ use crate::config::WorkerConfig;
 use crate::executor::{DeviceError, DeviceHandle, DeviceOptions};
 use crate::rpc::assignments::{Assignments, Heads, LeaveAnswer, SchedulerLoads};
 use crate::rpc::expert::{ExpertServer, Holdings};
-use crate::rpc::loading::LoadLog;
+use crate::rpc::loading::{self, LoadLog};
 use crate::rpc::serving::ServingServer;
 use crate::rpc::session::{Session, SessionError};
 use crate::rpc::stage::{LinkEnds, StageServer};
@@ -332,6 +332,7 @@ async fn keep_reports(
                 ("device", device.index.to_string()),
             ];
             metrics::gauge!("tramontane_device_held_bytes", &labels).set(device.held_bytes as f64);
+            loading::show(&labels, &device.state);
             loads_begun.look(Instant::now(), device);
             metrics::gauge!("tramontane_standby_bytes", &labels).set(device.standby.loaded_bytes as f64);
         }

@@ -7,7 +7,6 @@ use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use tokio::time::Instant;
 
-use crate::amounts::bytes;
 use crate::client::{Client, NotReady};
 use crate::view::Status;
 
@@ -141,8 +140,7 @@ impl Everyone<'_> {
             .find_map(|replica| replica.loading.as_ref());
         match loading {
             Some(loading) if loading.loaded_bytes < loading.total_bytes => {
-                let (loaded, total) = (bytes(loading.loaded_bytes), bytes(loading.total_bytes));
-                format!("loading weights: {loaded} of {total}")
+                format!("loading weights: {loading}")
             }
             Some(_) | None => why.to_owned(),
         }

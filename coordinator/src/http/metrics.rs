@@ -29,6 +29,10 @@ const WORKERS: &str = "tramontane_workers";
 const DRAINING: &str = "tramontane_workers_draining";
 const HELD: &str = "tramontane_device_held_bytes";
 const PLANNED: &str = "tramontane_device_planned_bytes";
+const LOADED: &str = "tramontane_device_loaded_bytes";
+const LOAD: &str = "tramontane_device_load_bytes";
+const LOAD_RATE: &str = "tramontane_device_load_bytes_per_second";
+const LOAD_LEFT: &str = "tramontane_device_load_seconds_left";
 const STANDBY: &str = "tramontane_standby_bytes";
 const GENERATION: &str = "tramontane_replica_generation";
 const WORST_LOSS: &str = "tramontane_replica_worst_loss_bytes";
@@ -47,6 +51,22 @@ pub(super) fn describe() {
     describe_gauge!(DRAINING, "Workers that drain or have drained and are still there");
     describe_gauge!(HELD, "Bytes allocated on a device");
     describe_gauge!(PLANNED, "Bytes that the planner counts for a device");
+    describe_gauge!(
+        LOADED,
+        "Bytes of its weights that a device that loads has; 0 if it does not load"
+    );
+    describe_gauge!(
+        LOAD,
+        "Bytes of weights that a device that loads will have; 0 if it does not load"
+    );
+    describe_gauge!(
+        LOAD_RATE,
+        "Bytes that a device that loads read in a second, in the mean since it began; 0 if it does not load"
+    );
+    describe_gauge!(
+        LOAD_LEFT,
+        "Seconds until a device that loads has its weights, at that rate; 0 if it does not load or has read nothing yet"
+    );
     describe_gauge!(
         STANDBY,
         "Bytes of copies of weights that a device keeps for others"
@@ -94,6 +114,16 @@ struct Device {
     planned_bytes: u64,
     #[serde(default)]
     standby_bytes: u64,
+    loading: Option<Loading>,
+}
+
+#[derive(Deserialize, Default)]
+struct Loading {
+    loaded_bytes: u64,
+    total_bytes: u64,
+    #[serde(default)]
+    bytes_per_second: u64,
+    seconds_left: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -139,6 +169,13 @@ fn show_load(labels: &[(&'static str, String)], load: &Load) {
     gauge!(BLOCKS_TOTAL, labels).set(f64::from(load.kv_blocks_total));
 }
 
+fn show_loading(labels: &[(&'static str, String)], loading: &Loading) {
+    gauge!(LOADED, labels).set(loading.loaded_bytes as f64);
+    gauge!(LOAD, labels).set(loading.total_bytes as f64);
+    gauge!(LOAD_RATE, labels).set(loading.bytes_per_second as f64);
+    gauge!(LOAD_LEFT, labels).set(loading.seconds_left.unwrap_or(0) as f64);
+}
+
 impl Cluster {
     fn record(self, shown: &Shown) {
         let replicas = self.replicas.iter().map(|replica| replica.id).collect();
@@ -153,12 +190,13 @@ impl Cluster {
             .iter()
             .filter(|node| matches!(node.state.as_str(), "draining" | "drained"));
         gauge!(DRAINING).set(draining.count() as f64);
-        for node in &self.nodes {
-            for device in &node.devices {
+        for node in self.nodes {
+            for device in node.devices {
                 let labels = [("worker", node.id.clone()), ("device", device.index.to_string())];
                 gauge!(HELD, &labels).set(device.held_bytes as f64);
                 gauge!(PLANNED, &labels).set(device.planned_bytes as f64);
                 gauge!(STANDBY, &labels).set(device.standby_bytes as f64);
+                show_loading(&labels, &device.loading.unwrap_or_default());
             }
         }
         for replica in self.replicas {

@@ -79,7 +79,7 @@ pub async fn serve(mut listener: Listener, app: App, options: ServeOptions, shut
     loop {
         let accepted = async {
             let permit = Arc::clone(&room).acquire_owned().await.ok()?;
-            Some((listener.accept().await?, permit))
+            Some((listener.accept().await, permit))
         };
         let (connection, permit) = tokio::select! {
             biased;

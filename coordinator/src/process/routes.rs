@@ -49,6 +49,7 @@ fn reason(entry: &ReplicaEntry, progress: &BTreeMap<Fence, Progress>) -> NotServ
             let Progress {
                 loaded_bytes,
                 total_bytes,
+                ..
             } = progress.get(&fence).copied().unwrap_or_default();
             NotServing::Loading {
                 fence,

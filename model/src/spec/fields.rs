@@ -88,12 +88,17 @@ impl<'a> Fields<'a> {
     /// The value, unless the key is missing or null.
     fn get(&mut self, key: &'static str) -> Option<&'a Value> {
         self.read.insert(key);
+        self.value(key)
+    }
+
+    /// The value as it is, unless the key is missing or null.
+    pub(super) fn value(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
     /// Whether the key is there with a value other than null.
     pub(super) fn has(&self, key: &str) -> bool {
-        self.map.get(key).is_some_and(|value| !value.is_null())
+        self.value(key).is_some()
     }
 
     /// Reads a value; a missing key or one that `parse` gives nothing for is a fault.
@@ -163,7 +168,10 @@ impl<'a> Fields<'a> {
         key: &'static str,
         range: RangeInclusive<f64>,
     ) -> Option<f64> {
-        let expected = || format!("a number from {} to {}", range.start(), range.end());
+        let expected = || match (range.start(), range.end()) {
+            (low, high) if low == high => low.to_string(),
+            (low, high) => format!("a number from {low} to {high}"),
+        };
         self.required(report, key, &expected, |value| {
             value.as_f64().filter(|number| range.contains(number))
         })

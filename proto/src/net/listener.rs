@@ -3,32 +3,28 @@
 //! Handshakes run beside one another under a deadline, so that a peer that stalls its own holds up nobody else's.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
+use futures_util::{Stream, stream};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::AbortHandle;
+use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, TlsStream};
-use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Connection, Identity, NetError};
 
 /// Longest TLS handshake.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
-/// Most handshakes at once.
+/// Most handshakes at once, done ones that wait to be taken included.
 const MAX_HANDSHAKES: usize = 256;
-/// Most connections that wait to be taken.
-const MAX_ACCEPTED: usize = 64;
 /// Pause after the system refused a connection (out of file descriptors, say).
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
-/// A bound port. Dropping it closes the port.
+/// A bound port. Dropping it closes the port at once: whoever binds it next finds it free.
 pub struct Listener {
     address: SocketAddr,
-    accepted: mpsc::Receiver<Connection>,
-    task: AbortHandle,
+    listener: TcpListener,
+    acceptor: Option<TlsAcceptor>,
+    handshakes: JoinSet<Option<Connection>>,
 }
 
 impl Listener {
@@ -43,13 +39,11 @@ impl Listener {
         };
         let failed = |source| NetError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        let (sender, accepted) = mpsc::channel(MAX_ACCEPTED);
-        let task = tokio::spawn(accept_all(listener, acceptor, sender)).abort_handle();
         Ok(Self {
-            address,
-            accepted,
-            task,
+            address: listener.local_addr().map_err(failed)?,
+            listener,
+            acceptor,
+            handshakes: JoinSet::new(),
         })
     }
 
@@ -58,74 +52,50 @@ impl Listener {
         self.address
     }
 
-    /// The next connection, its handshake done; `None` never comes while the runtime lives.
-    pub async fn accept(&mut self) -> Option<Connection> {
-        self.accepted.recv().await
-    }
-
-    /// Connections as tonic takes them.
-    pub fn into_stream(self) -> impl Stream<Item = std::io::Result<Connection>> {
-        let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(async move {
-            let mut listener = self;
-            loop {
-                // The port closes with the stream, not with the connection after it.
-                let connection = tokio::select! {
-                    () = sender.closed() => return,
-                    accepted = listener.accept() => accepted,
-                };
-                let Some(connection) = connection else { return };
-                if sender.send(Ok(connection)).await.is_err() {
-                    return;
+    /// The next connection, its handshake done. A call that is given up loses none.
+    pub async fn accept(&mut self) -> Connection {
+        loop {
+            let has_room = self.handshakes.len() < MAX_HANDSHAKES;
+            tokio::select! {
+                Some(done) = self.handshakes.join_next() => {
+                    if let Ok(Some(connection)) = done {
+                        return connection;
+                    }
                 }
+                accepted = self.listener.accept(), if has_room => match accepted {
+                    Ok((stream, _)) => {
+                        if let Some(plain) = self.begin(stream) {
+                            return plain;
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(ACCEPT_BACKOFF).await;
+                    }
+                },
             }
-        });
-        ReceiverStream::new(receiver)
+        }
     }
-}
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn accept_all(
-    listener: TcpListener,
-    acceptor: Option<TlsAcceptor>,
-    accepted: mpsc::Sender<Connection>,
-) {
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-    loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_BACKOFF).await;
-                continue;
-            }
-        };
+    /// The connection, unless it has a handshake before it, or is closed already.
+    fn begin(&mut self, stream: TcpStream) -> Option<Connection> {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection closed before it was used");
-            continue;
+            return None;
         }
-        let Some(acceptor) = acceptor.clone() else {
-            if accepted.send(Connection::plain(stream)).await.is_err() {
-                return;
-            }
-            continue;
+        let Some(acceptor) = self.acceptor.clone() else {
+            return Some(Connection::plain(stream));
         };
-        let Ok(permit) = handshakes.clone().acquire_owned().await else {
-            return;
-        };
-        let accepted = accepted.clone();
-        tokio::spawn(async move {
-            if let Some(connection) = handshake(acceptor, stream).await {
-                // Sending fails only when the listener is gone, and the connection with it.
-                let _ = accepted.send(connection).await;
-            }
-            drop(permit);
-        });
+        self.handshakes.spawn(handshake(acceptor, stream));
+        None
+    }
+
+    /// Connections as tonic takes them. The port closes with the stream.
+    pub fn into_stream(self) -> impl Stream<Item = std::io::Result<Connection>> {
+        stream::unfold(self, async |mut listener| {
+            let connection = listener.accept().await;
+            Some((Ok(connection), listener))
+        })
     }
 }
 

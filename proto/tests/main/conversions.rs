@@ -9,7 +9,7 @@ use tramontane_model::ids::{
     WorkerId,
 };
 use tramontane_model::members::{
-    DeviceInfo, DeviceReport, DeviceState, SchedulerLoad, StandbyReport, WorkerInfo, WorkerReport,
+    DeviceInfo, DeviceReport, DeviceState, LoadReport, SchedulerLoad, StandbyReport, WorkerInfo, WorkerReport,
 };
 use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
@@ -100,8 +100,11 @@ fn membership_is_kept() {
         DeviceState::Idle,
         DeviceState::Loading {
             fence: FENCE,
-            loaded_bytes: 5,
-            total_bytes: 9,
+            load: LoadReport {
+                loaded_bytes: 5,
+                total_bytes: 9,
+                bytes_per_second: 2,
+            },
         },
         DeviceState::Ready { fence: FENCE },
         DeviceState::Failed {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tramontane_proto::net::{
@@ -174,6 +175,22 @@ async fn a_stalled_handshake_holds_up_nobody() {
     let second = authority.identity(dir.path(), &["coordinator-2", "127.0.0.1"]);
     assert_eq!(deliver(address, &second, 10).await.expect("delivers"), 3);
     drop(stalled);
+}
+
+#[tokio::test]
+async fn a_port_is_free_as_soon_as_its_listener_is_gone() {
+    let bind = |address| async move { Listener::bind(address, &Identity::Loopback).await };
+    let first = bind(LOOPBACK.parse().expect("valid")).await.expect("binds");
+    let address = first.address();
+    assert!(bind(address).await.is_err(), "two listen on one port");
+    drop(first);
+    let second = bind(address).await.expect("it is free");
+    let mut connections = Box::pin(second.into_stream());
+    let client = tokio::net::TcpStream::connect(address).await.expect("connects");
+    let taken = connections.next().await.expect("a connection").expect("taken");
+    drop(connections);
+    bind(address).await.expect("it is free");
+    drop((client, taken));
 }
 
 #[test]

@@ -144,8 +144,7 @@ impl DeviceHandle {
         match self.state.borrow().clone() {
             DeviceState::Loading { fence, .. } => DeviceState::Loading {
                 fence,
-                loaded_bytes: self.owner.shared.progress.loaded_bytes(),
-                total_bytes: self.owner.shared.progress.total_bytes(),
+                load: self.owner.shared.progress.report(Instant::now()),
             },
             state @ (DeviceState::Idle | DeviceState::Ready { .. } | DeviceState::Failed { .. }) => state,
         }

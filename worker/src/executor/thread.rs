@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tramontane_model::ids::{DeviceIndex, Fence};
-use tramontane_model::members::{DeviceState, MAX_REASON_BYTES};
+use tramontane_model::members::{DeviceState, LoadReport, MAX_REASON_BYTES};
 use tramontane_proto::ExpertResults;
 
 use super::command::{Assignment, Command, Control, StageOutput, StepCommand};
@@ -142,11 +142,10 @@ impl<B: Backend, F: FnMut() -> Result<B, OpError>> DeviceThread<'_, B, F> {
         if self.shared.order.load(Ordering::Relaxed) != order {
             return;
         }
-        self.shared.progress.reset(0);
+        self.shared.progress.reset();
         self.set(DeviceState::Loading {
             fence,
-            loaded_bytes: 0,
-            total_bytes: 0,
+            load: LoadReport::default(),
         });
         self.links = None;
         let started = Instant::now();

@@ -21,6 +21,7 @@ const EVICTIONS: &str = "tramontane_prefix_cache_evictions_total";
 
 /// Describes a worker's metrics to the recorder.
 pub(crate) fn describe() {
+    super::loading::describe();
     describe_histogram!(
         STEP_SECONDS,
         "Seconds that a stage takes for a step that has rows, by replica and stage"

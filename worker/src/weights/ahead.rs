@@ -1,7 +1,7 @@
 //! Reads what will be loaded next: on a few threads, a bounded distance ahead of the device.
 //!
-//! Pages are brought in where they are mapped, and nothing is copied: who loads finds them there, or waits for them
-//! itself. Nothing depends on it but time.
+//! Pages are brought in where they are mapped and touched once, and nothing is copied: who loads finds them there, or
+//! waits for them itself. Nothing depends on it but time.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

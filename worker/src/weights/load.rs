@@ -1,7 +1,7 @@
 //! Copies tensors from the mapped checkpoint to the device, in chunks.
 //!
-//! The host holds no copy of a tensor: a chunk goes from the mapped file to the backend, whose staging memory is
-//! bounded. Rows that are stored in another order than devices hold them are put in order chunk by chunk. Every chunk is
+//! The host holds no copy of a tensor: a chunk goes from the mapped file to the backend, which writes it to where it stays
+//! if the device's memory is the host's, else through bounded staging memory. Rows that are stored in another order than devices hold them are put in order chunk by chunk. Every chunk is
 //! checked for values that are no numbers before it is written, and scales for those that nothing can be multiplied with.
 
 use std::ops::Range;
@@ -200,7 +200,10 @@ impl<'a, D: Backend> Loader<'a, D> {
         for range in ranges {
             let bytes = layout.bytes * u64::from(range.end - range.start);
             let label = format!("layers.{layer}.experts.{}..{}", range.start, range.end);
-            let buffer = self.backend.alloc(&label, bytes).map_err(device_error(first))?;
+            let buffer = self
+                .backend
+                .alloc_weights(&label, bytes)
+                .map_err(device_error(first))?;
             parts.push(BankPart {
                 experts: range,
                 buffer,
@@ -254,7 +257,7 @@ impl<'a, D: Backend> Loader<'a, D> {
             let bytes = row_bytes * u64::from(range.end - range.start);
             let buffer = self
                 .backend
-                .alloc(&id.to_string(), bytes)
+                .alloc_weights(&id.to_string(), bytes)
                 .map_err(device_error(id))?;
             match weight.half_split() {
                 None => self.copy(id, weight.values().rows(range.clone())?, &buffer, 0)?,
@@ -274,7 +277,10 @@ impl<'a, D: Backend> Loader<'a, D> {
             0 => None,
             bytes => {
                 let label = format!("scales of {id}");
-                let buffer = self.backend.alloc(&label, bytes).map_err(device_error(id))?;
+                let buffer = self
+                    .backend
+                    .alloc_weights(&label, bytes)
+                    .map_err(device_error(id))?;
                 self.copy_scales(&weight, &buffer, 0)?;
                 Some(Scales { buffer, offset: 0 })
             }
@@ -288,7 +294,7 @@ impl<'a, D: Backend> Loader<'a, D> {
         let bytes = u64::from(len) * 2;
         let buffer = self
             .backend
-            .alloc(&id.to_string(), bytes)
+            .alloc_weights(&id.to_string(), bytes)
             .map_err(device_error(id))?;
         self.copy(id, weight.values(), &buffer, 0)?;
         Vector::new(len, buffer, 0).map_err(device_error(id))

@@ -93,22 +93,21 @@ impl<B: DeviceBuffer> WeightStore<B> {
         slices: &DeviceSlices,
         watch: &LoadWatch<'_>,
     ) -> Result<(), WeightError> {
-        let wanted = slices.weights();
-        watch.progress.reset(slices.weight_bytes(&model.bytes));
-        let missing: Vec<WeightSlice> = wanted
-            .iter()
-            .copied()
-            .filter(|&slice| !self.holds(slice))
-            .collect();
+        let (held, missing): (Vec<_>, Vec<_>) =
+            slices.weights().into_iter().partition(|&slice| self.holds(slice));
+        let bytes_of = |slices: &[WeightSlice]| slices.iter().map(|slice| slice.bytes(&model.bytes)).sum();
+        let (held_bytes, read_bytes): (u64, u64) = (bytes_of(&held), bytes_of(&missing));
+        watch
+            .progress
+            .begin(Instant::now(), held_bytes, held_bytes + read_bytes);
         let ahead = Ahead::new(model, &missing);
         let began = Instant::now();
         std::thread::scope(|scope| {
             let _reading = ahead.until_dropped();
             ahead.start(scope);
             let mut loader = Loader::new(backend, model, watch, Some(&ahead));
-            self.load_all(&mut loader, &wanted)
+            self.load_all(&mut loader, held_bytes, &missing)
         })?;
-        let read_bytes = missing.iter().map(|slice| slice.bytes(&model.bytes)).sum::<u64>();
         if read_bytes > 0 {
             let took = began.elapsed();
             let bytes_per_second = (read_bytes as f64 / took.as_secs_f64().max(1e-9)) as u64;
@@ -120,15 +119,14 @@ impl<B: DeviceBuffer> WeightStore<B> {
     fn load_all<D: Backend<Buffer = B>>(
         &mut self,
         loader: &mut Loader<'_, D>,
-        wanted: &[WeightSlice],
+        held_bytes: u64,
+        missing: &[WeightSlice],
     ) -> Result<(), WeightError> {
-        let mut loaded_bytes = 0;
-        for &slice in wanted {
+        let mut loaded_bytes = held_bytes;
+        for &slice in missing {
             let bytes = slice.bytes(&loader.model().bytes);
-            if !self.holds(slice) {
-                self.add(loader, slice)?;
-                count_read("placement", bytes);
-            }
+            self.add(loader, slice)?;
+            count_read("placement", bytes);
             loaded_bytes += bytes;
             loader.progress().set(loaded_bytes);
         }

@@ -3,6 +3,7 @@
 //! Built anew with each term; nothing of it is kept when another leads.
 
 use tramontane_model::ids::{CoordinatorId, Fence};
+use tramontane_model::members::LoadReport;
 use tramontane_model::placement::Replica;
 use tramontane_model::time::Tick;
 
@@ -121,25 +122,33 @@ impl Leader {
     /// How far the devices of a placement are.
     pub(super) fn progress(&self, placement: &Replica) -> Progress {
         let fence: Fence = placement.fence();
-        let mut progress = Progress::default();
+        let mut progress = Progress {
+            seconds_left: Some(0),
+            ..Progress::default()
+        };
         for device in placement.devices() {
             let report = self.members.report(&device.worker);
             let report =
                 report.and_then(|report| report.devices.iter().find(|one| one.index == device.device));
-            let Some(report) = report.filter(|report| report.state.fence() == Some(fence)) else {
-                continue;
+            let report = report.filter(|report| report.state.fence() == Some(fence));
+            let load = match report.map(|report| &report.state) {
+                Some(DeviceState::Loading { load, .. }) => *load,
+                Some(DeviceState::Ready { .. }) => {
+                    let held = report.map_or(0, |report| report.held_bytes);
+                    LoadReport {
+                        loaded_bytes: held,
+                        total_bytes: held,
+                        bytes_per_second: 0,
+                    }
+                }
+                // One that has not begun takes no one knows how long.
+                Some(DeviceState::Idle | DeviceState::Failed { .. }) | None => LoadReport::default(),
             };
-            let (loaded, total) = match report.state {
-                DeviceState::Loading {
-                    loaded_bytes,
-                    total_bytes,
-                    ..
-                } => (loaded_bytes, total_bytes),
-                DeviceState::Ready { .. } => (report.held_bytes, report.held_bytes),
-                DeviceState::Idle | DeviceState::Failed { .. } => (0, 0),
-            };
-            progress.loaded_bytes = progress.loaded_bytes.saturating_add(loaded);
-            progress.total_bytes = progress.total_bytes.saturating_add(total);
+            progress.loaded_bytes = progress.loaded_bytes.saturating_add(load.loaded_bytes);
+            progress.total_bytes = progress.total_bytes.saturating_add(load.total_bytes);
+            progress.bytes_per_second = progress.bytes_per_second.saturating_add(load.bytes_per_second);
+            let lefts = progress.seconds_left.zip(load.seconds_left());
+            progress.seconds_left = lefts.map(|(others, own)| others.max(own));
         }
         progress
     }

@@ -102,6 +102,7 @@ fn worker(state: &ClusterState, leader: Option<&Leader>, entry: &WorkerEntry) ->
             held_bytes: told.map_or(0, |told| told.held_bytes),
             planned_bytes: planned_bytes(state, &at),
             state: told.map_or_else(|| "unknown".to_owned(), device_state),
+            loading: told.and_then(loading),
             standby: state.copies(&at).iter().map(ToString::to_string).collect(),
             standby_bytes: standby.loaded_bytes,
             standby_total_bytes: standby.total_bytes,
@@ -140,13 +141,16 @@ fn planned_bytes(state: &ClusterState, device: &DeviceRef) -> u64 {
 fn device_state(report: &DeviceReport) -> String {
     match &report.state {
         DeviceState::Idle => "idle".to_owned(),
-        DeviceState::Loading {
-            loaded_bytes,
-            total_bytes,
-            ..
-        } => format!("loading, {loaded_bytes} of {total_bytes} bytes"),
+        DeviceState::Loading { load, .. } => format!("loading, {}", Progress::from(*load)),
         DeviceState::Ready { .. } => "ready".to_owned(),
         DeviceState::Failed { reason, .. } => format!("failed: {reason}"),
+    }
+}
+
+fn loading(report: &DeviceReport) -> Option<Progress> {
+    match report.state {
+        DeviceState::Loading { load, .. } => Some(load.into()),
+        DeviceState::Idle | DeviceState::Ready { .. } | DeviceState::Failed { .. } => None,
     }
 }
 
@@ -243,13 +247,8 @@ fn missing(state: &ClusterState, leader: Option<&Leader>) -> Option<String> {
     Some(match &entry.phase {
         Phase::Loading { placement } => {
             let progress = leader.map(|leader| leader.progress(placement));
-            let Progress {
-                loaded_bytes,
-                total_bytes,
-            } = progress.unwrap_or_default();
-            format!(
-                "replica {id} generation {generation} is loading, {loaded_bytes} of {total_bytes} bytes so far"
-            )
+            let progress = progress.unwrap_or_default();
+            format!("replica {id} generation {generation} is loading, {progress}")
         }
         Phase::Serving { .. } => return None,
         Phase::Broken { fault, .. } => format!(

@@ -1,6 +1,9 @@
 //! The cluster's status as JSON, for the command line and for people.
 
+use std::fmt;
+
 use serde::Serialize;
+use tramontane_model::members::LoadReport;
 
 /// The whole cluster, as the leader sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -82,6 +85,8 @@ pub struct DeviceView {
     pub planned_bytes: u64,
     /// What it does, for people.
     pub state: String,
+    /// How far it is, if it loads.
+    pub loading: Option<Progress>,
     /// What it stands by for, for people; each with its layers.
     pub standby: Vec<String>,
     /// Bytes of copies that it keeps for that.
@@ -164,11 +169,38 @@ pub struct LoadView {
     pub kv_blocks_total: u32,
 }
 
-/// How far a placement's devices are, as far as they told.
+/// How far a device is, or a placement's devices together, as far as they told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Progress {
     /// Bytes on devices so far.
     pub loaded_bytes: u64,
     /// Bytes in the end.
     pub total_bytes: u64,
+    /// What those that load read in a second, in the mean since each began.
+    pub bytes_per_second: u64,
+    /// Until the last of them is done at its rate; absent while the rate of one is not known.
+    pub seconds_left: Option<u64>,
+}
+
+impl From<LoadReport> for Progress {
+    fn from(load: LoadReport) -> Self {
+        Self {
+            loaded_bytes: load.loaded_bytes,
+            total_bytes: load.total_bytes,
+            bytes_per_second: load.bytes_per_second,
+            seconds_left: load.seconds_left(),
+        }
+    }
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} bytes", self.loaded_bytes, self.total_bytes)?;
+        match self.seconds_left {
+            Some(left) if self.bytes_per_second > 0 => {
+                write!(f, " at {} bytes/s, {left} s left", self.bytes_per_second)
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
 }

@@ -83,7 +83,9 @@ fn cluster_status() -> Value {
     json!({
         "nodes": [
             {"id": "coordinator-1", "role": "leader"},
-            {"id": "w1", "role": "worker", "devices": [{"index": 0, "held_bytes": 4096}]},
+            {"id": "w1", "role": "worker", "devices": [{"index": 0, "held_bytes": 4096, "loading": {
+                "loaded_bytes": 3, "total_bytes": 9, "bytes_per_second": 2, "seconds_left": 3,
+            }}]},
         ],
         "replicas": [{
             "id": 1,

@@ -229,6 +229,10 @@ async fn requests_and_tokens_are_counted() {
     for line in [
         "tramontane_workers 1",
         "tramontane_device_held_bytes{worker=\"w1\",device=\"0\"} 4096",
+        "tramontane_device_loaded_bytes{worker=\"w1\",device=\"0\"} 3",
+        "tramontane_device_load_bytes{worker=\"w1\",device=\"0\"} 9",
+        "tramontane_device_load_bytes_per_second{worker=\"w1\",device=\"0\"} 2",
+        "tramontane_device_load_seconds_left{worker=\"w1\",device=\"0\"} 3",
         "tramontane_replica_generation{replica=\"1\"} 7",
         "tramontane_sequences_running{replica=\"1\"} 2",
         "tramontane_kv_blocks_used{replica=\"1\"} 3",

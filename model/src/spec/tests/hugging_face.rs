@@ -63,11 +63,20 @@ fn older_spellings_are_taken() {
     set(&mut config, "tie_word_embeddings", Value::Null);
     assert_eq!(parse(&config).expect("valid").0, expected);
 
+    let mut config = published("ministral-3-8b");
+    let rope = config["text_config"]["rope_parameters"].clone();
+    set(&mut config, "text_config.rope_theta", rope["rope_theta"].clone());
+    set(&mut config, "text_config.rope_scaling", rope);
+    set(&mut config, "text_config.rope_parameters.truncate", json!(true));
+    set(&mut config, "text_config.rope_scaling.truncate", json!(true));
+    assert_eq!(parse(&config).expect("valid"), (expected, vec![]));
+
     let mut config = published("small-4-119b");
     set(&mut config, "model_type", json!("deepseek_v3"));
     set(&mut config, "scoring_func", json!("softmax"));
     set(&mut config, "rope_interleave", Value::Null);
     set(&mut config, "rope_parameters.mscale", Value::Null);
+    set(&mut config, "rope_parameters.mscale_all_dim", Value::Null);
     set(&mut config, "rope_parameters.attention_factor", json!(1));
     let interleaved = parse(&config).expect("valid").0;
     assert_eq!(interleaved, parse(&published("small-4-119b")).expect("valid").0);
@@ -178,7 +187,7 @@ fn what_is_not_served_is_refused_naming_the_field() {
         (
             "text_config.rope_parameters.mscale_all_dim",
             json!(0.5),
-            "text_config.rope_parameters.mscale_all_dim is 0.5, expected a number from 1 to 1",
+            "text_config.rope_parameters.mscale_all_dim is 0.5, expected 1",
         ),
         (
             "text_config.rope_parameters.mscale",
@@ -188,7 +197,32 @@ fn what_is_not_served_is_refused_naming_the_field() {
         (
             "text_config.rope_parameters.attention_factor",
             json!(1.3),
-            "text_config.rope_parameters.attention_factor is 1.3, expected a number from 1 to 1",
+            "text_config.rope_parameters.attention_factor is 1.3, expected 1",
+        ),
+        (
+            "text_config.rope_parameters.truncate",
+            json!(false),
+            "text_config.rope_parameters.truncate is false, expected true: the borders of yarn's ramp are whole pairs",
+        ),
+        (
+            "text_config.rope_parameters.type",
+            json!("default"),
+            "text_config.rope_parameters.type is \"default\", expected \"yarn\": what rope_type says",
+        ),
+        (
+            "text_config.rope_parameters.partial_rotary_factor",
+            json!(0.5),
+            "text_config.rope_parameters.partial_rotary_factor is 0.5, expected 1: all of a head is rotated",
+        ),
+        (
+            "text_config.rope_theta",
+            json!(10_000),
+            "text_config.rope_parameters.rope_theta is 1000000.0, expected 10000",
+        ),
+        (
+            "text_config.rope_scaling",
+            json!({"rope_type": "yarn", "factor": 8.0}),
+            "text_config.rope_scaling is {\"rope_type\":\"yarn\",\"factor\":8.0}, expected {",
         ),
         (
             "text_config.rope_parameters.beta_fast",
@@ -251,12 +285,12 @@ fn what_is_not_served_is_refused_naming_the_field() {
             json!("sigmoid"),
             "scoring_func is \"sigmoid\", expected \"softmax\": the router of this family",
         ),
-        (
-            "model_type",
-            json!("deepseek_v3"),
-            "scoring_func is missing, expected \"softmax\"",
-        ),
         ("n_group", json!(8), "n_group is 8, expected 1"),
+        (
+            "rope_parameters.partial_rotary_factor",
+            json!(0.25),
+            "rope_parameters.partial_rotary_factor is 0.25, expected 0.5, the part of a head that qk_rope_head_dim is",
+        ),
         (
             "q_lora_rank",
             Value::Null,
@@ -276,4 +310,30 @@ fn what_is_not_served_is_refused_naming_the_field() {
         let found = refused("small-4-119b", path, value);
         assert!(found.starts_with(expected), "{found}");
     }
+}
+
+/// DeepSeek-V3 scores experts by a sigmoid, and scales the scores of tokens by what `mscale_all_dim` gives; Mistral's
+/// models do neither.
+#[test]
+fn scores_of_deepseek_are_refused() {
+    let mut config = published("small-4-119b");
+    set(&mut config, "model_type", json!("deepseek_v3"));
+    set(&mut config, "rope_parameters.attention_factor", json!(1));
+    let error = parse(&config).expect_err("refused").to_string();
+    assert!(
+        error.contains("scoring_func is missing, expected \"softmax\""),
+        "{error}"
+    );
+    set(&mut config, "scoring_func", json!("softmax"));
+    let error = parse(&config).expect_err("refused").to_string();
+    let expected = "rope_parameters.mscale_all_dim is 1.0, expected 0";
+    assert!(error.contains(expected), "{error}");
+    set(&mut config, "rope_parameters.mscale_all_dim", json!(0));
+    set(&mut config, "rope_parameters.attention_factor", Value::Null);
+    let error = parse(&config).expect_err("refused").to_string();
+    let expected = "rope_parameters.attention_factor is missing, expected 1";
+    assert!(error.contains(expected), "{error}");
+    set(&mut config, "rope_parameters.attention_factor", json!(1.0));
+    let plain = parse(&published("small-4-119b")).expect("valid").0;
+    assert_eq!(parse(&config).expect("valid").0, plain);
 }

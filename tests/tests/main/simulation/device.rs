@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use tramontane_model::ids::{Fence, SequenceId};
-use tramontane_model::members::{DeviceReport, DeviceState, StandbyReport};
+use tramontane_model::members::{DeviceReport, DeviceState, LoadReport, StandbyReport};
 use tramontane_model::placement::{KvShape, LayerRange, Replica};
 use tramontane_model::sampling::SampledToken;
 use tramontane_model::step::{StepLimits, StepResult};
@@ -80,8 +80,10 @@ impl Device {
         self.order += 1;
         self.state = DeviceState::Loading {
             fence,
-            loaded_bytes: 0,
-            total_bytes: 1,
+            load: LoadReport {
+                total_bytes: 1,
+                ..LoadReport::default()
+            },
         };
         self.stage = stage.map(|index| Stage {
             fence,

@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 
 use super::bindings::Bindings;
 use super::commands::{self, Command, Copy, Dispatch, IMMEDIATE_WORDS};
-use super::device::OpenDevice;
+use super::device::{Memory, OpenDevice};
 use super::faults::Faults;
 use super::halves;
-use super::memory::{Account, GpuBuffer, check_copy};
+use super::memory::{Account, GpuBuffer, USAGE, check_copy};
 use super::pipelines::{Kernel, Pipelines};
 use super::readback::{ReadFault, Readback};
 use super::staging::Staging;
 use super::tuning::Tuning;
-use super::{ops, staging};
+use super::{direct, ops, staging};
 use crate::ops::{
     Adjust, Attention, Backend, Combine, DeviceInfo, Embed, Experts, GateUp, LatentWrite, Linear, OpError,
     Queries, ReadRange, RmsNorm, RotateQkv, Route, Sample, Values,
@@ -36,6 +36,7 @@ pub struct GpuBackend {
     max_binding_bytes: u64,
     pipelines: Pipelines,
     tuning: Tuning,
+    memory: Memory,
     account: Account,
     bindings: Bindings,
     recorded: Vec<Command>,
@@ -62,6 +63,7 @@ impl GpuBackend {
             max_binding_bytes: open.max_binding_bytes,
             pipelines,
             tuning,
+            memory: open.memory,
             account: Account::default(),
             bindings: Bindings::default(),
             recorded: Vec::new(),
@@ -179,6 +181,44 @@ impl GpuBackend {
         }
     }
 
+    /// Checks that a buffer may be made, frees what was dropped, and gives the size that it gets.
+    fn make_room(&mut self, label: &str, bytes: u64) -> Result<u64, OpError> {
+        self.faults.check(&self.info.name)?;
+        let rounded = bytes.max(16).checked_next_multiple_of(16);
+        let rounded = rounded.ok_or_else(|| self.out_of_memory(label, bytes))?;
+        if rounded > self.max_binding_bytes {
+            return Err(OpError::BindingLimit {
+                label: label.to_owned(),
+                bytes,
+                limit: self.max_binding_bytes,
+            });
+        }
+        let total = self.account.held_bytes().checked_add(rounded);
+        if total.is_none_or(|total| total > self.info.memory_bytes) {
+            return Err(self.out_of_memory(label, bytes));
+        }
+        let dropped = self.account.take_dropped();
+        if !dropped.is_empty() {
+            self.bindings.forget(&dropped);
+            // Frees what the device is done with.
+            let _ = self.device.poll(wgpu::PollType::Poll);
+        }
+        Ok(rounded)
+    }
+
+    /// What the driver said to a buffer that was made just now.
+    fn made(&self, label: &str, bytes: u64) -> Result<(), OpError> {
+        self.faults.check_lost(&self.info.name)?;
+        match self.faults.take_refusal() {
+            None => Ok(()),
+            Some(refusal) if refusal.out_of_memory => Err(self.out_of_memory(label, bytes)),
+            Some(refusal) => Err(OpError::Refused {
+                device: self.info.name.clone(),
+                reason: refusal.reason,
+            }),
+        }
+    }
+
     fn out_of_memory(&self, label: &str, bytes: u64) -> OpError {
         OpError::OutOfMemory {
             label: label.to_owned(),
@@ -204,46 +244,42 @@ impl Backend for GpuBackend {
     }
 
     fn alloc(&mut self, label: &str, bytes: u64) -> Result<GpuBuffer, OpError> {
-        self.faults.check(&self.info.name)?;
-        let rounded = bytes.max(16).checked_next_multiple_of(16);
-        let rounded = rounded.ok_or_else(|| self.out_of_memory(label, bytes))?;
-        if rounded > self.max_binding_bytes {
-            return Err(OpError::BindingLimit {
-                label: label.to_owned(),
-                bytes,
-                limit: self.max_binding_bytes,
-            });
-        }
-        let total = self.account.held_bytes().checked_add(rounded);
-        if total.is_none_or(|total| total > self.info.memory_bytes) {
-            return Err(self.out_of_memory(label, bytes));
-        }
-        let dropped = self.account.take_dropped();
-        if !dropped.is_empty() {
-            self.bindings.forget(&dropped);
-            // Frees what the device is done with.
-            let _ = self.device.poll(wgpu::PollType::Poll);
-        }
+        let size = self.make_room(label, bytes)?;
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
-            size: rounded,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+            size,
+            usage: USAGE,
             mapped_at_creation: false,
         });
-        self.faults.check_lost(&self.info.name)?;
-        match self.faults.take_refusal() {
-            None => Ok(self.account.add(buffer)),
-            Some(refusal) if refusal.out_of_memory => Err(self.out_of_memory(label, bytes)),
-            Some(refusal) => Err(OpError::Refused {
-                device: self.info.name.clone(),
-                reason: refusal.reason,
-            }),
+        self.made(label, bytes)?;
+        Ok(self.account.add(buffer, None))
+    }
+
+    fn alloc_weights(&mut self, label: &str, bytes: u64) -> Result<GpuBuffer, OpError> {
+        if self.memory == Memory::Own {
+            return self.alloc(label, bytes);
+        }
+        let size = self.make_room(label, bytes)?;
+        let made = direct::create(&self.device, label, size);
+        self.made(label, bytes)?;
+        match made {
+            Ok((buffer, fresh)) => Ok(self.account.add(buffer, Some(fresh))),
+            Err(wgpu::hal::DeviceError::OutOfMemory) => Err(self.out_of_memory(label, bytes)),
+            Err(other @ (wgpu::hal::DeviceError::Lost | wgpu::hal::DeviceError::Unexpected)) => {
+                Err(OpError::Refused {
+                    device: self.info.name.clone(),
+                    reason: other.to_string(),
+                })
+            }
         }
     }
 
     fn write(&mut self, buffer: &GpuBuffer, offset: u64, bytes: &[u8]) -> Result<(), OpError> {
         check_copy(buffer, offset, bytes.len() as u64)?;
         self.faults.check_lost(&self.info.name)?;
+        if buffer.write_fresh(offset, bytes) {
+            return Ok(());
+        }
         let (mut rest, mut to_offset) = (bytes, offset);
         while !rest.is_empty() {
             let staged = self.staging.put(&self.device, rest);
@@ -344,5 +380,23 @@ impl Backend for GpuBackend {
 
     fn sample(&mut self, op: &Sample<'_, GpuBuffer>) -> Result<(), OpError> {
         ops::sample::record(self, op)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{DeviceConfig, open};
+    use super::*;
+
+    #[test]
+    fn weights_are_written_where_they_stay_until_a_command_has_them() {
+        let mut device = open(&DeviceConfig::default()).expect("an adapter");
+        let weights = device.alloc_weights("weights", 64).expect("room");
+        device.write(&weights, 16, &[7; 16]).expect("fits");
+        let is_direct = device.memory != Memory::Own;
+        assert_eq!(device.recorded.is_empty(), is_direct);
+        assert_eq!(weights.write_fresh(32, &[8; 16]), is_direct);
+        let _ = weights.raw();
+        assert!(!weights.write_fresh(32, &[9; 16]));
     }
 }

@@ -69,6 +69,25 @@ pub(super) struct OpenDevice {
     /// Largest buffer that can be bound whole.
     pub(super) max_binding_bytes: u64,
     pub(super) class: Class,
+    pub(super) memory: Memory,
+}
+
+/// Where the device's memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// On the device: the host writes to it through staging memory.
+    Own,
+    /// It is the host's as well.
+    Shared,
+}
+
+impl Memory {
+    fn of(kind: DeviceType) -> Self {
+        match kind {
+            DeviceType::Cpu | DeviceType::IntegratedGpu => Self::Shared,
+            DeviceType::DiscreteGpu | DeviceType::VirtualGpu | DeviceType::Other => Self::Own,
+        }
+    }
 }
 
 /// Opens the adapter that the configuration names, or the best one; with the kernels of `class` instead of its own.
@@ -107,6 +126,7 @@ pub(super) fn open(config: &DeviceConfig, class: Option<Class>) -> Result<OpenDe
         // Buffers are rounded up to multiples of 16.
         max_binding_bytes: max_binding_bytes / 16 * 16,
         class,
+        memory: Memory::of(adapter.get_info().device_type),
     })
 }
 

@@ -3,9 +3,17 @@
 //! Bind groups keep buffers alive: an account of the buffers that were dropped tells the cache which to forget.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use wgpu::BufferUsages;
+
+use super::direct::Fresh;
 use crate::ops::{DeviceBuffer, OpError};
+
+/// What every buffer of an op may be used for.
+pub(super) const USAGE: BufferUsages = BufferUsages::STORAGE
+    .union(BufferUsages::COPY_DST)
+    .union(BufferUsages::COPY_SRC);
 
 /// A buffer on the device.
 #[derive(Clone, Debug)]
@@ -17,7 +25,15 @@ pub struct GpuBuffer {
 struct Inner {
     id: u64,
     buffer: wgpu::Buffer,
+    /// Until the device first hears of it, if the host writes straight to it.
+    fresh: Mutex<Option<Fresh>>,
     account: Account,
+}
+
+impl Inner {
+    fn fresh(&self) -> MutexGuard<'_, Option<Fresh>> {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Inner {
@@ -39,8 +55,19 @@ impl GpuBuffer {
         self.inner.id
     }
 
+    /// The buffer, for a command: from here on the host writes to it through commands too.
     pub(super) fn raw(&self) -> &wgpu::Buffer {
+        if let Some(fresh) = self.inner.fresh().take() {
+            fresh.finish(&self.inner.buffer);
+        }
         &self.inner.buffer
+    }
+
+    /// Writes straight to the buffer, if no command has it yet; says whether it did. The range is within it.
+    pub(super) fn write_fresh(&self, offset: u64, bytes: &[u8]) -> bool {
+        let mut fresh = self.inner.fresh();
+        let fresh = fresh.as_mut();
+        fresh.is_some_and(|fresh| fresh.write(&self.inner.buffer, offset, bytes))
     }
 }
 
@@ -58,13 +85,14 @@ impl Account {
     }
 
     /// Books a buffer.
-    pub(super) fn add(&mut self, buffer: wgpu::Buffer) -> GpuBuffer {
+    pub(super) fn add(&mut self, buffer: wgpu::Buffer, fresh: Option<Fresh>) -> GpuBuffer {
         self.held.fetch_add(buffer.size(), Ordering::Relaxed);
         self.next += 1;
         GpuBuffer {
             inner: Arc::new(Inner {
                 id: self.next,
                 buffer,
+                fresh: Mutex::new(fresh),
                 account: self.clone(),
             }),
         }
@@ -75,7 +103,7 @@ impl Account {
         std::mem::take(&mut *self.dropped())
     }
 
-    fn dropped(&self) -> std::sync::MutexGuard<'_, Vec<u64>> {
+    fn dropped(&self) -> MutexGuard<'_, Vec<u64>> {
         self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,7 +1,8 @@
 //! [`crate::ops::Backend`] on wgpu, over Vulkan: the device of real workers, and of tests on Mesa's lavapipe.
 //!
 //! An op becomes dispatches of a few pipelines, all compiled when the device is opened. What is recorded is plain data
-//! until it is submitted: writes are copies from mapped staging memory, in order with the dispatches. Shapes travel in
+//! until it is submitted: writes are copies from mapped staging memory, in order with the dispatches, but for weights where
+//! the memory is the host's too, which are written to where they stay before any command has them. Shapes travel in
 //! immediates and offsets with them: buffers are bound whole, so that the adapter's offset alignment does not matter.
 //!
 //! No readback but [`crate::ops::Backend::read`]. No bounds checks in the shaders: every op checks its operands before
@@ -12,6 +13,7 @@ mod backend;
 mod bindings;
 mod commands;
 mod device;
+mod direct;
 mod faults;
 mod halves;
 mod memory;

@@ -272,6 +272,15 @@ impl Kernel {
     /// Values of the shader's overrides.
     fn constants(self, tuning: &Tuning) -> Vec<(&'static str, f64)> {
         let lanes = |lanes: u32| vec![("LANES", f64::from(lanes))];
+        let matrix = |variant: Variant, outputs: u32| {
+            vec![
+                ("ROWS", f64::from(variant.rows)),
+                ("GROUPED", f64::from(u8::from(variant.grouped))),
+                ("LANES_K", f64::from(tuning.lanes_k)),
+                ("LANES_N", f64::from(tuning.lanes_n)),
+                ("OUTPUTS", f64::from(outputs)),
+            ]
+        };
         match self {
             Self::Attention { blocks } => {
                 let mut constants = lanes(tuning.lanes_attention);
@@ -287,19 +296,8 @@ impl Kernel {
             }
             Self::AttentionMerge => lanes(tuning.lanes_attention),
             Self::Combine | Self::Embed | Self::RotateQkv => lanes(tuning.lanes_each),
-            Self::GateUp(variant) | Self::Linear(variant) => {
-                let mut constants = vec![
-                    ("ROWS", f64::from(variant.rows)),
-                    ("GROUPED", f64::from(u8::from(variant.grouped))),
-                    ("LANES_K", f64::from(tuning.lanes_k)),
-                    ("LANES_N", f64::from(tuning.lanes_n)),
-                ];
-                constants.push(match self {
-                    Self::Linear(_) => ("OUTPUTS", f64::from(tuning.outputs)),
-                    _ => ("OUTPUTS", f64::from(tuning.gate_up_lane_outputs())),
-                });
-                constants
-            }
+            Self::GateUp(variant) => matrix(variant, tuning.gate_up_lane_outputs()),
+            Self::Linear(variant) => matrix(variant, tuning.outputs),
             Self::Adjust | Self::GroupExperts => lanes(tuning.lanes_wide),
             Self::Sample { lanes: of_row } => lanes(of_row),
             Self::LatentWrite | Self::RmsNorm => lanes(tuning.lanes_row),

@@ -105,11 +105,17 @@ pub trait Backend {
     /// Largest buffer an op may bind. Matrices and banks above it are split in parts.
     fn max_binding_bytes(&self) -> u64;
 
-    /// Bytes of all live buffers made by [`Backend::alloc`].
+    /// Bytes of all live buffers made by [`Backend::alloc`] and [`Backend::alloc_weights`].
     fn held_bytes(&self) -> u64;
 
     /// Makes a zeroed buffer of `bytes`, rounded up to a multiple of 16. `label` names it in errors.
     fn alloc(&mut self, label: &str, bytes: u64) -> Result<Self::Buffer, OpError>;
+
+    /// The same for what is written once, before any op has it. Where the device's memory is the host's such writes go
+    /// straight to it.
+    fn alloc_weights(&mut self, label: &str, bytes: u64) -> Result<Self::Buffer, OpError> {
+        self.alloc(label, bytes)
+    }
 
     /// Copies `bytes` into the buffer at `offset`; both are multiples of 4. Goes through bounded staging memory: a
     /// large write may wait for earlier ones to finish.

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use tramontane_model::ids::{CoordinatorId, DeviceIndex, Fence, Generation, ReplicaId, WorkerId};
 use tramontane_model::members::{
-    DeviceInfo, DeviceReport, DeviceState, StandbyReport, WorkerInfo, WorkerReport,
+    DeviceInfo, DeviceReport, DeviceState, LoadReport, StandbyReport, WorkerInfo, WorkerReport,
 };
 use tramontane_model::placement::Replica;
 use tramontane_model::step::StepBounds;

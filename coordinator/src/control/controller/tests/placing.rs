@@ -41,8 +41,11 @@ fn not_all_ready_does_not_serve() {
     }
     let loading = DeviceState::Loading {
         fence: fence(1),
-        loaded_bytes: 30,
-        total_bytes: 100,
+        load: LoadReport {
+            loaded_bytes: 30,
+            total_bytes: 100,
+            bytes_per_second: 20,
+        },
     };
     cluster.report("w4", loading);
     assert_eq!(cluster.phase(), Some(("loading", 1)));
@@ -50,8 +53,26 @@ fn not_all_ready_does_not_serve() {
     let expected = Progress {
         loaded_bytes: 45,
         total_bytes: 115,
+        bytes_per_second: 20,
+        seconds_left: Some(4),
     };
     assert_eq!(progress, BTreeMap::from([(fence(1), expected)]));
+    let status = cluster.controller.status(&cluster.state);
+    assert_eq!(status.replicas[0].loading, Some(expected));
+    let missing = "replica 1 generation 1 is loading, 45 of 115 bytes at 20 bytes/s, 4 s left";
+    assert_eq!(status.missing.as_deref(), Some(missing));
+    let device = |id: &str| {
+        let node = status.nodes.iter().find(|node| node.id == id).expect("listed");
+        (node.devices[0].state.clone(), node.devices[0].loading)
+    };
+    let own = Progress {
+        loaded_bytes: 30,
+        total_bytes: 100,
+        ..expected
+    };
+    let told = "loading, 30 of 100 bytes at 20 bytes/s, 4 s left".to_owned();
+    assert_eq!(device("w4"), (told, Some(own)));
+    assert_eq!(device("w1"), ("ready".to_owned(), None));
     // Ready for another generation is not ready.
     cluster.report("w4", DeviceState::Ready { fence: fence(9) });
     assert_eq!(cluster.phase(), Some(("loading", 1)));

@@ -313,8 +313,11 @@ impl Chaos {
             },
             (Some(fence), 2) => DeviceState::Loading {
                 fence,
-                loaded_bytes: 1,
-                total_bytes: 2,
+                load: LoadReport {
+                    loaded_bytes: 1,
+                    total_bytes: 2,
+                    bytes_per_second: 1,
+                },
             },
             (Some(fence), _) => DeviceState::Ready { fence },
         };

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tramontane_kernels::gpu;
-use tramontane_kernels::gpu::DeviceConfig;
+use tramontane_kernels::gpu::{DeviceConfig, GpuBackend, GpuBuffer};
 use tramontane_kernels::ops::{Backend, DeviceBuffer, Embed, Linear, OpError, ReadRange, Rows, WeightFormat};
 
 use super::rig::{Numbers, Rig, Weights, deadline, device, open};
@@ -61,6 +61,53 @@ fn a_write_larger_than_the_staging_memory_arrives_whole() {
     assert!(bytemuck::pod_collect_to_vec::<u8, u32>(&read[0]) == words);
 }
 
+/// Reads a buffer whole.
+fn bytes_of(device: &mut GpuBackend, buffer: &GpuBuffer) -> Vec<u8> {
+    let range = ReadRange {
+        buffer: buffer.clone(),
+        offset: 0,
+        bytes: buffer.bytes(),
+    };
+    let mut read = device.read(&[range], deadline()).expect("runs");
+    read.remove(0)
+}
+
+#[test]
+fn weights_have_what_was_written_before_and_after_their_first_use_and_zeros_elsewhere() {
+    const SIZE: usize = 9 << 20;
+    let mut device = open(64 << 20);
+    let mut numbers = Numbers::new(37);
+    // Memory that is used again is not zero of itself.
+    let before = device.alloc_weights("before", SIZE as u64).expect("room");
+    device.write(&before, 0, &vec![0xa5; SIZE]).expect("fits");
+    assert!(bytes_of(&mut device, &before).iter().all(|&byte| byte == 0xa5));
+    drop(before);
+    let weights = device.alloc_weights("weights", SIZE as u64 - 3).expect("room");
+    assert_eq!((weights.bytes(), device.held_bytes()), (SIZE as u64, SIZE as u64));
+    let mut expected = vec![0; SIZE];
+    let mut write = |device: &mut GpuBackend, start: usize, length: usize| {
+        let words: Vec<u32> = (0..length / 4).map(|_| numbers.bits()).collect();
+        let bytes: &[u8] = bytemuck::cast_slice(&words);
+        device.write(&weights, start as u64, bytes).expect("fits");
+        expected[start..start + length].copy_from_slice(bytes);
+        expected.clone()
+    };
+    for (start, length) in [
+        (5 << 20, 2 << 20),
+        (4100, 4),
+        (4096, 4),
+        (1 << 20, 4 << 20),
+        (SIZE - 8, 4),
+    ] {
+        write(&mut device, start, length);
+    }
+    let first = write(&mut device, 4, 0);
+    assert!(bytes_of(&mut device, &weights) == first);
+    write(&mut device, 0, 8);
+    let second = write(&mut device, 3 << 20, 6 << 20);
+    assert!(bytes_of(&mut device, &weights) == second);
+}
+
 #[test]
 fn memory_is_zeroed_counted_and_limited() {
     let mut device = open(1 << 20);
@@ -88,12 +135,16 @@ fn buffers_that_cannot_be_bound_and_copies_outside_are_refused() {
         matches!(error, OpError::BindingLimit { bytes, .. } if bytes == limit + 1),
         "{error}"
     );
+    let error = device.alloc_weights("huge", limit + 1).expect_err("refused");
+    assert!(matches!(error, OpError::BindingLimit { .. }), "{error}");
     let buffer = device.alloc("small", 32).expect("room");
-    for (offset, bytes) in [(2, 4), (28, 8), (u64::MAX - 3, 8)] {
-        let error = device
-            .write(&buffer, offset, &vec![0; bytes])
-            .expect_err("refused");
-        assert!(matches!(error, OpError::Range { size: 32, .. }), "{error}");
+    for buffer in [&buffer, &device.alloc_weights("small", 32).expect("room")] {
+        for (offset, bytes) in [(2, 4), (28, 8), (u64::MAX - 3, 8)] {
+            let error = device
+                .write(buffer, offset, &vec![0; bytes])
+                .expect_err("refused");
+            assert!(matches!(error, OpError::Range { size: 32, .. }), "{error}");
+        }
     }
     let range = ReadRange {
         buffer,
@@ -186,6 +237,7 @@ fn an_adapter_that_is_not_there_is_told_with_those_that_are() {
 fn a_lost_device_stays_lost() {
     let mut device = open(1 << 24);
     let buffer = device.alloc("a buffer", 16).expect("room");
+    let weights = device.alloc_weights("weights", 16).expect("room");
     device.lose();
     let range = ReadRange {
         buffer: buffer.clone(),
@@ -195,7 +247,9 @@ fn a_lost_device_stays_lost() {
     let is_lost = |error: OpError| matches!(error, OpError::DeviceLost { .. });
     for _ in 0..2 {
         assert!(device.alloc("another", 16).is_err_and(is_lost));
+        assert!(device.alloc_weights("another", 16).is_err_and(is_lost));
         assert!(device.write(&buffer, 0, &[0; 16]).is_err_and(is_lost));
+        assert!(device.write(&weights, 0, &[0; 16]).is_err_and(is_lost));
         assert!(device.submit().is_err_and(is_lost));
         assert!(
             device

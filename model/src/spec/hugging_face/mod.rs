@@ -3,14 +3,16 @@
 //! A model with a vision tower has the language model's parameters in `text_config`. As in params.json, neither scores
 //! nor rotations are scaled by YaRN's attention factor: a file that asks for it is refused.
 
+mod rope;
+
 use serde_json::{Value, json};
 
 use super::fields::{Fields, Report};
-use super::parse::{read_gqa, rotated, transpose};
+use super::parse::read_gqa;
 use super::{
     AttentionSpec, FP8_BLOCK, MAX_CONTEXT, MAX_DIM, MAX_EXPERTS, MAX_EXPERTS_PER_TOKEN, MAX_HEAD_DIM,
     MAX_HEADS, MAX_HIDDEN_DIM, MAX_LAYERS, MAX_SHARED_EXPERTS, MAX_VOCAB, MlaSpec, ModelSpec, MoeSpec,
-    Quantization, QueryScaling, RopeRows, RopeSpec, WIDTH_MULTIPLE, YarnSpec, quantization,
+    Quantization, RopeRows, WIDTH_MULTIPLE, quantization,
 };
 
 /// Keys of training, of other programs, or that repeat what the tokenizer says.
@@ -116,7 +118,7 @@ fn read_text(fields: &mut Fields<'_>, report: &mut Report, tied: bool) -> Option
         let gqa = read_gqa(fields, report, n_heads, ["num_key_value_heads", "head_dim"]);
         (gqa.map(AttentionSpec::Gqa), Some(RopeRows::HalfSplit), Some(None))
     };
-    let rope = read_rope(fields, report, attention.as_ref().map(rotated), is_latent);
+    let rope = rope::read(fields, report, attention.as_ref());
     let any_dense = match &moe {
         Some(Some(moe)) => moe.first_layer > 0,
         Some(None) => true,
@@ -220,104 +222,6 @@ fn read_moe(fields: &mut Fields<'_>, report: &mut Report, n_layers: Option<u32>)
         expert_hidden_dim: expert_hidden_dim?,
         n_shared_experts: n_shared_experts?,
         routed_scale: routed_scale? as f32,
-    })
-}
-
-/// `rope_parameters`, or the older `rope_theta` beside `rope_scaling`.
-fn read_rope(
-    fields: &mut Fields<'_>,
-    report: &mut Report,
-    dim: Option<u32>,
-    is_latent: bool,
-) -> Option<(RopeSpec, Option<QueryScaling>)> {
-    let theta_range = 2.0..=1e12;
-    let outer_theta = match fields.has("rope_theta") {
-        true => fields.real(report, "rope_theta", theta_range.clone()),
-        false => {
-            fields.ignore(&["rope_theta"]);
-            None
-        }
-    };
-    let mut object = match fields.has("rope_parameters") {
-        true => fields.object(report, "rope_parameters")?,
-        false if fields.has("rope_scaling") => fields.object(report, "rope_scaling")?,
-        false => fields.required_object(
-            report,
-            "rope_parameters",
-            "an object with rope_theta and yarn's keys",
-        )?,
-    };
-    let theta = match outer_theta {
-        Some(theta) if !object.has("rope_theta") => Some(theta),
-        Some(_) | None => object.real(report, "rope_theta", theta_range),
-    };
-    object.ignore(&["max_position_embeddings", "truncate"]);
-    if is_latent {
-        object.ignore(&["partial_rotary_factor"]);
-    } else {
-        object.real_or(report, "partial_rotary_factor", 1.0..=1.0, 1.0);
-    }
-    let kind = object.text("rope_type").or(object.text("type"));
-    object.ignore(&["type", "rope_type"]);
-    let yarn = match kind {
-        Some("yarn") => Some(read_yarn(&mut object, report)),
-        Some("default") => {
-            object.ignore(&["original_max_position_embeddings", "factor"]);
-            None
-        }
-        found @ (Some(_) | None) => {
-            report.refuse(object.key("rope_type"), json!(found), "\"yarn\" or \"default\"");
-            return None;
-        }
-    };
-    let query_scaling = object
-        .has("llama_4_scaling_beta")
-        .then(|| read_scaling(&mut object, report));
-    object.finish(report);
-    let rope = RopeSpec {
-        dim: dim?,
-        theta: theta?,
-        yarn: transpose(yarn)?,
-    };
-    Some((rope, transpose(query_scaling)?))
-}
-
-fn read_yarn(object: &mut Fields<'_>, report: &mut Report) -> Option<YarnSpec> {
-    let factor = object.real(report, "factor", 1.0..=65536.0);
-    let original_context = object.count(report, "original_max_position_embeddings", 1..=MAX_CONTEXT);
-    let beta_fast = object.real_or(report, "beta_fast", 1e-6..=1e6, 32.0);
-    let beta_slow = object.real_or(report, "beta_slow", 1e-6..=1e6, 1.0);
-    if let (Some(fast), Some(slow)) = (beta_fast, beta_slow)
-        && fast <= slow
-    {
-        let expected = format!("more than {}, which is {slow}", object.key("beta_slow"));
-        report.refuse(object.key("beta_fast"), fast, expected);
-    }
-    // Rotations are scaled by attention_factor, else by what mscale gives over what mscale_all_dim gives.
-    if object.has("attention_factor") {
-        object.ignore(&["mscale", "mscale_all_dim"]);
-        object.real(report, "attention_factor", 1.0..=1.0);
-    } else if factor != Some(1.0) {
-        let mscale = object.real(report, "mscale", 1e-6..=1e6);
-        if let Some(mscale) = mscale {
-            object.real(report, "mscale_all_dim", mscale..=mscale);
-        }
-    }
-    object.ignore(&["mscale", "mscale_all_dim", "attention_factor"]);
-    Some(YarnSpec {
-        factor: factor?,
-        original_context: original_context?,
-        beta_fast: beta_fast?,
-        beta_slow: beta_slow?,
-    })
-}
-
-fn read_scaling(object: &mut Fields<'_>, report: &mut Report) -> Option<QueryScaling> {
-    let original_context = object.count(report, "original_max_position_embeddings", 1..=MAX_CONTEXT);
-    let beta = object.real(report, "llama_4_scaling_beta", 0.0..=16.0);
-    Some(QueryScaling {
-        original_context: original_context?,
-        beta: beta?,
     })
 }
 
