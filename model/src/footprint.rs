@@ -82,6 +82,20 @@ pub fn max_table_width(spec: &ModelSpec, kv: KvShape) -> u32 {
     spec.max_context.div_ceil(kv.block_tokens.max(1)).min(kv.blocks)
 }
 
+/// Tokens that a split of attention has at least.
+pub const LEAST_ATTENTION_SPLIT: u32 = 256;
+/// Heads at most that attention computes together.
+pub const MOST_TILE_HEADS: u32 = 16;
+/// Rows at most of whose sequences all splits are in memory at once.
+pub const MOST_PARTIAL_ROWS: u32 = 64;
+/// Bytes at most of what splits come to before they are merged, as long as that suffices for [`MOST_TILE_HEADS`] of a row.
+pub const MOST_PARTIAL_BYTES: u64 = 64 << 20;
+
+/// Words of what one head comes to in one split: sums, the largest score, the sum of shares; by fours.
+pub const fn attention_partial_words(value: u32) -> u64 {
+    value as u64 + 4
+}
+
 /// Bytes of every buffer that a stage's owner needs to run a step, each a multiple of [`SECTION_ALIGN`]. Those of the
 /// other kind of attention are as small as a buffer can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +126,9 @@ pub struct OwnerScratch {
     pub values: u64,
     /// Query that attention reads, `[rows, heads * (kv_lora_rank + rope)]` or `[rows, heads * head_dim]`.
     pub queries: u64,
+    /// Sums of attention over splits of sequences, of as many rows and heads at once as fit:
+    /// [`MOST_PARTIAL_ROWS`], [`MOST_PARTIAL_BYTES`].
+    pub partials: u64,
     /// Attention over the latents, `[rows, heads * kv_lora_rank]`, or its values, `[rows, heads * head_dim]`.
     pub context: u64,
     /// Values of attention over latents, `[rows, heads * v]`.
@@ -201,6 +218,7 @@ struct AttentionWidths {
     queries: u32,
     context: u32,
     attended: u32,
+    heads: u32,
 }
 
 impl AttentionWidths {
@@ -213,6 +231,7 @@ impl AttentionWidths {
                 queries: mla.n_heads.saturating_mul(mla.kv_values()),
                 context: mla.n_heads.saturating_mul(mla.kv_lora_rank),
                 attended: mla.n_heads * mla.v_head_dim,
+                heads: mla.n_heads,
                 ..Self::default()
             },
             AttentionSpec::Gqa(gqa) => Self {
@@ -220,9 +239,27 @@ impl AttentionWidths {
                 kv: gqa.kv_dim(),
                 queries: gqa.q_dim(),
                 context: gqa.q_dim(),
+                heads: gqa.n_heads,
                 ..Self::default()
             },
         }
+    }
+
+    /// Partials of the longest sequences, of [`MOST_PARTIAL_ROWS`] rows or [`MOST_PARTIAL_BYTES`], and at least of the heads
+    /// that are computed together.
+    fn partials(&self, capacity: StepCapacity, table_width: u32, block_tokens: u32) -> u64 {
+        let tokens = u64::from(table_width).saturating_mul(block_tokens.into());
+        let splits = tokens.div_ceil(LEAST_ATTENTION_SPLIT.into());
+        if splits <= 1 {
+            return words(1, 1);
+        }
+        let of_head = splits.saturating_mul(attention_partial_words(self.context / self.heads.max(1)));
+        let all = words(
+            u64::from(capacity.rows.min(MOST_PARTIAL_ROWS)) * u64::from(self.heads),
+            of_head,
+        );
+        let least = words(self.heads.min(MOST_TILE_HEADS).into(), of_head);
+        all.min(MOST_PARTIAL_BYTES).max(least)
     }
 }
 
@@ -250,6 +287,7 @@ impl OwnerScratch {
             keys: rows(attention.kv),
             values: rows(attention.kv),
             queries: rows(attention.queries),
+            partials: attention.partials(capacity, max_table_width(spec, kv), kv.block_tokens),
             context: rows(attention.context),
             attended: rows(attention.attended),
             gated: rows(spec.dense_hidden_dim.max(shared_hidden)),
@@ -262,7 +300,7 @@ impl OwnerScratch {
     }
 
     /// All buffers with their names.
-    pub fn each(&self) -> [(&'static str, u64); 21] {
+    pub fn each(&self) -> [(&'static str, u64); 22] {
         [
             ("tokens", self.tokens),
             ("row meta", self.meta),
@@ -277,6 +315,7 @@ impl OwnerScratch {
             ("keys", self.keys),
             ("values", self.values),
             ("query", self.queries),
+            ("attention partials", self.partials),
             ("attention context", self.context),
             ("attention values", self.attended),
             ("gated", self.gated),
@@ -445,6 +484,8 @@ mod tests {
         assert_eq!(owner.hidden, 102_400);
         assert_eq!(owner.queries, 256_000);
         assert_eq!(owner.context, 204_800);
+        // 64 rows of 8 heads x 4 splits x (64 + 4).
+        assert_eq!(owner.partials, 557_056);
         assert_eq!(owner.expert_results, 409_600);
         assert_eq!(owner.tables, 10 * 64 * 4);
         assert_eq!(kv_layer_bytes(&spec, KV), 64 * 16 * 80 * 4);
@@ -452,6 +493,21 @@ mod tests {
         assert_eq!(ExpertScratchBytes::new(&spec, CAPACITY).plan, 2608);
         let sum: u64 = owner.each().iter().map(|(_, bytes)| bytes).sum();
         assert_eq!(owner.total(), sum);
+    }
+
+    #[test]
+    fn splits_of_attention_take_no_more_than_they_may() {
+        let large = spec("tests/fixtures/params/large-3.json");
+        let partials = |rows: u32, blocks: u32| {
+            let capacity = StepCapacity { rows, ..CAPACITY };
+            let block_tokens = KV.block_tokens;
+            OwnerScratch::new(&large, capacity, KvShape { block_tokens, blocks }).partials
+        };
+        let of_row = 128 * attention_partial_words(512) * 4;
+        assert_eq!(partials(100, 16), SECTION_ALIGN);
+        assert_eq!(partials(3, 17), 3 * 2 * of_row);
+        assert_eq!(partials(100, 32), u64::from(MOST_PARTIAL_ROWS) * 2 * of_row);
+        assert_eq!(partials(100, 1 << 20), MOST_PARTIAL_BYTES);
     }
 
     #[test]

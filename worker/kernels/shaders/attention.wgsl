@@ -1,130 +1,242 @@
 // attention: y[r, h] = sum_t softmax_t(scale * q[r, h] . key[t, k]) * value[t, k], t <= position[r], k the keys and values
-// of head h. Workgroup: x = 4 heads that share them, y = row. Tiles of LANES tokens at multiples of LANES from position 0, merged in order with a
-// running maximum: a lane scores one token, then sums over the tile's tokens for some columns. Nothing depends on other
-// rows. Twin: src/reference/attention.rs
-override LANES: u32 = 32;
-// Most groups of 4 columns of a value: MAX_VALUE in src/gpu/ops/attention.rs.
-const MAX_QUADS: u32 = 128;
-const LOWEST: f32 = -3.0e38;
+// of head h. Workgroup: x = up to 4 BLOCKS heads that share them, y = row, z = split (shared/attention.wgsl).
+// Tiles of TILE tokens at multiples of TILE, merged in order with a running maximum. Keys pass through workgroup memory:
+// the lanes of a block score four heads, each lane for some tokens. Then a lane sums over the tile's tokens for four
+// columns of all heads; where lanes are left they share the tokens, and are added at the end. Nothing depends on other rows.
+// Twin: src/reference/attention.rs
+override LANES: u32 = 128;
+// Heads by fours, at most 4.
+override BLOCKS: u32 = 4;
+override TILE: u32 = 64;
+// Groups of 4 columns of keys in workgroup memory at a time.
+override CHUNK: u32 = 8;
+// Lanes that score one block: LANES / BLOCKS.
+override BLOCK_LANES: u32 = 32;
 @group(0) @binding(0) var<storage, read> queries: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> meta_rows: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> tables: array<u32>;
 @group(0) @binding(3) var<storage, read> cache: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> partials: array<vec4<f32>>;
 
-struct Params {
-    heads: u32,
-    // Heads that share keys and values, and workgroups for them.
-    group: u32,
-    tiles: u32,
-    // Widths / 4: a head's key and value, a token's row of the cache; where its values begin.
-    key: u32,
-    value: u32,
-    width: u32,
-    first_value: u32,
-    table_width: u32,
-    table_rows: u32,
-    // log2 of the tokens of a block; blocks of the cache; tokens that a table reaches.
-    block_bits: u32,
-    blocks: u32,
-    reach: u32,
-    scale: f32,
+// Keys of a tile, padded; what lanes add up, at most four values of each.
+var<workgroup> staged: array<vec4<f32>, TILE * (CHUNK + 1)>;
+// Per block and token: shares of four heads. Where a token's row of the cache begins.
+var<workgroup> shares: array<vec4<f32>, TILE * BLOCKS>;
+var<workgroup> places: array<u32, TILE>;
+// Per block: what is kept of the sums so far; at the end the largest score and the sum of shares.
+var<workgroup> kept: array<vec4<f32>, BLOCKS>;
+var<workgroup> totals: array<vec4<f32>, BLOCKS>;
+
+// Sums of four heads.
+struct Heads {
+    a: vec4<f32>,
+    b: vec4<f32>,
+    c: vec4<f32>,
+    d: vec4<f32>,
 }
-var<immediate> p: Params;
-
-// Of the four heads, per token of the tile; where its value starts; sums per head and column.
-var<workgroup> scores: array<vec4<f32>, LANES>;
-var<workgroup> places: array<u32, LANES>;
-var<workgroup> sums: array<vec4<f32>, 4 * MAX_QUADS>;
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row = workgroup.y;
-    let shared_head = workgroup.x / p.tiles;
+    let row = p.first_row + workgroup.y;
+    let info = meta_rows[row];
+    let tokens = tokens_of(info);
+    let first = workgroup.z * p.split;
+    if (first >= tokens) {
+        return;
+    }
+    let end = min(first + p.split, tokens);
+    let table = min(info.z, p.table_rows - 1u) * p.table_width;
+    let tile_index = p.first_tile + workgroup.x;
+    let shared_head = tile_index / p.tiles;
     let last_head = (shared_head + 1u) * p.group - 1u;
-    let first_head = shared_head * p.group + workgroup.x % p.tiles * 4u;
-    // Heads beyond the last repeat it, and store what it stores.
-    let heads = min(vec4<u32>(first_head) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last_head));
-    let query = (heads + row * p.heads) * p.key;
+    let first_head = shared_head * p.group + tile_index % p.tiles * 4u * BLOCKS;
     let first_key = shared_head * p.key;
     let first_value = p.first_value + shared_head * p.value;
-    let info = meta_rows[row];
-    let tokens = min(info.x, p.reach - 1u) + 1u;
-    let table = min(info.z, p.table_rows - 1u) * p.table_width;
-    for (var quad = lane; quad < p.value; quad += LANES) {
-        for (var head = 0u; head < 4u; head += 1u) {
-            sums[head * MAX_QUADS + quad] = vec4<f32>(0.0);
-        }
-    }
+    let block = lane / BLOCK_LANES;
+    let query = (four(first_head + block * 4u, last_head) + row * p.heads) * p.key;
+    // Lanes that take the same columns, each other tokens.
+    let parts = LANES / p.value;
+    let part = lane / p.value;
+    let quad = lane % p.value;
+    var sums: array<Heads, 4>;
     var largest = vec4<f32>(LOWEST);
     var total = vec4<f32>(0.0);
-    for (var start = 0u; start < tokens; start += LANES) {
-        let count = min(LANES, tokens - start);
-        let token = start + min(lane, count - 1u);
-        let block = min(tables[table + (token >> p.block_bits)], p.blocks - 1u);
-        let place = ((block << p.block_bits) + (token & ((1u << p.block_bits) - 1u))) * p.width;
-        places[lane] = place + first_value;
-        scores[lane] = score(query, place + first_key) * p.scale;
-        workgroupBarrier();
-        var highest = largest;
-        for (var t = 0u; t < count; t += 1u) {
-            highest = max(highest, scores[t]);
+    for (var start = first; start < end; start += TILE) {
+        let count = min(TILE, end - start);
+        if (lane < TILE) {
+            let token = start + min(lane, count - 1u);
+            let slot = min(tables[table + (token >> p.block_bits)], p.blocks - 1u);
+            places[lane] = ((slot << p.block_bits) + (token & ((1u << p.block_bits) - 1u))) * p.width;
         }
-        let mine = exp(scores[lane] - highest);
         workgroupBarrier();
-        scores[lane] = mine;
-        workgroupBarrier();
-        let kept = exp(largest - highest);
+        let mine = score(lane, query, first_key);
+        let highest = max(largest, block_max(lane, max(mine[0], mine[1])));
+        let fading = exp(largest - highest);
         largest = highest;
-        total *= kept;
-        for (var t = 0u; t < count; t += 1u) {
-            total += scores[t];
+        total *= fading;
+        for (var k = 0u; k < 2u; k += 1u) {
+            let token = lane % BLOCK_LANES + k * BLOCK_LANES;
+            if (token < TILE) {
+                let share = select(vec4<f32>(0.0), exp(mine[k] - highest), vec4<bool>(token < count));
+                shares[block * TILE + token] = share;
+                total += share;
+            }
         }
-        for (var quad = lane; quad < p.value; quad += LANES) {
-            accumulate(quad, count, kept);
+        if (lane % BLOCK_LANES == 0u) {
+            kept[block] = fading;
+        }
+        workgroupBarrier();
+        if (part < parts) {
+            for (var b = 0u; b < BLOCKS; b += 1u) {
+                let sum = sums[b];
+                let fade = kept[b];
+                sums[b] = Heads(sum.a * fade.x, sum.b * fade.y, sum.c * fade.z, sum.d * fade.w);
+            }
+            for (var t = part; t < count; t += parts) {
+                let value = cache[places[t] + first_value + quad];
+                for (var b = 0u; b < BLOCKS; b += 1u) {
+                    sums[b] = add_token(sums[b], shares[b * TILE + t], value);
+                }
+            }
         }
         workgroupBarrier();
     }
-    for (var quad = lane; quad < p.value; quad += LANES) {
-        let place = (heads + row * p.heads) * p.value + quad;
-        y[place.x] = sums[quad] / total.x;
-        y[place.y] = sums[MAX_QUADS + quad] / total.y;
-        y[place.z] = sums[2u * MAX_QUADS + quad] / total.z;
-        y[place.w] = sums[3u * MAX_QUADS + quad] / total.w;
+    total = block_sum(lane, total);
+    if (lane % BLOCK_LANES == 0u) {
+        totals[block] = total;
+        kept[block] = largest;
+    }
+    workgroupBarrier();
+    for (var b = 0u; b < BLOCKS; b += 1u) {
+        let sum = add_parts(lane, sums[b]);
+        let heads = four(first_head + b * 4u, last_head);
+        if (lane < p.value && tokens <= p.split) {
+            let place = (heads + row * p.heads) * p.value + quad;
+            let divisor = totals[b];
+            y[place.x] = sum.a / divisor.x;
+            y[place.y] = sum.b / divisor.y;
+            y[place.z] = sum.c / divisor.z;
+            y[place.w] = sum.d / divisor.w;
+        } else if (lane < p.value) {
+            store_partial(workgroup, heads.x, quad, sum.a, kept[b].x, totals[b].x);
+            store_partial(workgroup, heads.y, quad, sum.b, kept[b].y, totals[b].y);
+            store_partial(workgroup, heads.z, quad, sum.c, kept[b].z, totals[b].z);
+            store_partial(workgroup, heads.w, quad, sum.d, kept[b].w, totals[b].w);
+        }
     }
 }
 
-fn score(query: vec4<u32>, place: u32) -> vec4<f32> {
-    var sum = vec4<f32>(0.0);
-    for (var quad = 0u; quad < p.key; quad += 1u) {
-        let key = cache[place + quad];
-        sum.x = add4(key, queries[query.x + quad], sum.x);
-        sum.y = add4(key, queries[query.y + quad], sum.y);
-        sum.z = add4(key, queries[query.z + quad], sum.z);
-        sum.w = add4(key, queries[query.w + quad], sum.w);
+// Four heads from `first` on. Those beyond the last repeat it, and store what it stores.
+fn four(first: u32, last: u32) -> vec4<u32> {
+    return min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last));
+}
+
+fn store_partial(workgroup: vec3<u32>, head: u32, quad: u32, sum: vec4<f32>, largest: f32, total: f32) {
+    let place = partial_place(workgroup.y, workgroup.z, head);
+    partials[place + quad] = sum;
+    if (quad == 0u) {
+        partials[place + p.value] = vec4<f32>(largest, total, 0.0, 0.0);
     }
+}
+
+// Of the tokens that this lane scores, the first and, where a tile has more of them than a block has lanes, the second.
+fn score(lane: u32, query: vec4<u32>, first_key: u32) -> array<vec4<f32>, 2> {
+    let token = (lane % BLOCK_LANES) % TILE;
+    let token2 = (token + BLOCK_LANES) % TILE;
+    var sum: array<vec4<f32>, 2>;
+    for (var start = 0u; start < p.key; start += CHUNK) {
+        for (var i = lane; i < TILE * CHUNK; i += LANES) {
+            let column = min(start + i % CHUNK, p.key - 1u);
+            staged[i / CHUNK * (CHUNK + 1u) + i % CHUNK] = cache[places[i / CHUNK] + first_key + column];
+        }
+        workgroupBarrier();
+        for (var quad = 0u; quad < min(CHUNK, p.key - start); quad += 1u) {
+            let at = query + vec4<u32>(start + quad);
+            let a = queries[at.x];
+            let b = queries[at.y];
+            let c = queries[at.z];
+            let d = queries[at.w];
+            sum[0] = add_key(staged[token * (CHUNK + 1u) + quad], a, b, c, d, sum[0]);
+            if (TILE > BLOCK_LANES) {
+                sum[1] = add_key(staged[token2 * (CHUNK + 1u) + quad], a, b, c, d, sum[1]);
+            }
+        }
+        workgroupBarrier();
+    }
+    sum[0] *= p.scale;
+    sum[1] = select(sum[0], sum[1] * p.scale, vec4<bool>(TILE > BLOCK_LANES));
     return sum;
+}
+
+fn add_key(
+    key: vec4<f32>,
+    a: vec4<f32>,
+    b: vec4<f32>,
+    c: vec4<f32>,
+    d: vec4<f32>,
+    start: vec4<f32>,
+) -> vec4<f32> {
+    return vec4<f32>(add4(key, a, start.x), add4(key, b, start.y), add4(key, c, start.z), add4(key, d, start.w));
 }
 
 fn add4(a: vec4<f32>, b: vec4<f32>, start: f32) -> f32 {
     return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, start))));
 }
 
-fn accumulate(quad: u32, count: u32, kept: vec4<f32>) {
-    var a = sums[quad] * kept.x;
-    var b = sums[MAX_QUADS + quad] * kept.y;
-    var c = sums[2u * MAX_QUADS + quad] * kept.z;
-    var d = sums[3u * MAX_QUADS + quad] * kept.w;
-    for (var t = 0u; t < count; t += 1u) {
-        let value = cache[places[t] + quad];
-        let share = scores[t];
-        a = fma(vec4<f32>(share.x), value, a);
-        b = fma(vec4<f32>(share.y), value, b);
-        c = fma(vec4<f32>(share.z), value, c);
-        d = fma(vec4<f32>(share.w), value, d);
+fn add_token(sum: Heads, share: vec4<f32>, value: vec4<f32>) -> Heads {
+    return Heads(
+        fma(vec4<f32>(share.x), value, sum.a),
+        fma(vec4<f32>(share.y), value, sum.b),
+        fma(vec4<f32>(share.z), value, sum.c),
+        fma(vec4<f32>(share.w), value, sum.d),
+    );
+}
+
+// The largest of what the lanes of a block hold.
+fn block_max(lane: u32, value: vec4<f32>) -> vec4<f32> {
+    staged[lane] = value;
+    for (var step = BLOCK_LANES / 2u; step > 0u; step /= 2u) {
+        workgroupBarrier();
+        if (lane % BLOCK_LANES < step) {
+            staged[lane] = max(staged[lane], staged[lane + step]);
+        }
     }
-    sums[quad] = a;
-    sums[MAX_QUADS + quad] = b;
-    sums[2u * MAX_QUADS + quad] = c;
-    sums[3u * MAX_QUADS + quad] = d;
+    workgroupBarrier();
+    return staged[lane / BLOCK_LANES * BLOCK_LANES];
+}
+
+// The sum of what the lanes of a block hold.
+fn block_sum(lane: u32, value: vec4<f32>) -> vec4<f32> {
+    staged[lane] = value;
+    for (var step = BLOCK_LANES / 2u; step > 0u; step /= 2u) {
+        workgroupBarrier();
+        if (lane % BLOCK_LANES < step) {
+            staged[lane] += staged[lane + step];
+        }
+    }
+    workgroupBarrier();
+    return staged[lane / BLOCK_LANES * BLOCK_LANES];
+}
+
+// Adds what the lanes of the same columns hold, in order; right in the first of them.
+fn add_parts(lane: u32, mine: Heads) -> Heads {
+    if (p.value * 2u > LANES) {
+        return mine;
+    }
+    workgroupBarrier();
+    staged[lane] = mine.a;
+    staged[LANES + lane] = mine.b;
+    staged[2u * LANES + lane] = mine.c;
+    staged[3u * LANES + lane] = mine.d;
+    workgroupBarrier();
+    var sum = mine;
+    for (var part = 1u; part < LANES / p.value; part += 1u) {
+        let place = part * p.value + lane % p.value;
+        sum.a += staged[place];
+        sum.b += staged[LANES + place];
+        sum.c += staged[2u * LANES + place];
+        sum.d += staged[3u * LANES + place];
+    }
+    return sum;
 }

@@ -1,107 +1,205 @@
-// attention, as attention.wgsl, for devices with subgroups of 8 lanes where loads and barriers are dear: a workgroup is
-// one subgroup. y[r, h] = sum_t softmax_t(scale * q[r, h] . key[t, k]) * value[t, k], t <= position[r].
-// Workgroup: x = 4 heads that share keys and values, or 8 where values are SMALL, y = row. Tiles of 8 tokens at multiples of 8 from position 0,
-// merged in order with a running maximum: a lane scores one token, then sums over the tile's tokens for some columns.
-// Lanes read the queries together and hand them around. Twin: src/reference/attention.rs
+// attention, as attention.wgsl, for devices with subgroups of 8 lanes where a load costs as much as many sums, and barriers
+// are dear: a workgroup is one subgroup. y[r, h] = sum_t softmax_t(scale * q[r, h] . key[t, k]) * value[t, k].
+// Workgroup: x = up to 4 BLOCKS heads that share keys and values, y = row, z = split (shared/attention.wgsl).
+// A lane scores every eighth token of the split, for all heads; lanes read the queries together and hand them around. Then
+// a lane sums over the split's tokens for two groups of columns of all heads at a time, in registers; lanes hand around
+// where tokens are and their shares. Nothing depends on other rows. Twin: src/reference/attention.rs
 override LANES: u32 = 8;
-// A value is at most 64 wide (SMALL_VALUE in src/gpu/ops/attention.rs): sums stay in registers.
-override SMALL: bool = false;
-// Most groups of 4 columns of a value: MAX_VALUE in src/gpu/ops/attention.rs.
-const MAX_QUADS: u32 = 128;
-const LOWEST: f32 = -3.0e38;
+// Heads by fours, at most 4.
+override BLOCKS: u32 = 1;
+// Tokens of a split: p.split.
+override SPLIT: u32 = 512;
+const BLOCKS_AT_MOST: u32 = 4;
 @group(0) @binding(0) var<storage, read> queries: array<vec2<u64>>;
 @group(0) @binding(1) var<storage, read> meta_rows: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> tables: array<u32>;
 @group(0) @binding(3) var<storage, read> cache: array<vec2<u64>>;
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> partials: array<vec4<f32>>;
 
-struct Params {
-    heads: u32,
-    // Heads that share keys and values, and workgroups for them.
-    group: u32,
-    tiles: u32,
-    // Widths / 4: a head's key and value, a token's row of the cache; where its values begin.
-    key: u32,
-    value: u32,
-    width: u32,
-    first_value: u32,
-    table_width: u32,
-    table_rows: u32,
-    // log2 of the tokens of a block; blocks of the cache; tokens that a table reaches.
-    block_bits: u32,
-    blocks: u32,
-    reach: u32,
-    scale: f32,
+// Per token and block: scores, then shares, of four heads. Each is touched by one lane only.
+var<workgroup> scores: array<vec2<u64>, SPLIT * BLOCKS>;
+
+// Of four heads.
+struct Heads {
+    a: vec4<f32>,
+    b: vec4<f32>,
+    c: vec4<f32>,
+    d: vec4<f32>,
 }
-var<immediate> p: Params;
 
-// Sums per head and column; each is touched by one lane only.
-var<workgroup> sums: array<vec4<f32>, 4 * MAX_QUADS>;
+// Sums of all heads for two groups of columns.
+struct Columns {
+    low: array<Heads, BLOCKS_AT_MOST>,
+    high: array<Heads, BLOCKS_AT_MOST>,
+}
+
+// The split's tokens, and where the sequence's table begins.
+struct Span {
+    first: u32,
+    end: u32,
+    table: u32,
+}
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    if (SMALL) {
-        attend_small(workgroup, lane);
-    } else {
-        attend(workgroup, lane);
-    }
-}
-
-fn attend(workgroup: vec3<u32>, lane: u32) {
-    let row = workgroup.y;
-    let shared_head = workgroup.x / p.tiles;
-    let last_head = (shared_head + 1u) * p.group - 1u;
-    let first_head = shared_head * p.group + workgroup.x % p.tiles * 4u;
-    // Heads beyond the last repeat it, and store what it stores.
-    let heads = min(vec4<u32>(first_head) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last_head));
-    // Of the query that this lane reads: head lane % 4, at even or odd groups of columns.
-    let query = (min(first_head + (lane & 3u), last_head) + row * p.heads) * p.key + (lane >> 2u);
-    let first_key = shared_head * p.key;
-    let first_value = p.first_value + shared_head * p.value;
+    let row = p.first_row + workgroup.y;
     let info = meta_rows[row];
-    let tokens = min(info.x, p.reach - 1u) + 1u;
-    let table = min(info.z, p.table_rows - 1u) * p.table_width;
-    for (var quad = lane; quad < p.value; quad += 8u) {
-        for (var head = 0u; head < 4u; head += 1u) {
-            sums[head * MAX_QUADS + quad] = vec4<f32>(0.0);
+    let tokens = tokens_of(info);
+    let first = workgroup.z * p.split;
+    if (first >= tokens) {
+        return;
+    }
+    let span = Span(first, min(first + p.split, tokens), min(info.z, p.table_rows - 1u) * p.table_width);
+    let tile = p.first_tile + workgroup.x;
+    let shared_head = tile / p.tiles;
+    let last_head = (shared_head + 1u) * p.group - 1u;
+    let first_head = shared_head * p.group + tile % p.tiles * 4u * BLOCKS;
+    var largest = score(lane, span, first_head, last_head, row, shared_head * p.key);
+    var total: array<vec4<f32>, BLOCKS_AT_MOST>;
+    for (var b = 0u; b < BLOCKS; b += 1u) {
+        largest[b] = subgroupMax(largest[b]);
+    }
+    for (var start = span.first; start < span.end; start += 8u) {
+        let token = start + lane;
+        for (var b = 0u; b < BLOCKS; b += 1u) {
+            let place = (token - span.first) * BLOCKS + b;
+            let share = exp(values(scores[place]) - largest[b]);
+            // Lanes beyond the last token repeated it: their share is nothing.
+            let counted = select(vec4<f32>(0.0), share, vec4<bool>(token < span.end));
+            scores[place] = words(counted);
+            total[b] += counted;
         }
     }
-    var largest = vec4<f32>(LOWEST);
-    var total = vec4<f32>(0.0);
-    for (var start = 0u; start < tokens; start += 8u) {
-        let count = min(8u, tokens - start);
-        let token = start + min(lane, count - 1u);
-        let block = min(tables[table + (token >> p.block_bits)], p.blocks - 1u);
-        let place = ((block << p.block_bits) + (token & ((1u << p.block_bits) - 1u))) * p.width;
-        // Lanes beyond the last token repeat it for the maximum; their share is nothing.
-        let mine = score(query, place + first_key) * p.scale;
-        let highest = max(largest, subgroupMax(mine));
-        let share = select(vec4<f32>(0.0), exp(mine - highest), vec4<bool>(lane < count));
-        let kept = exp(largest - highest);
-        largest = highest;
-        total = fma(total, kept, sum_shares(share));
-        for (var quad = 0u; quad < p.value; quad += 8u) {
-            accumulate(min(quad + lane, p.value - 1u), quad + lane < p.value, share, place + first_value, kept);
-        }
+    for (var b = 0u; b < BLOCKS; b += 1u) {
+        total[b] = sum_lanes(total[b]);
     }
-    for (var quad = lane; quad < p.value; quad += 8u) {
-        let place = (heads + row * p.heads) * p.value + quad;
-        y[place.x] = sums[quad] / total.x;
-        y[place.y] = sums[MAX_QUADS + quad] / total.y;
-        y[place.z] = sums[2u * MAX_QUADS + quad] / total.z;
-        y[place.w] = sums[3u * MAX_QUADS + quad] / total.w;
+    let first_value = p.first_value + shared_head * p.value;
+    for (var start = 0u; start < p.value; start += 16u) {
+        let quad = start + lane;
+        let sums = attend(lane, span, first_value + min(quad, p.value - 1u), first_value + min(quad + 8u, p.value - 1u));
+        for (var b = 0u; b < BLOCKS; b += 1u) {
+            let heads = four(first_head + b * 4u, last_head);
+            if (tokens <= p.split) {
+                let place = (heads + row * p.heads) * p.value + quad;
+                if (quad < p.value) {
+                    store(sums.low[b], total[b], place);
+                }
+                if (quad + 8u < p.value) {
+                    store(sums.high[b], total[b], place + 8u);
+                }
+            } else {
+                let place = vec4<u32>(
+                    partial_place(workgroup.y, workgroup.z, heads.x),
+                    partial_place(workgroup.y, workgroup.z, heads.y),
+                    partial_place(workgroup.y, workgroup.z, heads.z),
+                    partial_place(workgroup.y, workgroup.z, heads.w),
+                );
+                if (quad < p.value) {
+                    store_partial(sums.low[b], place + quad);
+                }
+                if (quad + 8u < p.value) {
+                    store_partial(sums.high[b], place + quad + 8u);
+                }
+                if (quad == 0u) {
+                    let stats = place + p.value;
+                    partials[stats.x] = vec4<f32>(largest[b].x, total[b].x, 0.0, 0.0);
+                    partials[stats.y] = vec4<f32>(largest[b].y, total[b].y, 0.0, 0.0);
+                    partials[stats.z] = vec4<f32>(largest[b].z, total[b].z, 0.0, 0.0);
+                    partials[stats.w] = vec4<f32>(largest[b].w, total[b].w, 0.0, 0.0);
+                }
+            }
+        }
     }
 }
 
-// The widths are multiples of 16: groups of columns come in twos.
-fn score(query: u32, place: u32) -> vec4<f32> {
-    var sum = vec4<f32>(0.0);
-    for (var quad = 0u; quad < p.key; quad += 2u) {
-        let key = values(cache[place + quad]);
-        let next = values(cache[place + quad + 1u]);
-        sum = add8(values(queries[query + quad]), key, next, sum);
+// Four heads from `first` on. Those beyond the last repeat it, and store what it stores.
+fn four(first: u32, last: u32) -> vec4<u32> {
+    return min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last));
+}
+
+// Where a token's row of the cache begins; tokens beyond the last repeat it.
+fn place_of(span: Span, any_token: u32) -> u32 {
+    let token = min(any_token, span.end - 1u);
+    let block = min(tables[span.table + (token >> p.block_bits)], p.blocks - 1u);
+    return ((block << p.block_bits) + (token & ((1u << p.block_bits) - 1u))) * p.width;
+}
+
+// Scores of this lane's tokens, to workgroup memory, two at a time; gives the largest of them. The widths are multiples of
+// 16: groups of columns come in twos.
+fn score(
+    lane: u32,
+    span: Span,
+    first_head: u32,
+    last_head: u32,
+    row: u32,
+    first_key: u32,
+) -> array<vec4<f32>, BLOCKS_AT_MOST> {
+    var largest: array<vec4<f32>, BLOCKS_AT_MOST>;
+    // Of the queries that this lane reads: head lane % 4 of a block, at even or odd groups of columns.
+    var query: array<u32, BLOCKS_AT_MOST>;
+    for (var b = 0u; b < BLOCKS; b += 1u) {
+        let head = min(first_head + b * 4u + (lane & 3u), last_head);
+        query[b] = (head + row * p.heads) * p.key + (lane >> 2u);
+        largest[b] = vec4<f32>(LOWEST);
     }
-    return sum;
+    for (var start = span.first; start < span.end; start += 16u) {
+        let token = start + lane;
+        let place = place_of(span, token) + first_key;
+        let place2 = place_of(span, token + 8u) + first_key;
+        var sum: array<vec4<f32>, BLOCKS_AT_MOST>;
+        var sum2: array<vec4<f32>, BLOCKS_AT_MOST>;
+        for (var quad = 0u; quad < p.key; quad += 2u) {
+            let key = values(cache[place + quad]);
+            let next = values(cache[place + quad + 1u]);
+            let key2 = values(cache[place2 + quad]);
+            let next2 = values(cache[place2 + quad + 1u]);
+            for (var b = 0u; b < BLOCKS; b += 1u) {
+                let part = values(queries[query[b] + quad]);
+                let first = four_heads(part);
+                let second = four_more(part);
+                sum[b] = add_key(next, second, add_key(key, first, sum[b]));
+                sum2[b] = add_key(next2, second, add_key(key2, first, sum2[b]));
+            }
+        }
+        for (var b = 0u; b < BLOCKS; b += 1u) {
+            let place = (token - span.first) * BLOCKS + b;
+            let scaled = sum[b] * p.scale;
+            let scaled2 = sum2[b] * p.scale;
+            scores[place] = words(scaled);
+            scores[place + 8u * BLOCKS] = words(scaled2);
+            largest[b] = max(largest[b], max(scaled, scaled2));
+        }
+    }
+    return largest;
+}
+
+// Of what the lanes hold of a query each, those of the first four lanes, and of the others.
+fn four_heads(part: vec4<f32>) -> Heads {
+    return Heads(
+        subgroupBroadcast(part, 0u),
+        subgroupBroadcast(part, 1u),
+        subgroupBroadcast(part, 2u),
+        subgroupBroadcast(part, 3u),
+    );
+}
+
+fn four_more(part: vec4<f32>) -> Heads {
+    return Heads(
+        subgroupBroadcast(part, 4u),
+        subgroupBroadcast(part, 5u),
+        subgroupBroadcast(part, 6u),
+        subgroupBroadcast(part, 7u),
+    );
+}
+
+fn add_key(key: vec4<f32>, query: Heads, start: vec4<f32>) -> vec4<f32> {
+    return vec4<f32>(
+        add4(key, query.a, start.x),
+        add4(key, query.b, start.y),
+        add4(key, query.c, start.z),
+        add4(key, query.d, start.w),
+    );
 }
 
 fn add4(a: vec4<f32>, b: vec4<f32>, start: f32) -> f32 {
@@ -114,11 +212,103 @@ fn values(loaded: vec2<u64>) -> vec4<f32> {
     return bitcast<vec4<f32>>(vec4<u32>(u32(loaded.x), u32(high.x), u32(loaded.y), u32(high.y)));
 }
 
-struct Heads {
-    a: vec4<f32>,
-    b: vec4<f32>,
-    c: vec4<f32>,
-    d: vec4<f32>,
+fn words(given: vec4<f32>) -> vec2<u64> {
+    let bits = bitcast<vec4<u32>>(given);
+    return vec2<u64>(u64(bits.x) | (u64(bits.y) << 32u), u64(bits.z) | (u64(bits.w) << 32u));
+}
+
+// Sums over the split's tokens for the groups of columns at `low` and `high`.
+fn attend(lane: u32, span: Span, low: u32, high: u32) -> Columns {
+    var sums: Columns;
+    for (var start = span.first; start < span.end; start += 8u) {
+        let token = start + lane;
+        let place = place_of(span, token);
+        var share: array<vec4<f32>, BLOCKS_AT_MOST>;
+        for (var b = 0u; b < BLOCKS; b += 1u) {
+            share[b] = values(scores[(token - span.first) * BLOCKS + b]);
+        }
+        {
+            let at = subgroupBroadcast(place, 0u);
+            let value = values(cache[at + low]);
+            let value2 = values(cache[at + high]);
+            for (var b = 0u; b < BLOCKS; b += 1u) {
+                let of_token = subgroupBroadcast(share[b], 0u);
+                sums.low[b] = add_token(sums.low[b], of_token, value);
+                sums.high[b] = add_token(sums.high[b], of_token, value2);
+            }
+        }
+        {
+            let at = subgroupBroadcast(place, 1u);
+            let value = values(cache[at + low]);
+            let value2 = values(cache[at + high]);
+            for (var b = 0u; b < BLOCKS; b += 1u) {
+                let of_token = subgroupBroadcast(share[b], 1u);
+                sums.low[b] = add_token(sums.low[b], of_token, value);
+                sums.high[b] = add_token(sums.high[b], of_token, value2);
+            }
+        }
+        {
+            let at = subgroupBroadcast(place, 2u);
+            let value = values(cache[at + low]);
+            let value2 = values(cache[at + high]);
+            for (var b = 0u; b < BLOCKS; b += 1u) {
+                let of_token = subgroupBroadcast(share[b], 2u);
+                sums.low[b] = add_token(sums.low[b], of_token, value);
+                sums.high[b] = add_token(sums.high[b], of_token, value2);
+            }
+        }
+        {
+            let at = subgroupBroadcast(place, 3u);
+            let value = values(cache[at + low]);
+            let value2 = values(cache[at + high]);
+            for (var b = 0u; b < BLOCKS; b += 1u) {
+                let of_token = subgroupBroadcast(share[b], 3u);
+                sums.low[b] = add_token(sums.low[b], of_token, value);
+                sums.high[b] = add_token(sums.high[b], of_token, value2);
+            }
+        }
+        {
+            let at = subgroupBroadcast(place, 4u);
+            let value = values(cache[at + low]);
+            let value2 = values(cache[at + high]);
+            for (var b = 0u; b < BLOCKS; b += 1u) {
+                let of_token = subgroupBroadcast(share[b], 4u);
+                sums.low[b] = add_token(sums.low[b], of_token, value);
+                sums.high[b] = add_token(sums.high[b], of_token, value2);
+            }
+        }
+        {
+            let at = subgroupBroadcast(place, 5u);
+            let value = values(cache[at + low]);
+            let value2 = values(cache[at + high]);
+            for (var b = 0u; b < BLOCKS; b += 1u) {
+                let of_token = subgroupBroadcast(share[b], 5u);
+                sums.low[b] = add_token(sums.low[b], of_token, value);
+                sums.high[b] = add_token(sums.high[b], of_token, value2);
+            }
+        }
+        {
+            let at = subgroupBroadcast(place, 6u);
+            let value = values(cache[at + low]);
+            let value2 = values(cache[at + high]);
+            for (var b = 0u; b < BLOCKS; b += 1u) {
+                let of_token = subgroupBroadcast(share[b], 6u);
+                sums.low[b] = add_token(sums.low[b], of_token, value);
+                sums.high[b] = add_token(sums.high[b], of_token, value2);
+            }
+        }
+        {
+            let at = subgroupBroadcast(place, 7u);
+            let value = values(cache[at + low]);
+            let value2 = values(cache[at + high]);
+            for (var b = 0u; b < BLOCKS; b += 1u) {
+                let of_token = subgroupBroadcast(share[b], 7u);
+                sums.low[b] = add_token(sums.low[b], of_token, value);
+                sums.high[b] = add_token(sums.high[b], of_token, value2);
+            }
+        }
+    }
+    return sums;
 }
 
 fn add_token(sum: Heads, share: vec4<f32>, value: vec4<f32>) -> Heads {
@@ -130,152 +320,28 @@ fn add_token(sum: Heads, share: vec4<f32>, value: vec4<f32>) -> Heads {
     );
 }
 
-fn accumulate(quad: u32, is_column: bool, share: vec4<f32>, place: u32, kept: vec4<f32>) {
-    var sum = Heads(
-        sums[quad] * kept.x,
-        sums[MAX_QUADS + quad] * kept.y,
-        sums[2u * MAX_QUADS + quad] * kept.z,
-        sums[3u * MAX_QUADS + quad] * kept.w,
-    );
-    sum = add_token(sum, subgroupBroadcast(share, 0u), values(cache[subgroupBroadcast(place, 0u) + quad]));
-    sum = add_token(sum, subgroupBroadcast(share, 1u), values(cache[subgroupBroadcast(place, 1u) + quad]));
-    sum = add_token(sum, subgroupBroadcast(share, 2u), values(cache[subgroupBroadcast(place, 2u) + quad]));
-    sum = add_token(sum, subgroupBroadcast(share, 3u), values(cache[subgroupBroadcast(place, 3u) + quad]));
-    sum = add_token(sum, subgroupBroadcast(share, 4u), values(cache[subgroupBroadcast(place, 4u) + quad]));
-    sum = add_token(sum, subgroupBroadcast(share, 5u), values(cache[subgroupBroadcast(place, 5u) + quad]));
-    sum = add_token(sum, subgroupBroadcast(share, 6u), values(cache[subgroupBroadcast(place, 6u) + quad]));
-    sum = add_token(sum, subgroupBroadcast(share, 7u), values(cache[subgroupBroadcast(place, 7u) + quad]));
-    if (is_column) {
-        sums[quad] = sum.a;
-        sums[MAX_QUADS + quad] = sum.b;
-        sums[2u * MAX_QUADS + quad] = sum.c;
-        sums[3u * MAX_QUADS + quad] = sum.d;
-    }
-}
-
-// Sums of 8 heads for one group of columns.
-struct Column {
-    low: Heads,
-    high: Heads,
-}
-
-// As attend, for 8 heads, each lane with groups of columns `lane` and `lane + 8`.
-fn attend_small(workgroup: vec3<u32>, lane: u32) {
-    let row = workgroup.y;
-    let shared_head = workgroup.x / p.tiles;
-    let last_head = (shared_head + 1u) * p.group - 1u;
-    let first_head = shared_head * p.group + workgroup.x % p.tiles * 8u;
-    let heads = min(vec4<u32>(first_head) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last_head));
-    let heads2 = min(vec4<u32>(first_head) + vec4<u32>(4u, 5u, 6u, 7u), vec4<u32>(last_head));
-    let query = (min(first_head + (lane & 3u), last_head) + row * p.heads) * p.key + (lane >> 2u);
-    let query2 = (min(first_head + 4u + (lane & 3u), last_head) + row * p.heads) * p.key + (lane >> 2u);
-    let first_key = shared_head * p.key;
-    let first_value = p.first_value + shared_head * p.value;
-    let info = meta_rows[row];
-    let tokens = min(info.x, p.reach - 1u) + 1u;
-    let table = min(info.z, p.table_rows - 1u) * p.table_width;
-    let last_quad = p.value - 1u;
-    var column: Column;
-    var column2: Column;
-    var largest = vec4<f32>(LOWEST);
-    var largest2 = vec4<f32>(LOWEST);
-    var total = vec4<f32>(0.0);
-    var total2 = vec4<f32>(0.0);
-    for (var start = 0u; start < tokens; start += 8u) {
-        let count = min(8u, tokens - start);
-        let token = start + min(lane, count - 1u);
-        let block = min(tables[table + (token >> p.block_bits)], p.blocks - 1u);
-        let place = ((block << p.block_bits) + (token & ((1u << p.block_bits) - 1u))) * p.width;
-        var mine = vec4<f32>(0.0);
-        var mine2 = vec4<f32>(0.0);
-        for (var quad = 0u; quad < p.key; quad += 2u) {
-            let key = values(cache[place + first_key + quad]);
-            let next = values(cache[place + first_key + quad + 1u]);
-            mine = add8(values(queries[query + quad]), key, next, mine);
-            mine2 = add8(values(queries[query2 + quad]), key, next, mine2);
-        }
-        mine *= p.scale;
-        mine2 *= p.scale;
-        let highest = max(largest, subgroupMax(mine));
-        let highest2 = max(largest2, subgroupMax(mine2));
-        let share = select(vec4<f32>(0.0), exp(mine - highest), vec4<bool>(lane < count));
-        let share2 = select(vec4<f32>(0.0), exp(mine2 - highest2), vec4<bool>(lane < count));
-        let kept = exp(largest - highest);
-        let kept2 = exp(largest2 - highest2);
-        largest = highest;
-        largest2 = highest2;
-        total = fma(total, kept, sum_shares(share));
-        total2 = fma(total2, kept2, sum_shares(share2));
-        let quad = min(lane, last_quad);
-        let quad2 = min(lane + 8u, last_quad);
-        column = Column(fade(column.low, kept), fade(column.high, kept2));
-        column2 = Column(fade(column2.low, kept), fade(column2.high, kept2));
-        column = add_tokens(column, share, share2, place + first_value, quad);
-        column2 = add_tokens(column2, share, share2, place + first_value, quad2);
-    }
-    if (lane < p.value) {
-        store_heads(column.low, total, (heads + row * p.heads) * p.value + lane);
-        store_heads(column.high, total2, (heads2 + row * p.heads) * p.value + lane);
-    }
-    if (lane + 8u < p.value) {
-        store_heads(column2.low, total, (heads + row * p.heads) * p.value + lane + 8u);
-        store_heads(column2.high, total2, (heads2 + row * p.heads) * p.value + lane + 8u);
-    }
-}
-
-// The scores of a token with 4 heads for two groups of columns, of which the lanes hold the queries.
-fn add8(part: vec4<f32>, key: vec4<f32>, next: vec4<f32>, start: vec4<f32>) -> vec4<f32> {
-    var sum = start;
-    sum.x = add4(key, subgroupBroadcast(part, 0u), sum.x);
-    sum.y = add4(key, subgroupBroadcast(part, 1u), sum.y);
-    sum.z = add4(key, subgroupBroadcast(part, 2u), sum.z);
-    sum.w = add4(key, subgroupBroadcast(part, 3u), sum.w);
-    sum.x = add4(next, subgroupBroadcast(part, 4u), sum.x);
-    sum.y = add4(next, subgroupBroadcast(part, 5u), sum.y);
-    sum.z = add4(next, subgroupBroadcast(part, 6u), sum.z);
-    sum.w = add4(next, subgroupBroadcast(part, 7u), sum.w);
+fn sum_lanes(of_lane: vec4<f32>) -> vec4<f32> {
+    var sum = subgroupBroadcast(of_lane, 0u);
+    sum += subgroupBroadcast(of_lane, 1u);
+    sum += subgroupBroadcast(of_lane, 2u);
+    sum += subgroupBroadcast(of_lane, 3u);
+    sum += subgroupBroadcast(of_lane, 4u);
+    sum += subgroupBroadcast(of_lane, 5u);
+    sum += subgroupBroadcast(of_lane, 6u);
+    sum += subgroupBroadcast(of_lane, 7u);
     return sum;
 }
 
-fn sum_shares(share: vec4<f32>) -> vec4<f32> {
-    var sum = subgroupBroadcast(share, 0u);
-    sum += subgroupBroadcast(share, 1u);
-    sum += subgroupBroadcast(share, 2u);
-    sum += subgroupBroadcast(share, 3u);
-    sum += subgroupBroadcast(share, 4u);
-    sum += subgroupBroadcast(share, 5u);
-    sum += subgroupBroadcast(share, 6u);
-    sum += subgroupBroadcast(share, 7u);
-    return sum;
-}
-
-fn fade(sum: Heads, kept: vec4<f32>) -> Heads {
-    return Heads(sum.a * kept.x, sum.b * kept.y, sum.c * kept.z, sum.d * kept.w);
-}
-
-fn add_tokens(start: Column, share: vec4<f32>, share2: vec4<f32>, place: u32, quad: u32) -> Column {
-    var sum = start;
-    let value0 = values(cache[subgroupBroadcast(place, 0u) + quad]);
-    sum = Column(add_token(sum.low, subgroupBroadcast(share, 0u), value0), add_token(sum.high, subgroupBroadcast(share2, 0u), value0));
-    let value1 = values(cache[subgroupBroadcast(place, 1u) + quad]);
-    sum = Column(add_token(sum.low, subgroupBroadcast(share, 1u), value1), add_token(sum.high, subgroupBroadcast(share2, 1u), value1));
-    let value2 = values(cache[subgroupBroadcast(place, 2u) + quad]);
-    sum = Column(add_token(sum.low, subgroupBroadcast(share, 2u), value2), add_token(sum.high, subgroupBroadcast(share2, 2u), value2));
-    let value3 = values(cache[subgroupBroadcast(place, 3u) + quad]);
-    sum = Column(add_token(sum.low, subgroupBroadcast(share, 3u), value3), add_token(sum.high, subgroupBroadcast(share2, 3u), value3));
-    let value4 = values(cache[subgroupBroadcast(place, 4u) + quad]);
-    sum = Column(add_token(sum.low, subgroupBroadcast(share, 4u), value4), add_token(sum.high, subgroupBroadcast(share2, 4u), value4));
-    let value5 = values(cache[subgroupBroadcast(place, 5u) + quad]);
-    sum = Column(add_token(sum.low, subgroupBroadcast(share, 5u), value5), add_token(sum.high, subgroupBroadcast(share2, 5u), value5));
-    let value6 = values(cache[subgroupBroadcast(place, 6u) + quad]);
-    sum = Column(add_token(sum.low, subgroupBroadcast(share, 6u), value6), add_token(sum.high, subgroupBroadcast(share2, 6u), value6));
-    let value7 = values(cache[subgroupBroadcast(place, 7u) + quad]);
-    return Column(add_token(sum.low, subgroupBroadcast(share, 7u), value7), add_token(sum.high, subgroupBroadcast(share2, 7u), value7));
-}
-
-fn store_heads(sum: Heads, total: vec4<f32>, place: vec4<u32>) {
+fn store(sum: Heads, total: vec4<f32>, place: vec4<u32>) {
     y[place.x] = sum.a / total.x;
     y[place.y] = sum.b / total.y;
     y[place.z] = sum.c / total.z;
     y[place.w] = sum.d / total.w;
+}
+
+fn store_partial(sum: Heads, place: vec4<u32>) {
+    partials[place.x] = sum.a;
+    partials[place.y] = sum.b;
+    partials[place.z] = sum.c;
+    partials[place.w] = sum.d;
 }

@@ -2,7 +2,7 @@
 // latent attention: y[r, h, j] = sum_l w[h, j, l] x[r, h, l]; and, grouped by expert, the down half of routed experts.
 // Workgroup: x = tile of rows, y = LANES_N x OUTPUTS outputs, z = group. Order of sums: shared/tile.wgsl.
 // Twins: src/reference/linear.rs, values.rs, experts.rs
-// Outputs of a lane, 1 or 2: LANES_N apart.
+// Outputs of a lane, 1, 2 or 4: LANES_N apart.
 override OUTPUTS: u32 = 1;
 @group(0) @binding(0) var<storage, read> x: array<Words>;
 @group(0) @binding(1) var<storage, read> weights: array<Chunk>;
@@ -22,56 +22,79 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     if (tile.count == 0u) {
         return;
     }
-    let index = workgroup.y * LANES_N * OUTPUTS + lane / LANES_K;
-    let index2 = index + LANES_N;
-    let row = workgroup.z * p.weight_group + min(index, p.count - 1u);
-    let row2 = workgroup.z * p.weight_group + min(index2, p.count - 1u);
     let first_input = p.in_first + workgroup.z * p.in_group;
     var at: array<vec4<u32>, 4>;
     for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
         at[i] = tile.inputs[i] * p.in_stride + vec4<u32>(first_input);
     }
-    var sum: array<vec4<f32>, 4>;
-    var sum2: array<vec4<f32>, 4>;
-    let weight = p.weight + tile.expert * p.record + row * p.chunks;
-    let weight2 = p.weight + tile.expert * p.record + row2 * p.chunks;
+    let first_index = workgroup.y * LANES_N * OUTPUTS + lane / LANES_K;
+    let indices = vec4<u32>(first_index) + vec4<u32>(0u, 1u, 2u, 3u) * LANES_N;
+    let outputs = vec4<u32>(workgroup.z * p.weight_group) + min(indices, vec4<u32>(p.count - 1u));
+    let weight = vec4<u32>(p.weight + tile.expert * p.record) + outputs * p.chunks;
     let first_scale = p.scale + tile.expert * p.record_words;
-    let row_scales1 = row_scales(first_scale, p.first + row);
-    let row_scales2 = row_scales(first_scale, p.first + row2);
-    for (var run = lane % LANES_K; run < p.chunks; run += LANES_K * RUN) {
-        let scale = scale_of(scales[scale_at(row_scales1, run)], row_scales1, run);
-        var scale2 = scale;
-        if (OUTPUTS > 1u) {
-            scale2 = scale_of(scales[scale_at(row_scales2, run)], row_scales2, run);
+    let scales0 = row_scales(first_scale, p.first + outputs.x);
+    let scales1 = row_scales(first_scale, p.first + outputs.y);
+    let scales2 = row_scales(first_scale, p.first + outputs.z);
+    let scales3 = row_scales(first_scale, p.first + outputs.w);
+    // By output, and four rows each.
+    var sum0: array<vec4<f32>, 4>;
+    var sum1: array<vec4<f32>, 4>;
+    var sum2: array<vec4<f32>, 4>;
+    var sum3: array<vec4<f32>, 4>;
+    for (var run = lane % LANES_K * p.run; run < p.chunks; run += LANES_K * p.run) {
+        let word0 = scales[scale_at(scales0, run)];
+        var word1 = word0;
+        var word2 = word0;
+        var word3 = word0;
+        if (OUTPUTS > 1u) { word1 = scales[scale_at(scales1, run)]; }
+        if (OUTPUTS > 2u) {
+            word2 = scales[scale_at(scales2, run)];
+            word3 = scales[scale_at(scales3, run)];
         }
-        for (var chunk = run; chunk < min(run + RUN, p.chunks); chunk += 1u) {
-            let w = decode(weights[weight + chunk]);
-            var w2 = w;
-            if (OUTPUTS > 1u) {
-                w2 = decode(weights[weight2 + chunk]);
+        for (var chunk = run; chunk < min(run + p.run, p.chunks); chunk += 1u) {
+            let w0 = decode(weights[weight.x + chunk]);
+            let scale0 = scale_of(word0, scales0, chunk);
+            var w1 = w0;
+            var w2 = w0;
+            var w3 = w0;
+            if (OUTPUTS > 1u) { w1 = decode(weights[weight.y + chunk]); }
+            if (OUTPUTS > 2u) {
+                w2 = decode(weights[weight.z + chunk]);
+                w3 = decode(weights[weight.w + chunk]);
             }
+            let scale1 = scale_of(word1, scales1, chunk);
+            let scale2 = scale_of(word2, scales2, chunk);
+            let scale3 = scale_of(word3, scales3, chunk);
             let rows0 = load_block(lane, at[0] + chunk * 4u);
-            sum[0] = fma(dot16_rows(w, rows0), vec4<f32>(scale), sum[0]);
-            if (OUTPUTS > 1u) {
-                sum2[0] = fma(dot16_rows(w2, rows0), vec4<f32>(scale2), sum2[0]);
+            sum0[0] = take(w0, rows0, scale0, sum0[0]);
+            if (OUTPUTS > 1u) { sum1[0] = take(w1, rows0, scale1, sum1[0]); }
+            if (OUTPUTS > 2u) {
+                sum2[0] = take(w2, rows0, scale2, sum2[0]);
+                sum3[0] = take(w3, rows0, scale3, sum3[0]);
             }
             if (ROWS > 4u) {
                 let rows1 = load_block(lane, at[1] + chunk * 4u);
-                sum[1] = fma(dot16_rows(w, rows1), vec4<f32>(scale), sum[1]);
-                if (OUTPUTS > 1u) {
-                    sum2[1] = fma(dot16_rows(w2, rows1), vec4<f32>(scale2), sum2[1]);
+                sum0[1] = take(w0, rows1, scale0, sum0[1]);
+                if (OUTPUTS > 1u) { sum1[1] = take(w1, rows1, scale1, sum1[1]); }
+                if (OUTPUTS > 2u) {
+                    sum2[1] = take(w2, rows1, scale2, sum2[1]);
+                    sum3[1] = take(w3, rows1, scale3, sum3[1]);
                 }
             }
             if (ROWS > 8u) {
                 let rows2 = load_block(lane, at[2] + chunk * 4u);
-                sum[2] = fma(dot16_rows(w, rows2), vec4<f32>(scale), sum[2]);
-                if (OUTPUTS > 1u) {
-                    sum2[2] = fma(dot16_rows(w2, rows2), vec4<f32>(scale2), sum2[2]);
+                sum0[2] = take(w0, rows2, scale0, sum0[2]);
+                if (OUTPUTS > 1u) { sum1[2] = take(w1, rows2, scale1, sum1[2]); }
+                if (OUTPUTS > 2u) {
+                    sum2[2] = take(w2, rows2, scale2, sum2[2]);
+                    sum3[2] = take(w3, rows2, scale3, sum3[2]);
                 }
                 let rows3 = load_block(lane, at[3] + chunk * 4u);
-                sum[3] = fma(dot16_rows(w, rows3), vec4<f32>(scale), sum[3]);
-                if (OUTPUTS > 1u) {
-                    sum2[3] = fma(dot16_rows(w2, rows3), vec4<f32>(scale2), sum2[3]);
+                sum0[3] = take(w0, rows3, scale0, sum0[3]);
+                if (OUTPUTS > 1u) { sum1[3] = take(w1, rows3, scale1, sum1[3]); }
+                if (OUTPUTS > 2u) {
+                    sum2[3] = take(w2, rows3, scale2, sum2[3]);
+                    sum3[3] = take(w3, rows3, scale3, sum3[3]);
                 }
             }
         }
@@ -83,16 +106,25 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let first = p.out_first + workgroup.z * p.out_group;
     for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
         let place = tile.outputs[i] * p.out_stride + vec4<u32>(first);
-        let value = add_lanes(lane, sum[i]) * whole;
-        if (lane % LANES_K == 0u && index < p.count) {
-            store_rows(tile.count, i * 4u, place + vec4<u32>(index), value);
+        finish(lane, sum0[i], whole, tile.count, i, place, indices.x);
+        if (OUTPUTS > 1u) { finish(lane, sum1[i], whole, tile.count, i, place, indices.y); }
+        if (OUTPUTS > 2u) {
+            finish(lane, sum2[i], whole, tile.count, i, place, indices.z);
+            finish(lane, sum3[i], whole, tile.count, i, place, indices.w);
         }
-        if (OUTPUTS > 1u) {
-            let value2 = add_lanes(lane, sum2[i]) * whole;
-            if (lane % LANES_K == 0u && index2 < p.count) {
-                store_rows(tile.count, i * 4u, place + vec4<u32>(index2), value2);
-            }
-        }
+    }
+}
+
+// A chunk of four rows.
+fn take(w: Weights, rows: Block, scale: f32, sum: vec4<f32>) -> vec4<f32> {
+    return fma(dot16_rows(w, rows), vec4<f32>(scale), sum);
+}
+
+// One output of rows 4 i and those after it: what the lanes hold, added and stored.
+fn finish(lane: u32, part: vec4<f32>, whole: f32, count: u32, i: u32, place: vec4<u32>, index: u32) {
+    let value = add_lanes(lane, part) * whole;
+    if (lane % LANES_K == 0u && index < p.count) {
+        store_rows(count, i * 4u, place + vec4<u32>(index), value);
     }
 }
 

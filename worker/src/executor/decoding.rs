@@ -191,7 +191,7 @@ mod tests {
         let mut twin = CpuBackend::new(64 << 20, 64 << 20);
         check(&mut twin, WeightFormat::ALL, deadline()).expect("the twins");
         assert_eq!(twin.held_bytes(), 0, "nothing is kept");
-        for open in [gpu::open, gpu::open_with_gpu_kernels] {
+        for open in [gpu::open, gpu::open_with_gpu_kernels, gpu::open_without_halves] {
             let mut device = open(&device()).expect("a Vulkan adapter");
             check(&mut device, WeightFormat::ALL, deadline()).expect("the shaders");
             assert_eq!(device.held_bytes(), 0, "nothing is kept");

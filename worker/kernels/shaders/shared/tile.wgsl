@@ -11,14 +11,13 @@
 override ROWS: u32 = 4;
 override LANES_K: u32 = 1;
 override LANES_N: u32 = 32;
-// Chunks that a lane takes in turn, with one scale.
-override RUN: u32 = 8;
 override GROUPED: bool = false;
 
 struct Params {
     rows: u32,
-    // Columns / 16.
+    // Columns / 16, and how many of them a lane takes in turn, with one word of scales.
     chunks: u32,
+    run: u32,
     // Input: 4-word units from row to row, from group to group (heads; workgroup z), and to the first group.
     in_stride: u32,
     in_group: u32,

@@ -4,22 +4,12 @@
 //   row_scales: where a row's scales are; scale_at, scale_of: the word that has a chunk's, and its value;
 //   SCALE_PER_ROW: whether no two rows share one;
 //   HAS_MATRIX_SCALE, matrix_scale: whether sums are multiplied in the end, and with what, from the first word of the scales.
-// Values times scales are exact; so is every decoding here, and none relies on subnormal numbers.
-// Needs of the including shader: loads_u32.wgsl or loads_u64.wgsl; p.chunks, p.scale_stride, p.scale_step.
+// Values times scales are exact; so is every decoding here.
+// Needs of the including shader: loads_u32.wgsl or loads_u64.wgsl; codes_half.wgsl or codes_float.wgsl; p.chunks, p.scale_stride, p.scale_step.
 // Twin: src/reference/decode.rs
 struct Weights {
     a: vec4<f32>,
     b: vec4<f32>,
     c: vec4<f32>,
     d: vec4<f32>,
-}
-
-// e4m3: codes of 8 and more are normal, the exponent moves from bias 7 to 127; below they are multiples of 2^-9.
-fn e4m3x4(word: u32) -> vec4<f32> {
-    let codes = vec4<u32>(word, word >> 8u, word >> 16u, word >> 24u);
-    let magnitude = codes & vec4<u32>(0x7fu);
-    let normal = (magnitude << vec4<u32>(20u)) + vec4<u32>(120u << 23u);
-    let small = bitcast<vec4<u32>>(vec4<f32>(magnitude) * 0.001953125);
-    let bits = select(small, normal, magnitude >= vec4<u32>(8u));
-    return bitcast<vec4<f32>>(bits | ((codes & vec4<u32>(0x80u)) << vec4<u32>(24u)));
 }

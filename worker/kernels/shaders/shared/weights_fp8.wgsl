@@ -26,7 +26,7 @@ fn scale_at(row_scales: u32, chunk: u32) -> u32 {
 }
 
 fn scale_of(word: u32, row_scales: u32, chunk: u32) -> f32 {
-    return bitcast<f32>(word);
+    return bitcast<f32>(word) * E4M3_UNIT;
 }
 
 fn matrix_scale(word: u32) -> f32 {

@@ -7,6 +7,7 @@ use super::bindings::Bindings;
 use super::commands::{self, Command, Copy, Dispatch, IMMEDIATE_WORDS};
 use super::device::{Memory, OpenDevice};
 use super::faults::Faults;
+use super::halves;
 use super::memory::{Account, GpuBuffer, USAGE, check_copy};
 use super::pipelines::{Kernel, Pipelines};
 use super::readback::{ReadFault, Readback};
@@ -46,9 +47,12 @@ pub struct GpuBackend {
 }
 
 impl GpuBackend {
-    /// Compiles the pipelines of an open device.
-    pub(super) fn new(open: OpenDevice) -> Result<Self, OpError> {
-        let tuning = Tuning::new(open.class);
+    /// Compiles the pipelines of an open device. Weights are decoded by way of f16 where that may be and is exact.
+    pub(super) fn new(open: OpenDevice, may_use_halves: bool) -> Result<Self, OpError> {
+        let halves = may_use_halves && halves::are_exact(&open.device, &open.queue);
+        let decoding = if halves { "by way of f16" } else { "bit by bit" };
+        tracing::info!(adapter = open.info.name, decoding, "weights are decoded");
+        let tuning = Tuning::new(open.class, halves);
         let pipelines = Pipelines::compile(&open.device, &tuning);
         open.faults.check(&open.info.name)?;
         Ok(Self {

@@ -15,6 +15,7 @@ mod commands;
 mod device;
 mod direct;
 mod faults;
+mod halves;
 mod memory;
 mod ops;
 mod pipelines;
@@ -31,7 +32,7 @@ use serde::Deserialize;
 use crate::ops::OpError;
 
 /// Version of the shaders, part of the device kind: raised whenever a change may change a bit of a result (DET-1).
-pub const KERNEL_SET: u32 = 4;
+pub const KERNEL_SET: u32 = 5;
 
 /// One device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -47,10 +48,15 @@ pub struct DeviceConfig {
 ///
 /// Fails when no adapter matches, with the names of those there are, and when there is none at all.
 pub fn open(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
-    GpuBackend::new(device::open(config, None)?)
+    GpuBackend::new(device::open(config, None)?, true)
 }
 
 /// As [`open`], but an emulated GPU gets the kernels of real ones: so that they can be tested where there is none.
 pub fn open_with_gpu_kernels(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
-    GpuBackend::new(device::open(config, Some(device::Class::Gpu))?)
+    GpuBackend::new(device::open(config, Some(device::Class::Gpu))?, true)
+}
+
+/// As [`open`], but weights are decoded as on devices whose conversion of f16 is not exact.
+pub fn open_without_halves(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
+    GpuBackend::new(device::open(config, None)?, false)
 }

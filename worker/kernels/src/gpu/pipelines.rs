@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::mem::size_of;
 
 use super::ops::{adjust, attention, elementwise, experts, matmul, norm, queries, rotate_qkv, route, sample};
-use super::tuning::Tuning;
+use super::tuning::{ATTENTION_BLOCKS, Tuning};
 use crate::ops::WeightFormat;
 
 /// Most buffers that a kernel binds.
@@ -62,9 +62,10 @@ pub(super) struct Variant {
 pub(super) enum Kernel {
     Adjust,
     Attention {
-        /// Values are small and many heads share them; only where lanes share loads.
-        small: bool,
+        /// Heads of a workgroup, in fours.
+        blocks: u32,
     },
+    AttentionMerge,
     Combine,
     Embed,
     GateUp(Variant),
@@ -76,7 +77,9 @@ pub(super) enum Kernel {
     RmsNorm,
     RotateQkv,
     Route,
-    Sample,
+    Sample {
+        lanes: u32,
+    },
 }
 
 /// What all variants of a shader have in common.
@@ -104,7 +107,7 @@ impl Kernel {
     fn all(tuning: &Tuning) -> Vec<Self> {
         let mut kernels = vec![
             Self::Adjust,
-            Self::Attention { small: false },
+            Self::AttentionMerge,
             Self::Combine,
             Self::Embed,
             Self::GroupExperts,
@@ -112,11 +115,9 @@ impl Kernel {
             Self::RmsNorm,
             Self::RotateQkv,
             Self::Route,
-            Self::Sample,
         ];
-        if tuning.shares_loads {
-            kernels.push(Self::Attention { small: true });
-        }
+        kernels.extend(tuning.lanes_sample.iter().map(|&lanes| Self::Sample { lanes }));
+        kernels.extend(ATTENTION_BLOCKS.map(|blocks| Self::Attention { blocks }));
         for codes in Codes::ALL {
             let variant = |grouped, rows| Variant { codes, grouped, rows };
             let plain = tuning.tiles.iter().map(|&rows| variant(false, rows));
@@ -142,9 +143,10 @@ impl Kernel {
             Self::Queries(_) => 7,
             Self::RmsNorm => 8,
             Self::Route => 9,
-            Self::Sample => 10,
+            Self::Sample { .. } => 10,
             Self::Adjust => 11,
             Self::RotateQkv => 12,
+            Self::AttentionMerge => 13,
         }
     }
 
@@ -166,10 +168,14 @@ impl Kernel {
             ),
             Self::Attention { .. } => {
                 let sources = match tuning.shares_loads {
-                    true => sources!["attention_subgroup.wgsl"],
-                    false => sources!["attention.wgsl"],
+                    true => sources!["attention_subgroup.wgsl", "shared/attention.wgsl"],
+                    false => sources!["attention.wgsl", "shared/attention.wgsl"],
                 };
-                new("attention", sources, 4, 1, size_of::<attention::Params>())
+                new("attention", sources, 4, 2, size_of::<attention::Params>())
+            }
+            Self::AttentionMerge => {
+                let sources = sources!["attention_merge.wgsl", "shared/attention.wgsl"];
+                new("attention_merge", sources, 2, 1, size_of::<attention::Params>())
             }
             Self::Combine => {
                 let size = size_of::<elementwise::CombineParams>();
@@ -238,7 +244,7 @@ impl Kernel {
                 let sources = sources!["route.wgsl", "shared/reduce.wgsl"];
                 new("route", sources, 1, 2, size_of::<route::Params>())
             }
-            Self::Sample => {
+            Self::Sample { .. } => {
                 let sources = sources!["sample.wgsl", "shared/reduce.wgsl", "shared/philox.wgsl"];
                 new("sample", sources, 2, 1, size_of::<sample::Params>())
             }
@@ -251,6 +257,7 @@ impl Kernel {
             Self::GateUp(variant) | Self::Linear(variant) | Self::Queries(variant) => Some(variant.codes),
             Self::Adjust
             | Self::Attention { .. }
+            | Self::AttentionMerge
             | Self::Combine
             | Self::Embed
             | Self::GroupExperts
@@ -258,37 +265,41 @@ impl Kernel {
             | Self::RmsNorm
             | Self::RotateQkv
             | Self::Route
-            | Self::Sample => None,
+            | Self::Sample { .. } => None,
         }
     }
 
     /// Values of the shader's overrides.
     fn constants(self, tuning: &Tuning) -> Vec<(&'static str, f64)> {
         let lanes = |lanes: u32| vec![("LANES", f64::from(lanes))];
+        let matrix = |variant: Variant, outputs: u32| {
+            vec![
+                ("ROWS", f64::from(variant.rows)),
+                ("GROUPED", f64::from(u8::from(variant.grouped))),
+                ("LANES_K", f64::from(tuning.lanes_k)),
+                ("LANES_N", f64::from(tuning.lanes_n)),
+                ("OUTPUTS", f64::from(outputs)),
+            ]
+        };
         match self {
-            Self::Attention { small } => {
+            Self::Attention { blocks } => {
                 let mut constants = lanes(tuning.lanes_attention);
+                constants.push(("BLOCKS", f64::from(blocks)));
                 if tuning.shares_loads {
-                    constants.push(("SMALL", f64::from(u8::from(small))));
+                    constants.push(("SPLIT", f64::from(tuning.attention_split(blocks))));
+                } else {
+                    constants.push(("BLOCK_LANES", f64::from(tuning.lanes_attention / blocks)));
+                    constants.push(("TILE", f64::from(tuning.attention_tile(blocks))));
+                    constants.push(("CHUNK", f64::from(tuning.attention_chunk(blocks))));
                 }
                 constants
             }
+            Self::AttentionMerge => lanes(tuning.lanes_attention),
             Self::Combine | Self::Embed | Self::RotateQkv => lanes(tuning.lanes_each),
-            Self::GateUp(variant) | Self::Linear(variant) => {
-                let mut constants = vec![
-                    ("ROWS", f64::from(variant.rows)),
-                    ("GROUPED", f64::from(u8::from(variant.grouped))),
-                    ("LANES_K", f64::from(tuning.lanes_k)),
-                    ("LANES_N", f64::from(tuning.lanes_n)),
-                    ("RUN", f64::from(tuning.run_chunks(variant.codes))),
-                ];
-                if let Self::Linear(_) = self {
-                    constants.push(("OUTPUTS", f64::from(tuning.outputs)));
-                }
-                constants
-            }
+            Self::GateUp(variant) => matrix(variant, tuning.gate_up_lane_outputs()),
+            Self::Linear(variant) => matrix(variant, tuning.outputs),
             Self::Adjust | Self::GroupExperts => lanes(tuning.lanes_wide),
-            Self::Sample => lanes(tuning.lanes_sample),
+            Self::Sample { lanes: of_row } => lanes(of_row),
             Self::LatentWrite | Self::RmsNorm => lanes(tuning.lanes_row),
             Self::Queries(variant) => {
                 let mut constants = lanes(tuning.lanes_query);
@@ -330,7 +341,13 @@ impl Pipelines {
             let shader = kernel.shader(tuning);
             let module = modules
                 .entry((kernel.layout(), kernel.codes()))
-                .or_insert_with(|| module(device, &shader, kernel.codes()));
+                .or_insert_with(|| {
+                    module(
+                        device,
+                        &shader,
+                        kernel.codes().map(|codes| (codes, tuning.halves)),
+                    )
+                });
             let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(shader.label),
                 layout: Some(&module.layout),
@@ -359,8 +376,16 @@ impl Pipelines {
     }
 }
 
-fn module(device: &wgpu::Device, shader: &Shader, codes: Option<Codes>) -> Module {
-    let parts = shader.sources.iter().copied().chain(codes.map(Codes::source));
+/// A module; of one that decodes codes, which ones, and whether by way of f16.
+fn module(device: &wgpu::Device, shader: &Shader, codes: Option<(Codes, bool)>) -> Module {
+    let decoding = codes.into_iter().flat_map(|(codes, halves)| {
+        let small_floats = match halves {
+            true => include_str!("../../shaders/shared/codes_half.wgsl"),
+            false => include_str!("../../shaders/shared/codes_float.wgsl"),
+        };
+        [codes.source(), small_floats]
+    });
+    let parts = shader.sources.iter().copied().chain(decoding);
     let source = parts.collect::<Vec<_>>().join("\n");
     let descriptor = wgpu::ShaderModuleDescriptor {
         label: Some(shader.label),

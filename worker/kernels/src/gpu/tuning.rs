@@ -1,9 +1,9 @@
 //! Sizes of workgroups and tiles. They are part of the device kind, as all that the shaders do.
 
-use tramontane_model::footprint::LEAST_PAIR_TILE;
+use tramontane_model::footprint::{LEAST_ATTENTION_SPLIT, LEAST_PAIR_TILE, MOST_TILE_HEADS};
 
 use super::device::Class;
-use super::pipelines::Codes;
+use crate::ops::{COLS_ALIGN, FP8_BLOCK, WeightFormat};
 
 /// Sizes that depend on the class of the device.
 #[derive(Clone, Copy, Debug)]
@@ -12,7 +12,7 @@ pub(super) struct Tuning {
     pub(super) lanes_k: u32,
     /// Neighbouring outputs of a workgroup of a matrix kernel.
     pub(super) lanes_n: u32,
-    /// Outputs of a lane of the linear kernel.
+    /// Outputs of a lane of the linear kernel: 1, 2 or 4.
     pub(super) outputs: u32,
     /// Rows of activations that a tile of a matrix kernel may hold, ascending from 1.
     pub(super) tiles: &'static [u32],
@@ -24,22 +24,31 @@ pub(super) struct Tuning {
     pub(super) lanes_row: u32,
     /// Lanes of the query kernel.
     pub(super) lanes_query: u32,
-    /// Tokens of a tile of attention.
+    /// Lanes of attention.
     pub(super) lanes_attention: u32,
     /// Lanes of the router.
     pub(super) lanes_route: u32,
     /// Lanes of the kernels with one workgroup for very many elements.
     pub(super) lanes_wide: u32,
-    /// Lanes of the sampler, which goes over a row of logits again and again.
-    pub(super) lanes_sample: u32,
+    /// Lanes that the sampler, which goes over a row of logits again and again, may have, ascending: the fewest with which
+    /// the device comes to an end.
+    pub(super) lanes_sample: &'static [u32],
     /// Rounds of all its loops together after which the device ends a lane of a shader, whatever is left to do.
     pub(super) most_rounds: Option<u32>,
+    /// Codes of weights are decoded by way of f16.
+    pub(super) halves: bool,
     /// Subgroups have 8 lanes and a load costs as much as many sums: lanes read activations together.
     pub(super) shares_loads: bool,
 }
 
 // Plans have room for so many tiles, and the shaders write them unchecked.
 const _: () = assert!(has_room_for_tiles(&Tuning::GPU) && has_room_for_tiles(&Tuning::CPU));
+const _: () = assert!(4 * MOST_ATTENTION_BLOCKS <= MOST_TILE_HEADS);
+
+/// Most heads of a workgroup of attention, in fours.
+const MOST_ATTENTION_BLOCKS: u32 = 4;
+/// Kernels of attention: what [`Tuning::attention_blocks`] may say.
+pub(super) const ATTENTION_BLOCKS: [u32; 3] = [1, 2, MOST_ATTENTION_BLOCKS];
 
 /// Whether no tile of pairs is smaller than plans are made for.
 const fn has_room_for_tiles(tuning: &Tuning) -> bool {
@@ -58,36 +67,38 @@ impl Tuning {
     const GPU: Self = Self {
         lanes_k: 32,
         lanes_n: 4,
-        outputs: 1,
-        tiles: &[1, 4],
-        pair_tiles: &[1, 4],
+        outputs: 2,
+        tiles: &[1, 4, 8, 16],
+        pair_tiles: &[1, 4, 16],
         lanes_each: 64,
         lanes_row: 256,
         lanes_query: 64,
-        lanes_attention: 64,
+        lanes_attention: 128,
         lanes_route: 32,
         lanes_wide: 256,
-        lanes_sample: 256,
+        lanes_sample: &[256],
         most_rounds: None,
+        halves: true,
         shares_loads: false,
     };
     /// An emulated GPU: its barriers are dear, a vector holds neighbouring outputs, and a load costs as much as many sums:
     /// tiles are tall.
     const CPU: Self = Self {
         lanes_k: 1,
-        lanes_n: 16,
-        outputs: 2,
-        tiles: &[1, 4, 16],
-        pair_tiles: &[1, 8],
+        lanes_n: 8,
+        outputs: 4,
+        tiles: &[1, 4, 8, 16],
+        pair_tiles: &[1, 8, 16],
         lanes_each: 32,
         lanes_row: 8,
         lanes_query: 32,
-        lanes_attention: 32,
+        lanes_attention: 128,
         lanes_route: 8,
         lanes_wide: 16,
-        lanes_sample: 256,
+        lanes_sample: &[16, 256],
         // llvmpipe: LP_MAX_TGSI_LOOP_ITERATIONS.
         most_rounds: Some(65_535),
+        halves: true,
         shares_loads: false,
     };
     const CPU_SHARING_LOADS: Self = Self {
@@ -96,12 +107,14 @@ impl Tuning {
         ..Self::CPU
     };
 
-    pub(super) fn new(class: Class) -> Self {
-        match class {
+    /// Sizes for a class, on a device whose conversion of f16 is exact or not.
+    pub(super) fn new(class: Class, halves: bool) -> Self {
+        let of_class = match class {
             Class::Gpu => Self::GPU,
             Class::Emulated => Self::CPU,
             Class::EmulatedSharingLoads => Self::CPU_SHARING_LOADS,
-        }
+        };
+        Self { halves, ..of_class }
     }
 
     /// Rows of a tile where there are so many: the tallest tile that is at least half full, or 1.
@@ -110,27 +123,60 @@ impl Tuning {
         fitting.copied().filter(|_| rows > 1).unwrap_or(1)
     }
 
-    /// Pairs of a tile where so many are spread over so many experts: several where that saves reading weights; with fewer
-    /// pairs most experts have one.
+    /// Pairs of a tile where so many are spread over so many experts: the tallest tile that an expert's pairs fill by three
+    /// quarters in the mean, or the next taller than 1 where there are two of them. With fewer most experts have one.
     pub(super) fn pair_rows(&self, pairs: u32, experts: u32) -> u32 {
-        let tallest = self.pair_tiles.last().copied().unwrap_or(1);
-        if pairs > experts.saturating_mul(2) {
-            tallest
-        } else {
-            1
+        let fill = |tile: u32| u64::from(pairs) * 4 > u64::from(experts) * u64::from(tile) * 3;
+        let taller = self.pair_tiles.iter().copied().filter(|&tile| tile > 1);
+        let least = taller.clone().min().unwrap_or(1);
+        match taller.filter(|&tile| fill(tile)).max() {
+            Some(tile) => tile,
+            None if pairs > experts.saturating_mul(2) => least,
+            None => 1,
         }
     }
 
-    /// Neighbouring chunks of 16 columns that a lane takes in turn, unless lanes share a sum: those that have one scale.
-    pub(super) fn run_chunks(&self, codes: Codes) -> u32 {
-        match codes {
+    /// Neighbouring chunks of 16 columns that a lane takes in turn: of a matrix of `cols` columns, those that one word of
+    /// scales is for, unless lanes share a sum.
+    pub(super) fn run_chunks(&self, format: WeightFormat, cols: u32) -> u32 {
+        let chunks = cols / COLS_ALIGN;
+        match format {
             _ if self.lanes_k > 1 => 1,
-            // All of a row.
-            Codes::Bf16 => 1 << 16,
-            // A block of 128 columns.
-            Codes::Fp8 => 8,
-            Codes::Nvfp4 => 1,
+            WeightFormat::Bf16 | WeightFormat::Fp8Tensor => chunks,
+            WeightFormat::Fp8Block => FP8_BLOCK / COLS_ALIGN,
+            WeightFormat::Nvfp4 if chunks.is_multiple_of(4) => 4,
+            WeightFormat::Nvfp4 => 1,
         }
+    }
+
+    /// How many heads of a workgroup of attention share keys and values, in fours, where so many share them.
+    pub(super) fn attention_blocks(group: u32) -> u32 {
+        match group {
+            0..=4 => 1,
+            5..=8 => 2,
+            _ => MOST_ATTENTION_BLOCKS,
+        }
+    }
+
+    /// Tokens of a sequence, at multiples of so many, that a workgroup of attention sees: few on GPUs, which have room for
+    /// many workgroups. Where lanes share loads, scores of all of them are in workgroup memory, 16 bytes for four heads.
+    pub(super) fn attention_split(&self, blocks: u32) -> u32 {
+        match blocks {
+            _ if !self.shares_loads => LEAST_ATTENTION_SPLIT,
+            0..=2 => 4 * LEAST_ATTENTION_SPLIT,
+            _ => 2 * LEAST_ATTENTION_SPLIT,
+        }
+    }
+
+    /// Tokens of a tile of attention, where keys pass through workgroup memory: one or two for each lane of a block.
+    pub(super) fn attention_tile(&self, blocks: u32) -> u32 {
+        let block_lanes = self.lanes_attention / blocks;
+        if blocks == 1 { block_lanes } else { 2 * block_lanes }
+    }
+
+    /// Groups of four columns of those keys at a time.
+    pub(super) fn attention_chunk(&self, blocks: u32) -> u32 {
+        if blocks <= 2 { 4 } else { 8 }
     }
 
     /// Outputs of a workgroup of the linear kernel.
@@ -138,8 +184,13 @@ impl Tuning {
         self.lanes_n * self.outputs
     }
 
+    /// Outputs of a lane of the gate and up kernel, which has two matrices.
+    pub(super) fn gate_up_lane_outputs(&self) -> u32 {
+        (self.outputs / 2).max(1)
+    }
+
     /// Outputs of a workgroup of the gate and up kernel.
     pub(super) fn gate_up_outputs(&self) -> u32 {
-        self.lanes_n
+        self.lanes_n * self.gate_up_lane_outputs()
     }
 }

@@ -100,6 +100,7 @@ impl<'a, D: Backend> LayerPass<'a, D> {
             cache,
             heads,
             scale: self.spec.attention.softmax_scale(),
+            partials: &buffers.partials,
             output: &buffers.context,
             rows: self.rows,
         })

@@ -5,8 +5,10 @@
 //! Grouped-query attention, and with one head for all queries the absorbed form of latent attention, where a token's
 //! value is the first part of its key.
 //!
-//! The softmax runs over tiles of the sequence at fixed places (multiples of a tile from position 0), merged in
+//! The softmax runs over splits and tiles of the sequence at fixed places (multiples from position 0), merged in
 //! order, so that a row's bits depend on its own position only.
+
+use tramontane_model::footprint::attention_partial_words;
 
 use super::rows::{check_rows, check_words};
 use super::{DeviceBuffer, KvCache, OpError, Rows};
@@ -30,6 +32,9 @@ pub struct Attention<'a, B> {
     pub heads: u32,
     /// Softmax scale.
     pub scale: f32,
+    /// Scratch: what splits of sequences come to before they are merged. The more it holds, the more of them are computed
+    /// at once: [`tramontane_model::footprint::OwnerScratch::partials`].
+    pub partials: &'a B,
     /// `[rows, heads, value]` f32.
     pub output: &'a B,
     /// The rows.
@@ -65,5 +70,20 @@ impl<B: DeviceBuffer> Attention<'_, B> {
             return Err(OpError::shape(OP, "there are rows but no block table"));
         }
         check_rows(OP, "output", self.output, rows, self.heads * shape.value)
+    }
+
+    /// Partials, each of one head in one split, that the scratch holds.
+    pub(crate) fn partials_held(&self) -> u64 {
+        self.partials.bytes() / (attention_partial_words(self.cache.shape().value) * 4)
+    }
+
+    /// The scratch does not hold so many partials.
+    pub(crate) fn too_few_partials(&self, needed: u64) -> OpError {
+        OpError::TooSmall {
+            op: "attention",
+            operand: "partials",
+            found: self.partials.bytes(),
+            needed: needed * attention_partial_words(self.cache.shape().value) * 4,
+        }
     }
 }

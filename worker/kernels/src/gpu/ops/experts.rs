@@ -7,6 +7,7 @@ use super::units;
 use crate::gpu::backend::GpuBackend;
 use crate::gpu::memory::GpuBuffer;
 use crate::gpu::pipelines::{Codes, Kernel, Variant};
+use crate::gpu::tuning::Tuning;
 use crate::ops::{BankPart, COLS_ALIGN, Experts, MAX_EXPERTS, OpError, WeightFormat};
 
 /// Immediates of `group_experts.wgsl`.
@@ -59,6 +60,7 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Experts<'_, GpuBuffe
 
 /// What both halves have in common: of one or two matrices of `[.., cols]` in this format.
 fn params(
+    tuning: &Tuning,
     op: &Experts<'_, GpuBuffer>,
     part: &BankPart<GpuBuffer>,
     pairs: u32,
@@ -70,6 +72,7 @@ fn params(
     Params {
         rows: pairs,
         chunks: cols / COLS_ALIGN,
+        run: tuning.run_chunks(format, cols),
         in_stride: cols / 4,
         scale_stride,
         scale_step,
@@ -121,7 +124,7 @@ fn gate_up(
             weight2: chunks(format, layout.w3 + skipped),
             scale2: scale_words(format, part.offset + layout.s3),
             pairs_per_row: op.top_k,
-            ..params(op, part, pairs, format, layout.dim)
+            ..params(backend.tuning(), op, part, pairs, format, layout.dim)
         };
         let weights = &part.buffer;
         let buffers = [
@@ -163,7 +166,7 @@ fn down(
             weight: chunks(format, part.offset + layout.w2 + u64::from(start) * row_bytes),
             scale: scale_words(format, part.offset + layout.s2),
             pairs_per_row: 1,
-            ..params(op, part, pairs, format, layout.hidden)
+            ..params(backend.tuning(), op, part, pairs, format, layout.hidden)
         };
         let buffers = [
             &op.scratch.hidden,

@@ -15,6 +15,7 @@ use crate::ops::{COLS_ALIGN, FP8_BLOCK, GateUp, Linear, Matrix, MatrixPart, OpEr
 pub(in crate::gpu) struct Params {
     pub(super) rows: u32,
     pub(super) chunks: u32,
+    pub(super) run: u32,
     pub(super) in_stride: u32,
     pub(super) in_group: u32,
     pub(super) in_first: u32,
@@ -99,6 +100,7 @@ pub(in crate::gpu) fn linear(backend: &mut GpuBackend, op: &Linear<'_, GpuBuffer
             let params = Params {
                 rows,
                 chunks: matrix.cols() / COLS_ALIGN,
+                run: backend.tuning().run_chunks(matrix.format(), matrix.cols()),
                 in_stride: matrix.cols() / 4,
                 out_stride: matrix.rows(),
                 out_first: first,
@@ -140,6 +142,7 @@ pub(in crate::gpu) fn gate_up(backend: &mut GpuBackend, op: &GateUp<'_, GpuBuffe
             let params = Params {
                 rows,
                 chunks: op.w1.cols() / COLS_ALIGN,
+                run: backend.tuning().run_chunks(op.w1.format(), op.w1.cols()),
                 in_stride: op.w1.cols() / 4,
                 out_stride: op.w1.rows(),
                 out_first: first,
@@ -186,6 +189,7 @@ pub(in crate::gpu) fn values(backend: &mut GpuBackend, op: &Values<'_, GpuBuffer
             let params = Params {
                 rows,
                 chunks: dims.latent / COLS_ALIGN,
+                run: backend.tuning().run_chunks(matrix.format(), dims.latent),
                 in_stride: dims.heads * dims.latent / 4,
                 in_group: dims.latent / 4,
                 in_first: head * dims.latent / 4,

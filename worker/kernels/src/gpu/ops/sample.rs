@@ -21,12 +21,26 @@ pub(in crate::gpu) struct Params {
 
 pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Sample<'_, GpuBuffer>) -> Result<(), OpError> {
     op.check()?;
-    let of_pass = op.vocab.div_ceil(backend.tuning().lanes_sample) + TREE_ROUNDS;
-    backend.check_rounds("sample", PASSES * u64::from(of_pass))?;
+    let lanes = lanes(backend, op.vocab);
+    backend.check_rounds("sample", rounds(op.vocab, lanes))?;
     let params = Params {
         vocab: op.vocab,
         logit_rows: op.logit_rows(),
     };
     let buffers = [op.logits, op.params, op.output];
-    backend.dispatch(Kernel::Sample, &buffers, &params, [op.rows, 1, 1])
+    backend.dispatch(Kernel::Sample { lanes }, &buffers, &params, [op.rows, 1, 1])
+}
+
+/// Rounds of the kernel's loops with so many lanes a row.
+fn rounds(vocab: u32, lanes: u32) -> u64 {
+    PASSES * u64::from(vocab.div_ceil(lanes) + TREE_ROUNDS)
+}
+
+/// The fewest lanes with which the device does not end the loops before they are done; else the most.
+fn lanes(backend: &GpuBackend, vocab: u32) -> u32 {
+    let possible = backend.tuning().lanes_sample;
+    let enough = possible
+        .iter()
+        .find(|&&lanes| backend.check_rounds("sample", rounds(vocab, lanes)).is_ok());
+    enough.or(possible.last()).copied().unwrap_or(1)
 }

@@ -1,21 +1,22 @@
 //! Ops with matrices: linear, gate and up, values, queries, routed experts.
 
+use tramontane_kernels::gpu::{self, DeviceConfig};
 use tramontane_kernels::ops::{
     Backend, ExpertLayout, ExpertScratch, Experts, GateUp, Linear, MlaDims, Queries, RowMeta, Values,
     WeightFormat,
 };
 use tramontane_model::footprint::expert_plan_words;
 
-use super::rig::{Case, Numbers, Rig, Weights, check, roles};
+use super::rig::{Case, Numbers, Rig, Weights, check, device, roles};
 
 const FORMATS: [WeightFormat; 4] = WeightFormat::ALL;
 const WHOLE: u32 = u32::MAX;
 
-struct LinearCase {
-    weights: Weights,
-    input: Vec<Vec<f32>>,
-    before: Vec<Vec<f32>>,
-    add: bool,
+pub(super) struct LinearCase {
+    pub(super) weights: Weights,
+    pub(super) input: Vec<Vec<f32>>,
+    pub(super) before: Vec<Vec<f32>>,
+    pub(super) add: bool,
 }
 
 impl Case for LinearCase {
@@ -66,10 +67,32 @@ fn linear() {
     }
 }
 
-struct GateUpCase {
-    w1: Weights,
-    w3: Weights,
-    input: Vec<Vec<f32>>,
+#[test]
+fn codes_that_are_decoded_in_another_way_give_the_same_bits() {
+    let config = DeviceConfig {
+        adapter: None,
+        memory_bytes: Some(1 << 30),
+    };
+    let mut other = gpu::open_without_halves(&config).expect("a Vulkan adapter");
+    let mut device = device();
+    let numbers = &mut Numbers::new(5);
+    for format in FORMATS {
+        let case = LinearCase {
+            weights: Weights::new(numbers, 70, 272, format),
+            input: numbers.rows(5, 272),
+            before: numbers.rows(5, 70),
+            add: false,
+        };
+        let order = [0, 1, 2, 3, 4];
+        let found = case.run(&mut Rig(&mut *device), &order, false);
+        assert_eq!(case.run(&mut Rig(&mut other), &order, false), found, "{format:?}");
+    }
+}
+
+pub(super) struct GateUpCase {
+    pub(super) w1: Weights,
+    pub(super) w3: Weights,
+    pub(super) input: Vec<Vec<f32>>,
 }
 
 impl Case for GateUpCase {
@@ -109,12 +132,12 @@ fn gate_up() {
     }
 }
 
-struct HeadsCase {
-    dims: MlaDims,
-    wkv_b: Weights,
-    expanded: Vec<Vec<f32>>,
-    rotary: Vec<Vec<f32>>,
-    contexts: Vec<Vec<f32>>,
+pub(super) struct HeadsCase {
+    pub(super) dims: MlaDims,
+    pub(super) wkv_b: Weights,
+    pub(super) expanded: Vec<Vec<f32>>,
+    pub(super) rotary: Vec<Vec<f32>>,
+    pub(super) contexts: Vec<Vec<f32>>,
 }
 
 impl Case for HeadsCase {
@@ -198,11 +221,11 @@ fn queries_and_values() {
     }
 }
 
-struct ExpertsCase {
-    layout: ExpertLayout,
-    experts: Vec<[Weights; 3]>,
-    input: Vec<Vec<f32>>,
-    ids: Vec<Vec<u32>>,
+pub(super) struct ExpertsCase {
+    pub(super) layout: ExpertLayout,
+    pub(super) experts: Vec<[Weights; 3]>,
+    pub(super) input: Vec<Vec<f32>>,
+    pub(super) ids: Vec<Vec<u32>>,
 }
 
 impl Case for ExpertsCase {

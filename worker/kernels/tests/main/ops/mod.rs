@@ -4,6 +4,7 @@
 mod attention;
 mod device;
 mod matrices;
+mod real_widths;
 mod rig;
 mod rows;
 mod sampler;

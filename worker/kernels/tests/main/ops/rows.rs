@@ -4,10 +4,10 @@ use tramontane_kernels::ops::{Backend, Combine, Embed, NO_ROW, RmsNorm, Route, W
 
 use super::rig::{Case, Numbers, Rig, Weights, check, roles};
 
-struct EmbedCase {
-    table: Weights,
-    tokens: Vec<u32>,
-    before: Vec<Vec<f32>>,
+pub(super) struct EmbedCase {
+    pub(super) table: Weights,
+    pub(super) tokens: Vec<u32>,
+    pub(super) before: Vec<Vec<f32>>,
 }
 
 impl Case for EmbedCase {
@@ -42,9 +42,9 @@ fn embed_leaves_rows_of_other_tokens_as_they_are() {
     check("embed", &case, 0.0);
 }
 
-struct NormCase {
-    input: Vec<Vec<f32>>,
-    weight: Vec<u8>,
+pub(super) struct NormCase {
+    pub(super) input: Vec<Vec<f32>>,
+    pub(super) weight: Vec<u8>,
 }
 
 impl Case for NormCase {
@@ -86,10 +86,10 @@ fn rms_norm() {
     }
 }
 
-struct RouteCase {
-    gate: Weights,
-    input: Vec<Vec<f32>>,
-    top_k: usize,
+pub(super) struct RouteCase {
+    pub(super) gate: Weights,
+    pub(super) input: Vec<Vec<f32>>,
+    pub(super) top_k: usize,
 }
 
 impl Case for RouteCase {
@@ -142,11 +142,11 @@ fn route_breaks_ties_to_the_lower_expert() {
     }
 }
 
-struct CombineCase {
-    results: Vec<Vec<f32>>,
-    weights: Vec<Vec<f32>>,
-    shared: Vec<Vec<f32>>,
-    before: Vec<Vec<f32>>,
+pub(super) struct CombineCase {
+    pub(super) results: Vec<Vec<f32>>,
+    pub(super) weights: Vec<Vec<f32>>,
+    pub(super) shared: Vec<Vec<f32>>,
+    pub(super) before: Vec<Vec<f32>>,
 }
 
 impl Case for CombineCase {
