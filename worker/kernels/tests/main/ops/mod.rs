@@ -3,6 +3,7 @@
 
 mod attention;
 mod device;
+mod long_sequences;
 mod matrices;
 mod real_widths;
 mod rig;

@@ -1,6 +1,6 @@
 //! Ops at the widths of Mistral Large 3: sums of 512 to 16384 terms, 128 experts, records of several MiB.
 //!
-//! Outputs are few, so that the twins are quick. Attention at these widths is in `attention`, the sampler's vocabulary in
+//! Outputs are few, so that the twins are quick. Attention at these widths is in `long_sequences`, the sampler's vocabulary in
 //! `sampler`.
 
 use tramontane_kernels::ops::{ExpertLayout, MlaDims, WeightFormat};
