@@ -98,3 +98,30 @@ fn convert(device: &wgpu::Device, queue: &wgpu::Queue, patterns: &[u16]) -> Opti
     floats.truncate(patterns.len());
     Some(floats)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{DeviceConfig, device};
+    use super::*;
+
+    #[test]
+    fn a_device_answers_for_every_code() {
+        let open = device::open(&DeviceConfig::default(), None).expect("an adapter");
+        let (device, queue) = (&open.device, &open.queue);
+        // Finite codes of e4m3 and codes of e2m1, with both signs.
+        let patterns = patterns();
+        assert_eq!(patterns.len(), 2 * (127 + 8));
+        let found = convert(device, queue, &patterns).expect("an answer");
+        let normal = |&bits: &u16| f16::from_bits(bits).is_normal();
+        for (bits, found) in patterns.iter().zip(found) {
+            // Of subnormal numbers a device may make zeros; others it has to get right.
+            if normal(bits) {
+                assert_eq!(found, f16::from_bits(*bits).to_f32().to_bits(), "{bits:#06x}");
+            }
+        }
+        // Mesa's converts in hardware, or as the hardware would.
+        if open.info.is_cpu {
+            assert!(are_exact(device, queue));
+        }
+    }
+}
