@@ -142,9 +142,7 @@ fn experts(device: &mut GpuBackend, format: WeightFormat, pattern: &[u32]) -> Re
         let pairs = rows * TOP_K;
         let input = filled(device, u64::from(rows * DIM) * 4, pattern)?;
         // Neighbouring experts, so that all have alike many rows.
-        let ids: Vec<u32> = (0..pairs)
-            .map(|pair| (pair / TOP_K * TOP_K + pair % TOP_K) % EXPERTS)
-            .collect();
+        let ids: Vec<u32> = (0..pairs).map(|pair| pair % EXPERTS).collect();
         let id_buffer = device.alloc("bench", u64::from(pairs) * 4)?;
         device.write(&id_buffer, 0, bytemuck::cast_slice(&ids))?;
         let output = device.alloc("bench", u64::from(pairs * DIM) * 4)?;

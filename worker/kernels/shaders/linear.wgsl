@@ -115,11 +115,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
 }
 
-// A chunk of four rows.
-fn take(w: Weights, rows: Block, scale: f32, sum: vec4<f32>) -> vec4<f32> {
-    return fma(dot16_rows(w, rows), vec4<f32>(scale), sum);
-}
-
 // One output of rows 4 i and those after it: what the lanes hold, added and stored.
 fn finish(lane: u32, part: vec4<f32>, whole: f32, count: u32, i: u32, place: vec4<u32>, index: u32) {
     let value = add_lanes(lane, part) * whole;

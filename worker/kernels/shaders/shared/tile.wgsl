@@ -115,6 +115,11 @@ fn dot16(w: Weights, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>) -> 
     return (sum.x + sum.y) + (sum.z + sum.w);
 }
 
+// Adds a chunk of four rows.
+fn take(w: Weights, rows: Block, scale: f32, sum: vec4<f32>) -> vec4<f32> {
+    return fma(dot16_rows(w, rows), vec4<f32>(scale), sum);
+}
+
 var<workgroup> lane_partials: array<vec4<f32>, LANES_K * LANES_N>;
 
 // Adds what the lanes of one n hold; the result is right in the first of them.
