@@ -247,6 +247,7 @@ fn worker_info(
             adapter: found.name.clone(),
             driver: found.driver.clone(),
             kind: found.kind.clone(),
+            is_cpu: found.is_cpu,
             memory_bytes: found.memory_bytes,
             max_binding_bytes: handle.max_binding_bytes(),
         }

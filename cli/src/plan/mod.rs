@@ -8,13 +8,14 @@ mod report;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tramontane_coordinator::config::PlacementConfig;
 use tramontane_coordinator::control::needs::footprint;
 use tramontane_coordinator::control::planner::Wishes;
 use tramontane_coordinator::control::planner::outlook::Cluster;
 use tramontane_model::checkpoint::{Checkpoint, CheckpointError};
 use tramontane_model::layout::Layout;
+use tramontane_model::placement::KvFormat;
 use tramontane_model::spec::ModelSpec;
 use tramontane_model::step::StepBounds;
 use tramontane_model::tensors::ModelBytes;
@@ -51,12 +52,31 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = PlacementConfig::default().kv_tokens_max,
         value_parser = clap::value_parser!(u32).range(1..=1 << 31))]
     cache_max: u32,
+    /// How it stores its values; absent: as f16, as the devices of an inventory are GPUs.
+    #[arg(long, value_enum)]
+    cache_format: Option<CacheFormat>,
     /// Leave spare memory empty.
     #[arg(long)]
     no_standbys: bool,
     /// Print the plan as JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// How a cache stores its values.
+#[derive(Clone, Copy, ValueEnum)]
+enum CacheFormat {
+    F16,
+    F32,
+}
+
+impl CacheFormat {
+    fn format(self) -> KvFormat {
+        match self {
+            Self::F16 => KvFormat::F16,
+            Self::F32 => KvFormat::F32,
+        }
+    }
 }
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
@@ -75,6 +95,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
         expert_groups: args.expert_groups,
         kv_tokens_min: args.cache_min,
         kv_tokens_max: args.cache_max,
+        kv_format: args.cache_format.map(CacheFormat::format),
         ..Wishes::from(placement)
     };
     let steps = StepBounds::default();

@@ -11,7 +11,7 @@ use super::limits::{MAX_PROPOSAL_BYTES, MAX_STATE_BYTES};
 use super::state::ClusterState;
 
 /// The format that this build writes and reads.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 #[derive(Serialize)]
 struct Sealed<'a, T> {

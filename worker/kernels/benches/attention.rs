@@ -1,13 +1,17 @@
 //! Times of attention on the best Vulkan adapter: decode and prefill, at the widths of Mistral Large 3, of the miniature
 //! and of Ministral 3.
 //!
-//! `cargo bench --profile release -p tramontane-kernels` prints the least and the median time of a call per shape.
+//! `cargo bench --profile release -p tramontane-kernels` prints the least and the median time of a call per shape, with a
+//! cache of f32 and with one of f16, and the ratio of the least.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use tramontane_kernels::gpu::{self, DeviceConfig, GpuBackend};
 use tramontane_kernels::ops::{Attention, Backend, KvCache, KvCacheShape, ReadRange, RowMeta, Rows};
+use tramontane_model::placement::KvFormat;
 
 const BLOCK_TOKENS: u32 = 16;
 /// Time that a shape takes about, however often it is called.
@@ -16,7 +20,7 @@ const BUDGET: Duration = Duration::from_millis(1500);
 /// Rows at these positions, each of a sequence of its own or all of one.
 struct Shape {
     name: &'static str,
-    cache: fn(u32) -> KvCacheShape,
+    cache: fn(u32, KvFormat) -> KvCacheShape,
     heads: u32,
     rows: u32,
     /// Position of the last row.
@@ -25,21 +29,21 @@ struct Shape {
     prefill: bool,
 }
 
-fn large(blocks: u32) -> KvCacheShape {
-    KvCacheShape::latent(blocks, BLOCK_TOKENS, 512, 64)
+fn large(blocks: u32, format: KvFormat) -> KvCacheShape {
+    KvCacheShape::latent(blocks, BLOCK_TOKENS, 512, 64, format)
 }
 
-fn miniature(blocks: u32) -> KvCacheShape {
-    KvCacheShape::latent(blocks, BLOCK_TOKENS, 64, 16)
+fn miniature(blocks: u32, format: KvFormat) -> KvCacheShape {
+    KvCacheShape::latent(blocks, BLOCK_TOKENS, 64, 16, format)
 }
 
-fn ministral(blocks: u32) -> KvCacheShape {
-    KvCacheShape::grouped(blocks, BLOCK_TOKENS, 8, 128)
+fn ministral(blocks: u32, format: KvFormat) -> KvCacheShape {
+    KvCacheShape::grouped(blocks, BLOCK_TOKENS, 8, 128, format)
 }
 
 const fn shape(
     name: &'static str,
-    cache: fn(u32) -> KvCacheShape,
+    cache: fn(u32, KvFormat) -> KvCacheShape,
     heads: u32,
     rows: u32,
     last: u32,
@@ -71,18 +75,28 @@ const SHAPES: [Shape; 13] = [
     shape("ministral prefill 64 to 512", ministral, 32, 64, 511, true),
 ];
 
-fn measure(device: &mut GpuBackend, shape: &Shape) -> Result<(), Box<dyn Error>> {
+/// Least and median time of a call.
+fn measure(
+    device: &mut GpuBackend,
+    shape: &Shape,
+    format: KvFormat,
+) -> Result<(Duration, Duration), Box<dyn Error>> {
     let width = shape.last / BLOCK_TOKENS + 1;
     let tables = if shape.prefill { 1 } else { shape.rows };
-    let cache = (shape.cache)(tables * width);
+    let cache = (shape.cache)(tables * width, format);
     let words = |count: u32| -> Vec<f32> { (0..count).map(|i| (i as f32 * 0.37).sin()).collect() };
     let mut filled = |data: &[u8]| -> Result<_, Box<dyn Error>> {
         let buffer = device.alloc("bench", data.len() as u64)?;
         device.write(&buffer, 0, data)?;
         Ok(buffer)
     };
-    let values = u32::try_from(cache.bytes() / 4)?;
-    let kv = KvCache::new(cache, filled(bytemuck::cast_slice(&words(values)))?)?;
+    let values = words(u32::try_from(cache.bytes() / format.value_bytes())?);
+    let halves: Vec<f16> = values.iter().copied().map(f16::from_f32).collect();
+    let values = match format {
+        KvFormat::F32 => filled(bytemuck::cast_slice(&values))?,
+        KvFormat::F16 => filled(bytemuck::cast_slice(halves.reinterpret_cast()))?,
+    };
+    let kv = KvCache::new(cache, values)?;
     let queries = filled(bytemuck::cast_slice(&words(shape.rows * shape.heads * cache.key)))?;
     let output = filled(bytemuck::cast_slice(&words(
         shape.rows * shape.heads * cache.value,
@@ -133,13 +147,7 @@ fn measure(device: &mut GpuBackend, shape: &Shape) -> Result<(), Box<dyn Error>>
         times.push(before.elapsed());
     }
     times.sort();
-    println!(
-        "{}: least {:.2?}, median {:.2?}",
-        shape.name,
-        times[0],
-        times[times.len() / 2]
-    );
-    Ok(())
+    Ok((times[0], times[times.len() / 2]))
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -149,7 +157,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     println!("{}", device.info().kind);
     for shape in &SHAPES {
-        measure(&mut device, shape)?;
+        let (least, median) = measure(&mut device, shape, KvFormat::F32)?;
+        let (least_f16, median_f16) = measure(&mut device, shape, KvFormat::F16)?;
+        let ratio = least_f16.as_secs_f64() / least.as_secs_f64();
+        println!(
+            "{}: least {least:.2?}, median {median:.2?}; in f16 {least_f16:.2?}, {median_f16:.2?}: {ratio:.2}",
+            shape.name
+        );
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tramontane_model::ids::{DeviceIndex, DeviceRef, Fence, ReplicaId, WorkerId};
 use tramontane_model::members::SchedulerLoad;
-use tramontane_model::placement::{PlacementError, Replica};
+use tramontane_model::placement::{KvFormat, PlacementError, Replica};
 use tramontane_model::spec::ModelSpec;
 use tramontane_model::standby::Share;
 use tramontane_proto::Directive;
@@ -192,7 +192,11 @@ impl Assignments {
             let shares = copies.get(&device.index()).map_or(&[][..], Vec::as_slice);
             let told: Vec<String> = shares.iter().map(ToString::to_string).collect();
             tracing::info!(device = %device.index(), copies = ?told, "stands by");
-            if let Err(error) = device.keep_copies(Copies::of(shares, &self.spec)) {
+            if let Err(error) = device.keep_copies(Copies::of(
+                shares,
+                &self.spec,
+                KvFormat::usual(device.info().is_cpu),
+            )) {
                 tracing::warn!(device = %device.index(), %error, "copies refused");
             }
         }

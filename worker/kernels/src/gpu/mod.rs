@@ -32,7 +32,7 @@ use serde::Deserialize;
 use crate::ops::OpError;
 
 /// Version of the shaders, part of the device kind: raised whenever a change may change a bit of a result (DET-1).
-pub const KERNEL_SET: u32 = 5;
+pub const KERNEL_SET: u32 = 6;
 
 /// One device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -1,12 +1,14 @@
 //! The kernels and their pipelines, all compiled when a device is opened.
 //!
-//! One source per op, with a part of it per weight format; variants by whether rows are grouped by expert, and by rows per
+//! One source per op, with a part of it per weight format or format of the cache; variants by whether rows are grouped by expert, and by rows per
 //! tile. Tile sizes
 //! depend on whether the device is an emulated GPU: there a workgroup is a few vectors of neighbouring outputs, on a GPU
 //! lanes also share a sum. They are part of the device kind, as all that the shaders do.
 
 use std::collections::HashMap;
 use std::mem::size_of;
+
+use tramontane_model::placement::KvFormat;
 
 use super::ops::{adjust, attention, elementwise, experts, matmul, norm, queries, rotate_qkv, route, sample};
 use super::tuning::{ATTENTION_BLOCKS, Tuning};
@@ -64,18 +66,23 @@ pub(super) enum Kernel {
     Attention {
         /// Heads of a workgroup, in fours.
         blocks: u32,
+        cached: KvFormat,
     },
     AttentionMerge,
     Combine,
     Embed,
     GateUp(Variant),
     GroupExperts,
-    LatentWrite,
+    LatentWrite {
+        cached: KvFormat,
+    },
     Linear(Variant),
     /// Never grouped.
     Queries(Variant),
     RmsNorm,
-    RotateQkv,
+    RotateQkv {
+        cached: KvFormat,
+    },
     Route,
     Sample {
         lanes: u32,
@@ -111,13 +118,14 @@ impl Kernel {
             Self::Combine,
             Self::Embed,
             Self::GroupExperts,
-            Self::LatentWrite,
             Self::RmsNorm,
-            Self::RotateQkv,
             Self::Route,
         ];
         kernels.extend(tuning.lanes_sample.iter().map(|&lanes| Self::Sample { lanes }));
-        kernels.extend(ATTENTION_BLOCKS.map(|blocks| Self::Attention { blocks }));
+        for cached in KvFormat::ALL {
+            kernels.extend([Self::LatentWrite { cached }, Self::RotateQkv { cached }]);
+            kernels.extend(ATTENTION_BLOCKS.map(|blocks| Self::Attention { blocks, cached }));
+        }
         for codes in Codes::ALL {
             let variant = |grouped, rows| Variant { codes, grouped, rows };
             let plain = tuning.tiles.iter().map(|&rows| variant(false, rows));
@@ -138,14 +146,14 @@ impl Kernel {
             Self::Embed => 2,
             Self::GateUp(_) => 3,
             Self::GroupExperts => 4,
-            Self::LatentWrite => 5,
+            Self::LatentWrite { .. } => 5,
             Self::Linear(_) => 6,
             Self::Queries(_) => 7,
             Self::RmsNorm => 8,
             Self::Route => 9,
             Self::Sample { .. } => 10,
             Self::Adjust => 11,
-            Self::RotateQkv => 12,
+            Self::RotateQkv { .. } => 12,
             Self::AttentionMerge => 13,
         }
     }
@@ -168,8 +176,12 @@ impl Kernel {
             ),
             Self::Attention { .. } => {
                 let sources = match tuning.shares_loads {
-                    true => sources!["attention_subgroup.wgsl", "shared/attention.wgsl"],
-                    false => sources!["attention.wgsl", "shared/attention.wgsl"],
+                    true => sources![
+                        "attention_subgroup.wgsl",
+                        "shared/attention.wgsl",
+                        "shared/loads_u64.wgsl"
+                    ],
+                    false => sources!["attention.wgsl", "shared/attention.wgsl", "shared/loads_u32.wgsl"],
                 };
                 new("attention", sources, 4, 2, size_of::<attention::Params>())
             }
@@ -204,8 +216,13 @@ impl Kernel {
                 let size = size_of::<experts::GroupParams>();
                 new("group_experts", sources!["group_experts.wgsl"], 1, 1, size)
             }
-            Self::LatentWrite => {
-                let sources = sources!["latent_write.wgsl", "shared/norm.wgsl", "shared/rotate.wgsl"];
+            Self::LatentWrite { .. } => {
+                let sources = sources![
+                    "latent_write.wgsl",
+                    "shared/norm.wgsl",
+                    "shared/rotate.wgsl",
+                    "shared/loads_u32.wgsl"
+                ];
                 new("latent_write", sources, 4, 1, size_of::<norm::LatentParams>())
             }
             Self::Linear(_) => {
@@ -236,8 +253,8 @@ impl Kernel {
                 let sources = sources!["rms_norm.wgsl", "shared/norm.wgsl"];
                 new("rms_norm", sources, 3, 1, size_of::<norm::Params>())
             }
-            Self::RotateQkv => {
-                let sources = sources!["rotate_qkv.wgsl", "shared/rotate.wgsl"];
+            Self::RotateQkv { .. } => {
+                let sources = sources!["rotate_qkv.wgsl", "shared/rotate.wgsl", "shared/loads_u32.wgsl"];
                 new("rotate_qkv", sources, 5, 2, size_of::<rotate_qkv::Params>())
             }
             Self::Route => {
@@ -261,12 +278,49 @@ impl Kernel {
             | Self::Combine
             | Self::Embed
             | Self::GroupExperts
-            | Self::LatentWrite
+            | Self::LatentWrite { .. }
             | Self::RmsNorm
-            | Self::RotateQkv
+            | Self::RotateQkv { .. }
             | Self::Route
             | Self::Sample { .. } => None,
         }
+    }
+
+    /// How the cache that it reads or writes stores values, where it does.
+    fn cached(self) -> Option<KvFormat> {
+        match self {
+            Self::Attention { cached, .. } | Self::LatentWrite { cached } | Self::RotateQkv { cached } => {
+                Some(cached)
+            }
+            Self::Adjust
+            | Self::AttentionMerge
+            | Self::Combine
+            | Self::Embed
+            | Self::GateUp(_)
+            | Self::GroupExperts
+            | Self::Linear(_)
+            | Self::Queries(_)
+            | Self::RmsNorm
+            | Self::Route
+            | Self::Sample { .. } => None,
+        }
+    }
+
+    /// The parts of its source that depend on formats.
+    fn format_sources(self, tuning: &Tuning) -> Vec<&'static str> {
+        let mut sources = Vec::new();
+        if let Some(codes) = self.codes() {
+            sources.push(codes.source());
+            sources.push(match tuning.halves {
+                true => include_str!("../../shaders/shared/codes_half.wgsl"),
+                false => include_str!("../../shaders/shared/codes_float.wgsl"),
+            });
+        }
+        sources.extend(self.cached().map(|format| match format {
+            KvFormat::F32 => include_str!("../../shaders/shared/cache_f32.wgsl"),
+            KvFormat::F16 => include_str!("../../shaders/shared/cache_f16.wgsl"),
+        }));
+        sources
     }
 
     /// Values of the shader's overrides.
@@ -282,7 +336,7 @@ impl Kernel {
             ]
         };
         match self {
-            Self::Attention { blocks } => {
+            Self::Attention { blocks, .. } => {
                 let mut constants = lanes(tuning.lanes_attention);
                 constants.push(("BLOCKS", f64::from(blocks)));
                 if tuning.shares_loads {
@@ -295,12 +349,12 @@ impl Kernel {
                 constants
             }
             Self::AttentionMerge => lanes(tuning.lanes_attention),
-            Self::Combine | Self::Embed | Self::RotateQkv => lanes(tuning.lanes_each),
+            Self::Combine | Self::Embed | Self::RotateQkv { .. } => lanes(tuning.lanes_each),
             Self::GateUp(variant) => matrix(variant, tuning.gate_up_lane_outputs()),
             Self::Linear(variant) => matrix(variant, tuning.outputs),
             Self::Adjust | Self::GroupExperts => lanes(tuning.lanes_wide),
             Self::Sample { lanes: of_row } => lanes(of_row),
-            Self::LatentWrite | Self::RmsNorm => lanes(tuning.lanes_row),
+            Self::LatentWrite { .. } | Self::RmsNorm => lanes(tuning.lanes_row),
             Self::Queries(variant) => {
                 let mut constants = lanes(tuning.lanes_query);
                 constants.push(("ROWS", f64::from(variant.rows)));
@@ -325,7 +379,7 @@ pub(super) struct Pipelines {
     compiled: HashMap<Kernel, Pipeline>,
 }
 
-/// A module and its layouts, shared by the variants of a shader that decode the same.
+/// A module and its layouts, shared by the variants of a shader that read the same formats.
 struct Module {
     module: wgpu::ShaderModule,
     bindings: wgpu::BindGroupLayout,
@@ -340,14 +394,8 @@ impl Pipelines {
         for kernel in Kernel::all(tuning) {
             let shader = kernel.shader(tuning);
             let module = modules
-                .entry((kernel.layout(), kernel.codes()))
-                .or_insert_with(|| {
-                    module(
-                        device,
-                        &shader,
-                        kernel.codes().map(|codes| (codes, tuning.halves)),
-                    )
-                });
+                .entry((kernel.layout(), kernel.codes(), kernel.cached()))
+                .or_insert_with(|| module(device, &shader, &kernel.format_sources(tuning)));
             let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(shader.label),
                 layout: Some(&module.layout),
@@ -376,17 +424,9 @@ impl Pipelines {
     }
 }
 
-/// A module; of one that decodes codes, which ones, and whether by way of f16.
-fn module(device: &wgpu::Device, shader: &Shader, codes: Option<(Codes, bool)>) -> Module {
-    let decoding = codes.into_iter().flat_map(|(codes, halves)| {
-        let small_floats = match halves {
-            true => include_str!("../../shaders/shared/codes_half.wgsl"),
-            false => include_str!("../../shaders/shared/codes_float.wgsl"),
-        };
-        [codes.source(), small_floats]
-    });
-    let parts = shader.sources.iter().copied().chain(decoding);
-    let source = parts.collect::<Vec<_>>().join("\n");
+/// A module, with the parts of its source that depend on formats.
+fn module(device: &wgpu::Device, shader: &Shader, formats: &[&str]) -> Module {
+    let source = [shader.sources, formats].concat().join("\n");
     let descriptor = wgpu::ShaderModuleDescriptor {
         label: Some(shader.label),
         source: wgpu::ShaderSource::Wgsl(source.into()),
