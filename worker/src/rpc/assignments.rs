@@ -163,7 +163,8 @@ impl Assignments {
         if let Some(old) = running.remove(&replica.id) {
             self.end(old).await;
         }
-        tracing::info!(%fence, stages = replica.stages.len(), "assigned");
+        let (stages, kv) = (replica.stages.len(), replica.kv);
+        tracing::info!(%fence, stages, kv_blocks = kv.blocks, kv_format = %kv.format, "assigned");
         match self.start(replica, peers) {
             Ok(started) => {
                 running.insert(fence.replica, started);
