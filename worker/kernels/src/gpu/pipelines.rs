@@ -388,7 +388,11 @@ struct Module {
 
 impl Pipelines {
     /// Compiles every kernel. What the driver refuses is reported to the device's error handler.
-    pub(super) fn compile(device: &wgpu::Device, tuning: &Tuning) -> Self {
+    pub(super) fn compile(
+        device: &wgpu::Device,
+        tuning: &Tuning,
+        cache: Option<&wgpu::PipelineCache>,
+    ) -> Self {
         let mut modules = HashMap::new();
         let mut compiled = HashMap::new();
         for kernel in Kernel::all(tuning) {
@@ -405,7 +409,7 @@ impl Pipelines {
                     constants: &kernel.constants(tuning),
                     zero_initialize_workgroup_memory: false,
                 },
-                cache: None,
+                cache,
             });
             let pipeline = Pipeline {
                 pipeline,
