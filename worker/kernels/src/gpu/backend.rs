@@ -15,14 +15,16 @@ use super::staging::Staging;
 use super::tuning::Tuning;
 use super::{direct, ops, staging};
 use crate::ops::{
-    Adjust, Attention, Backend, Combine, DeviceInfo, Embed, Experts, GateUp, LatentWrite, Linear, OpError,
-    Queries, ReadRange, RmsNorm, RotateQkv, Route, Sample, Values,
+    Adjust, Attention, Backend, Combine, DeviceBuffer, DeviceInfo, Embed, Experts, GateUp, LatentWrite,
+    Linear, OpError, Queries, ReadRange, RmsNorm, RotateQkv, Route, Sample, Values,
 };
 
 /// Most workgroups in one dimension: what every Vulkan device has.
 pub(super) const MAX_WORKGROUPS: u32 = 65_535;
 /// Longest wait for staging memory that the device is still copying from.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Rows that there is room for the factors of from the first on.
+const LEAST_FACTORS: u32 = 1 << 14;
 /// Most commands before they are submitted of themselves: the device works while the host records.
 const MAX_RECORDED: usize = 512;
 
@@ -44,6 +46,8 @@ pub struct GpuBackend {
     /// Submissions that copy from staging memory, oldest first.
     copying: VecDeque<wgpu::SubmissionIndex>,
     readback: Readback,
+    /// What rows are multiplied with before they are rounded to f16, of the op that is recorded.
+    row_factors: Option<GpuBuffer>,
 }
 
 impl GpuBackend {
@@ -52,7 +56,7 @@ impl GpuBackend {
         let halves = may_use_halves && halves::are_exact(&open.device, &open.queue);
         let decoding = if halves { "by way of f16" } else { "bit by bit" };
         tracing::info!(adapter = open.info.name, decoding, "weights are decoded");
-        let tuning = Tuning::new(open.class, halves);
+        let tuning = Tuning::new(open.class, halves, open.given);
         let pipelines = Pipelines::compile(&open.device, &tuning);
         open.faults.check(&open.info.name)?;
         Ok(Self {
@@ -70,6 +74,7 @@ impl GpuBackend {
             staging: Staging::new(),
             copying: VecDeque::new(),
             readback: Readback::default(),
+            row_factors: None,
         })
     }
 
@@ -131,6 +136,29 @@ impl GpuBackend {
             self.flush()?;
         }
         Ok(())
+    }
+
+    /// Room for the factors of so many rows: a few bytes a row, the same memory for all ops.
+    pub(super) fn row_factors(&mut self, rows: u32) -> Result<GpuBuffer, OpError> {
+        let needed = u64::from(rows.max(LEAST_FACTORS).next_power_of_two()) * 4;
+        if let Some(buffer) = self
+            .row_factors
+            .as_ref()
+            .filter(|buffer| buffer.bytes() >= needed)
+        {
+            return Ok(buffer.clone());
+        }
+        let label = "factors of rows";
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: needed,
+            usage: USAGE,
+            mapped_at_creation: false,
+        });
+        self.made(label, needed)?;
+        let buffer = self.account.add_own(buffer);
+        self.row_factors = Some(buffer.clone());
+        Ok(buffer)
     }
 
     /// Submits what was recorded.

@@ -11,15 +11,18 @@
 mod adapter;
 mod backend;
 mod bindings;
+mod choice;
 mod commands;
 mod device;
 mod direct;
 mod faults;
 mod halves;
+mod matrices;
 mod memory;
 mod ops;
 mod pipelines;
 mod readback;
+mod rounding;
 mod staging;
 mod tuning;
 
@@ -27,12 +30,13 @@ pub use adapter::GPU_MEMORY_PERCENT;
 pub use backend::GpuBackend;
 pub use memory::GpuBuffer;
 
+use choice::Asked;
 use serde::Deserialize;
 
 use crate::ops::OpError;
 
 /// Version of the shaders, part of the device kind: raised whenever a change may change a bit of a result (DET-1).
-pub const KERNEL_SET: u32 = 5;
+pub const KERNEL_SET: u32 = 6;
 
 /// One device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -42,21 +46,51 @@ pub struct DeviceConfig {
     pub adapter: Option<String>,
     /// Bytes that may be used; absent: what the adapter is known or estimated to have.
     pub memory_bytes: Option<u64>,
+    /// Whether given rows may be rounded to f16 and computed by cooperative matrices; absent: where the adapter has them.
+    pub cooperative_matrix: Option<bool>,
 }
 
 /// Opens the adapter that the configuration names, or the best one, and compiles all pipelines.
 ///
 /// Fails when no adapter matches, with the names of those there are, and when there is none at all.
 pub fn open(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
-    GpuBackend::new(device::open(config, None)?, true)
+    choice::open(config, &Asked::default())
 }
 
 /// As [`open`], but an emulated GPU gets the kernels of real ones: so that they can be tested where there is none.
 pub fn open_with_gpu_kernels(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
-    GpuBackend::new(device::open(config, Some(device::Class::Gpu))?, true)
+    let class = Some(device::Class::Gpu);
+    choice::open(
+        config,
+        &Asked {
+            class,
+            ..Asked::default()
+        },
+    )
+}
+
+/// As [`open_with_gpu_kernels`], but given rows are computed as with cooperative matrices, by plain arithmetic: so that all
+/// but these can be tested where there are none.
+pub fn open_with_given_rows_in_f16(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
+    let class = Some(device::Class::Gpu);
+    let given = Some(matrices::Given::Halves);
+    choice::open(
+        config,
+        &Asked {
+            class,
+            given,
+            ..Asked::default()
+        },
+    )
 }
 
 /// As [`open`], but weights are decoded as on devices whose conversion of f16 is not exact.
 pub fn open_without_halves(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
-    GpuBackend::new(device::open(config, None)?, false)
+    choice::open(
+        config,
+        &Asked {
+            without_halves: true,
+            ..Asked::default()
+        },
+    )
 }

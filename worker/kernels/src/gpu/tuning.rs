@@ -3,6 +3,7 @@
 use tramontane_model::footprint::{LEAST_ATTENTION_SPLIT, LEAST_PAIR_TILE, MOST_TILE_HEADS};
 
 use super::device::Class;
+use super::matrices::Given;
 use crate::ops::{COLS_ALIGN, FP8_BLOCK, WeightFormat};
 
 /// Sizes that depend on the class of the device.
@@ -37,6 +38,8 @@ pub(super) struct Tuning {
     pub(super) most_rounds: Option<u32>,
     /// Codes of weights are decoded by way of f16.
     pub(super) halves: bool,
+    /// What computes given rows with matrices.
+    pub(super) given: Given,
     /// Subgroups have 8 lanes and a load costs as much as many sums: lanes read activations together.
     pub(super) shares_loads: bool,
 }
@@ -79,6 +82,7 @@ impl Tuning {
         lanes_sample: &[256],
         most_rounds: None,
         halves: true,
+        given: Given::Tiled,
         shares_loads: false,
     };
     /// An emulated GPU: its barriers are dear, a vector holds neighbouring outputs, and a load costs as much as many sums:
@@ -99,6 +103,7 @@ impl Tuning {
         // llvmpipe: LP_MAX_TGSI_LOOP_ITERATIONS.
         most_rounds: Some(65_535),
         halves: true,
+        given: Given::AsGenerated,
         shares_loads: false,
     };
     const CPU_SHARING_LOADS: Self = Self {
@@ -107,14 +112,26 @@ impl Tuning {
         ..Self::CPU
     };
 
-    /// Sizes for a class, on a device whose conversion of f16 is exact or not.
-    pub(super) fn new(class: Class, halves: bool) -> Self {
-        let of_class = match class {
+    const fn of(class: Class) -> Self {
+        match class {
             Class::Gpu => Self::GPU,
             Class::Emulated => Self::CPU,
             Class::EmulatedSharingLoads => Self::CPU_SHARING_LOADS,
-        };
-        Self { halves, ..of_class }
+        }
+    }
+
+    /// Sizes for a class, on a device whose conversion of f16 is exact or not, with this for given rows.
+    pub(super) fn new(class: Class, halves: bool, given: Given) -> Self {
+        Self {
+            halves,
+            given,
+            ..Self::of(class)
+        }
+    }
+
+    /// What computes given rows on devices of a class, where they have no cooperative matrices.
+    pub(super) fn given(class: Class) -> Given {
+        Self::of(class).given
     }
 
     /// Rows of a tile where there are so many: the tallest tile that is at least half full, or 1.
