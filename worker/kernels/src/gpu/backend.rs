@@ -56,7 +56,10 @@ impl GpuBackend {
         let halves = may_use_halves && halves::are_exact(&open.device, &open.queue);
         let decoding = if halves { "by way of f16" } else { "bit by bit" };
         tracing::info!(adapter = open.info.name, decoding, "weights are decoded");
-        let tuning = Tuning::new(open.class, halves, open.given);
+        let tuning = match Tuning::new(open.class, halves, open.given) {
+            tuning if open.info.is_cpu => tuning.on_processor(),
+            tuning => tuning,
+        };
         let pipelines = Pipelines::compile(&open.device, &tuning);
         open.faults.check(&open.info.name)?;
         Ok(Self {
@@ -100,6 +103,11 @@ impl GpuBackend {
 
     pub(super) fn tuning(&self) -> &Tuning {
         &self.tuning
+    }
+
+    /// Large tiles of given rows are of the most rows from now on, or of the fewest: for trials.
+    pub(super) fn set_enough_tiles(&mut self, tiles: u32) -> u32 {
+        std::mem::replace(&mut self.tuning.enough_tiles, tiles)
     }
 
     /// Records a dispatch that binds the buffers whole, in the order of the kernel's bindings.

@@ -90,3 +90,40 @@ fn checked(opened: Result<GpuBackend, OpError>) -> Result<GpuBackend, String> {
     rounding::check(&mut backend)?;
     Ok(backend)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{open, open_with_gpu_kernels};
+
+    #[test]
+    fn why_given_rows_have_no_cooperative_matrices_is_said() {
+        let adapter = adapter::choose(None).expect("an adapter");
+        let refused = DeviceConfig {
+            cooperative_matrix: Some(false),
+            ..DeviceConfig::default()
+        };
+        let reason = |config, class| refusal(&adapter, config, class);
+        assert_eq!(
+            reason(&refused, Class::Gpu).expect("refused"),
+            "the configuration says cooperative_matrix = false"
+        );
+        let emulated = reason(&DeviceConfig::default(), Class::Emulated).expect("refused");
+        assert_eq!(emulated, "the adapter is a processor that emulates a GPU");
+        let backend = open_with_gpu_kernels(&refused).expect("a device");
+        let kind = &backend.info().kind;
+        assert!(kind.ends_with("given rows tiled"), "{kind}");
+        if adapter.get_info().device_type != wgpu::DeviceType::Cpu {
+            return;
+        }
+        let lacking =
+            reason(&DeviceConfig::default(), Class::Gpu).expect("no adapter of a processor has any");
+        assert!(lacking.starts_with("the adapter lacks"), "{lacking}");
+        let kind = open(&DeviceConfig::default())
+            .expect("a device")
+            .info()
+            .kind
+            .clone();
+        assert!(kind.ends_with("given rows as generated ones"), "{kind}");
+    }
+}

@@ -190,12 +190,6 @@ impl Tiled {
     }
 }
 
-/// The rows of a tile where there are so many, or so many of an expert in the mean. Sums are the same in all tiles.
-pub(super) fn tiled_rows(rows: u32) -> u32 {
-    let fitting = TILED_ROWS.into_iter().find(|&tile| rows <= tile);
-    fitting.unwrap_or(TILED_ROWS[TILED_ROWS.len() - 1])
-}
-
 #[cfg(test)]
 mod tests {
     use wgpu::naga::back::{PipelineConstants, pipeline_constants, spv};

@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::backend::GpuBackend;
 use crate::ops::{
     Backend, Linear, Matrix, MatrixPart, OpError, PART_ALIGN, ReadRange, Rows, Scales, WeightFormat,
 };
@@ -18,8 +19,9 @@ const ROWS: u32 = 70;
 const OUTPUTS: u32 = 150;
 /// Three blocks of FP8, the last one of them cut, and an odd number of chunks.
 const COLS: u32 = 304;
-/// Rows that are computed again among others: a lone one, some that fill one tile of the smallest, and the end.
-const AGAIN: [(u32, u32); 3] = [(3, 1), (5, 32), (37, 33)];
+/// Rows that are computed again among others, and how many tiles must be there for large ones: a lone row, the end, and all in
+/// small tiles.
+const AGAIN: [(u32, u32, u32); 3] = [(3, 1, 0), (37, 33, 0), (0, ROWS, u32::MAX)];
 /// What a result may differ by, in parts of the sum of the terms' magnitudes: rows are rounded by 2^-11 at most, sums by less.
 const BOUND: f64 = 1.0 / 1024.0;
 
@@ -134,7 +136,15 @@ fn rows() -> Vec<f32> {
 }
 
 /// Says what is wrong with a device, if anything is.
-pub(super) fn check<D: Backend>(device: &mut D) -> Result<(), String> {
+pub(super) fn check(device: &mut GpuBackend) -> Result<(), String> {
+    // Tiles are large wherever there are rows for them, then small ones as well.
+    let enough = device.set_enough_tiles(0);
+    let result = check_tiles(device);
+    device.set_enough_tiles(enough);
+    result
+}
+
+fn check_tiles(device: &mut GpuBackend) -> Result<(), String> {
     let rows = rows();
     let magnitudes: Vec<f32> = rows.iter().map(|value| value.abs()).collect();
     let failed = |error: OpError| error.to_string();
@@ -148,9 +158,11 @@ pub(super) fn check<D: Backend>(device: &mut D) -> Result<(), String> {
             .times(&mut twin, &magnitudes)
             .map_err(failed)?;
         compare(format, &found, &expected, &sizes)?;
-        for (first, count) in AGAIN {
+        for (first, count, enough) in AGAIN {
+            device.set_enough_tiles(enough);
             let of = |width: u32| (first * width) as usize..((first + count) * width) as usize;
             let again = weights.times(device, &rows[of(COLS)]).map_err(failed)?;
+            device.set_enough_tiles(0);
             let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
             if !again.iter().zip(&found[of(OUTPUTS)]).all(same) {
                 return Err(format!(

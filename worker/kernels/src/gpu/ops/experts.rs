@@ -46,7 +46,7 @@ fn record_share(
     experts: u32,
 ) -> Result<(), OpError> {
     let (bank, layout, pairs) = (op.bank, op.bank.layout(), rows.times(op.top_k));
-    let tile_rows = pairs.pair_rows(backend.tuning(), experts);
+    let tile_rows = pairs.pair_rows(backend.tuning(), experts, layout.dim.min(2 * layout.hidden));
     let group = GroupParams {
         pairs: pairs.rows,
         first_pair: pairs.first,

@@ -95,7 +95,7 @@ fn factors(
 pub(in crate::gpu) fn linear(backend: &mut GpuBackend, op: &Linear<'_, GpuBuffer>) -> Result<(), OpError> {
     op.check()?;
     for share in shares(backend.tuning(), op.rows) {
-        let way = share.plain(backend.tuning(), op.weight.format());
+        let way = share.plain(backend.tuning(), op.weight.format(), op.weight.rows());
         let factors = factors(backend, way, op.input, op.weight.cols(), share)?;
         linear_share(backend, op, (share, way), &factors)?;
     }
@@ -144,7 +144,7 @@ fn linear_share(
 pub(in crate::gpu) fn gate_up(backend: &mut GpuBackend, op: &GateUp<'_, GpuBuffer>) -> Result<(), OpError> {
     op.check()?;
     for share in shares(backend.tuning(), op.rows) {
-        let way = share.plain(backend.tuning(), op.w1.format());
+        let way = share.plain(backend.tuning(), op.w1.format(), 2 * op.w1.rows());
         let factors = factors(backend, way, op.input, op.w1.cols(), share)?;
         gate_up_share(backend, op, (share, way), &factors)?;
     }
@@ -203,7 +203,7 @@ fn gate_up_share(
 pub(in crate::gpu) fn values(backend: &mut GpuBackend, op: &Values<'_, GpuBuffer>) -> Result<(), OpError> {
     op.check()?;
     for share in shares(backend.tuning(), op.rows) {
-        let way = share.plain(backend.tuning(), op.wkv_b.format());
+        let way = share.plain(backend.tuning(), op.wkv_b.format(), op.dims.heads * op.dims.v);
         let cols = op.dims.heads * op.dims.latent;
         let factors = factors(backend, way, op.input, cols, share)?;
         values_share(backend, op, (share, way), &factors)?;

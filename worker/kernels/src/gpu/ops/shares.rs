@@ -1,6 +1,6 @@
 //! The rows of a call by role, and the kernels of each: given rows may have others than generated ones (DET-1).
 
-use crate::gpu::matrices::{Codes, Sums, TILED_ALIGN, TILED_WIDTH, Tiled, Variant, tiled_rows};
+use crate::gpu::matrices::{Codes, Sums, TILED_ALIGN, TILED_WIDTH, Tiled, Variant};
 use crate::gpu::pipelines::Kernel;
 use crate::gpu::tuning::Tuning;
 use crate::ops::{Rows, WeightFormat};
@@ -43,14 +43,14 @@ impl Share {
         }
     }
 
-    /// The kernels for weights of a format.
-    pub(super) fn plain(self, tuning: &Tuning, format: WeightFormat) -> Way {
+    /// The kernels for weights of a format, so many rows of them in all.
+    pub(super) fn plain(self, tuning: &Tuning, format: WeightFormat, weights: u32) -> Way {
         let codes = Codes::of(format);
         match self.sums(tuning, codes) {
             Some(sums) => Way::Tiled(Tiled {
                 codes,
                 sums,
-                rows: tiled_rows(self.rows),
+                rows: tuning.tiled_rows(self.rows, weights.div_ceil(TILED_WIDTH)),
             }),
             None => Way::Lanes(Variant {
                 codes,
@@ -60,10 +60,13 @@ impl Share {
         }
     }
 
-    /// Pairs of a tile, where they are spread over so many experts.
-    pub(super) fn pair_rows(self, tuning: &Tuning, experts: u32) -> u32 {
+    /// Pairs of a tile, where they are spread over so many experts whose smaller matrix has so many rows.
+    pub(super) fn pair_rows(self, tuning: &Tuning, experts: u32, weights: u32) -> u32 {
         match self.is_given {
-            true => tiled_rows(self.rows / experts.max(1)),
+            true => {
+                let beside = experts.saturating_mul(weights.div_ceil(TILED_WIDTH));
+                tuning.tiled_rows(self.rows / experts.max(1), beside)
+            }
             false => tuning.pair_rows(self.rows, experts),
         }
     }
