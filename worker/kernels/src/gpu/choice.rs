@@ -103,7 +103,7 @@ mod tests {
             cooperative_matrix: Some(false),
             ..DeviceConfig::default()
         };
-        let reason = |config, class| refusal(&adapter, config, class);
+        let reason = |config: &DeviceConfig, class| refusal(&adapter, config, class);
         assert_eq!(
             reason(&refused, Class::Gpu).expect("refused"),
             "the configuration says cooperative_matrix = false"
