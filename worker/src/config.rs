@@ -234,7 +234,7 @@ mod tests {
         join_token_file = "token"
         rpc.listen = "127.0.0.1:0"
         model.dir = "models/mini"
-        devices = [{ memory_bytes = 1000000 }, { adapter = "llvmpipe" }]
+        devices = [{ memory_bytes = 1000000 }, { adapter = "llvmpipe", cooperative_matrix = false }]
     "#;
 
     fn read(text: &str) -> Result<WorkerConfig, ConfigError> {
@@ -250,6 +250,10 @@ mod tests {
         let config = read(GOOD).expect("valid");
         assert_eq!(config.name.as_str(), "w1");
         assert_eq!(config.devices.len(), 2);
+        let cooperative: Vec<_> = (config.devices.iter())
+            .map(|device| device.cooperative_matrix)
+            .collect();
+        assert_eq!(cooperative, [None, Some(false)]);
         assert_eq!(config.join_token, b"0123456789abcdef");
     }
 
@@ -261,7 +265,7 @@ mod tests {
             .replace("127.0.0.1:0", "0.0.0.0:7000")
             .replace("\"token\"", "\"nowhere\"")
             .replace(
-                "devices = [{ memory_bytes = 1000000 }, { adapter = \"llvmpipe\" }]",
+                "devices = [{ memory_bytes = 1000000 }, { adapter = \"llvmpipe\", cooperative_matrix = false }]",
                 "",
             )
             + "device_timeout_ms = 10\n[[devices]]\nmemory_bytes = 0\n";

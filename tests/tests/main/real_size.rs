@@ -139,8 +139,8 @@ async fn soak_a_layer_and_the_head_of_large_3_give_what_their_twins_give() {
         assert_eq!(made.code, Some(0), "{}", made.stderr);
         let (prompt, more) = ([1, 5000, 77_777, 130_000, 2048], [99_999, 31]);
         let device = DeviceConfig {
-            adapter: None,
             memory_bytes: Some(MEMORY),
+            ..DeviceConfig::default()
         };
         let backend = gpu::open(&device).expect("a Vulkan adapter");
         let found = answers(backend, dir.path(), &prompt, &more);

@@ -1,14 +1,16 @@
 // group_experts: sorts pairs (row, choice) by local expert, and cuts them in tiles. plan = where each local expert's pairs
-// start and where the last one's end; the number of tiles; the pairs; of each tile its expert and its first pair. One
-// workgroup: counts, adds up, scatters. The order within an expert is arbitrary: what is computed of a pair does not
-// depend on the pairs beside it.
+// start and where the last one's end; the number of tiles; the pairs; of each tile its expert and the place of its first
+// pair. One workgroup: counts, adds up, scatters. The order within an expert is arbitrary: what is computed of a pair does
+// not depend on the pairs beside it.
 // Twin: src/reference/experts.rs
 override LANES: u32 = 32;
 @group(0) @binding(0) var<storage, read> ids: array<u32>;
 @group(0) @binding(1) var<storage, read_write> plan: array<u32>;
 
 struct Params {
+    // Pairs to sort, and the first of them.
     pairs: u32,
+    first_pair: u32,
     first: u32,
     experts: u32,
     // Most pairs of a tile; 1: pairs are not cut in tiles.
@@ -23,7 +25,7 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         atomicStore(&cursors[expert], 0u);
     }
     workgroupBarrier();
-    for (var pair = lane; pair < p.pairs; pair += LANES) {
+    for (var pair = p.first_pair + lane; pair < p.first_pair + p.pairs; pair += LANES) {
         let expert = ids[pair] - p.first;
         if (expert < p.experts) {
             atomicAdd(&cursors[expert], 1u);
@@ -51,7 +53,7 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         plan[p.experts + 1u] = tile;
     }
     workgroupBarrier();
-    for (var pair = lane; pair < p.pairs; pair += LANES) {
+    for (var pair = p.first_pair + lane; pair < p.first_pair + p.pairs; pair += LANES) {
         let expert = ids[pair] - p.first;
         if (expert < p.experts) {
             plan[p.experts + 2u + atomicAdd(&cursors[expert], 1u)] = pair;

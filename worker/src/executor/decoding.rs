@@ -14,8 +14,8 @@ use tramontane_kernels::ops::{
 use tramontane_kernels::reference::{bf16, e2m1, e4m3};
 
 const COLS: usize = COLS_ALIGN as usize;
-/// Rows of activations: kernels for one and for several are not the same.
-const TILES: [usize; 2] = [1, 4];
+/// Rows of activations: kernels for one and for several are not the same, nor are those of the two roles.
+const TILES: [Rows; 4] = [Rows::new(1, 0), Rows::new(4, 0), Rows::new(0, 1), Rows::new(0, 4)];
 /// The multiplier where a format has one: no power of two, so that its every bit counts.
 const MULTIPLIER: f32 = 0.1;
 
@@ -116,7 +116,8 @@ impl Codes {
     fn check<D: Backend>(&self, backend: &mut D, deadline: Instant) -> Result<(), OpError> {
         let matrix = self.matrix(backend)?;
         let mut outputs = Vec::new();
-        for tile in TILES {
+        for rows in TILES {
+            let tile = rows.total() as usize;
             for first in (0..COLS).step_by(tile) {
                 // Each row of activations has a one in the column that it asks for.
                 let mut ones = vec![0.0_f32; tile * COLS];
@@ -130,7 +131,7 @@ impl Codes {
                     weight: &matrix,
                     output: &output,
                     add: false,
-                    rows: Rows::new(0, tile as u32),
+                    rows,
                 };
                 backend.linear(&op)?;
                 let range = ReadRange {
@@ -181,8 +182,8 @@ mod tests {
 
     fn device() -> DeviceConfig {
         DeviceConfig {
-            adapter: None,
             memory_bytes: Some(64 << 20),
+            ..DeviceConfig::default()
         }
     }
 
@@ -191,7 +192,12 @@ mod tests {
         let mut twin = CpuBackend::new(64 << 20, 64 << 20);
         check(&mut twin, WeightFormat::ALL, deadline()).expect("the twins");
         assert_eq!(twin.held_bytes(), 0, "nothing is kept");
-        for open in [gpu::open, gpu::open_with_gpu_kernels, gpu::open_without_halves] {
+        for open in [
+            gpu::open,
+            gpu::open_with_gpu_kernels,
+            gpu::open_with_given_rows_in_f16,
+            gpu::open_without_halves,
+        ] {
             let mut device = open(&device()).expect("a Vulkan adapter");
             check(&mut device, WeightFormat::ALL, deadline()).expect("the shaders");
             assert_eq!(device.held_bytes(), 0, "nothing is kept");

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tramontane_kernels::gpu::DeviceConfig;
 use tramontane_kernels::gpu::{self, GpuBackend};
+use tramontane_kernels::ops::OpError;
 use tramontane_model::ids::{DeviceRef, Origin, SequenceId, StepId};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch};
@@ -42,11 +43,20 @@ pub(crate) fn executor() -> Executor<GpuBackend> {
 
 /// A checkpoint on one device.
 pub(crate) fn executor_of(dir: &Path, stages: &[StagePlan<'_>]) -> Executor<GpuBackend> {
+    executor_on(gpu::open, dir, stages)
+}
+
+/// The same, on a device that is opened so.
+fn executor_on(
+    open: fn(&DeviceConfig) -> Result<GpuBackend, OpError>,
+    dir: &Path,
+    stages: &[StagePlan<'_>],
+) -> Executor<GpuBackend> {
     let config = DeviceConfig {
-        adapter: None,
         memory_bytes: Some(1 << 30),
+        ..DeviceConfig::default()
     };
-    let backend = gpu::open(&config).expect("a Vulkan adapter");
+    let backend = open(&config).expect("a Vulkan adapter");
     let model = ModelFiles::open(dir).expect("the model");
     let replica = replica(1, stages);
     let slices = DeviceSlices::of(&replica, &replica.stages[0].owner, &model.spec).expect("slices");
@@ -120,6 +130,14 @@ fn a_sequence_has_the_same_bits_alone_in_a_batch_and_in_chunks() {
 fn a_sequence_of_a_dense_model_has_the_same_bits_alone_in_a_batch_and_in_chunks() {
     let dir = repository().join("tests/fixtures/micro-ministral");
     has_the_same_bits(executor_of(&dir, &[(0, 3, "w1/0", &[])]));
+}
+
+#[test]
+fn a_sequence_has_the_same_bits_where_given_rows_have_kernels_of_their_own() {
+    let dir = repository().join("cli/assets/mini-large-3");
+    for open in [gpu::open_with_gpu_kernels, gpu::open_with_given_rows_in_f16] {
+        has_the_same_bits(executor_on(open, &dir, &[(0, 6, "w1/0", &[(16, "w1/0")])]));
+    }
 }
 
 fn has_the_same_bits(mut executor: Executor<GpuBackend>) {

@@ -378,8 +378,8 @@ fn worker_config(model_dir: &Path, name: &str, devices: usize, coordinator: Sock
         model_sources: Vec::new(),
         devices: vec![
             DeviceConfig {
-                adapter: None,
-                memory_bytes: Some(1 << 30)
+                memory_bytes: Some(1 << 30),
+                ..DeviceConfig::default()
             };
             devices
         ],

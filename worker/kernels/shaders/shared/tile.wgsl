@@ -7,50 +7,11 @@
 // Plain rows: workgroup x = tile of ROWS rows. Grouped rows (routed experts): the plan (group_experts.wgsl) holds pairs by
 // expert; workgroup x = one pair, or a tile of up to ROWS pairs of one expert.
 // Activations come through rows_direct.wgsl or rows_subgroup.wgsl, weights through weights.wgsl.
-// Needs of the including shader: plan, ids. Twin: src/reference/linear.rs
+// Needs of the including shader: plan, ids, matrix_params.wgsl. Twin: src/reference/linear.rs
 override ROWS: u32 = 4;
 override LANES_K: u32 = 1;
 override LANES_N: u32 = 32;
 override GROUPED: bool = false;
-
-struct Params {
-    rows: u32,
-    // Columns / 16, and how many of them a lane takes in turn, with one word of scales.
-    chunks: u32,
-    run: u32,
-    // Input: 4-word units from row to row, from group to group (heads; workgroup z), and to the first group.
-    in_stride: u32,
-    in_group: u32,
-    in_first: u32,
-    // Weight rows, and outputs, from group to group.
-    weight_group: u32,
-    out_group: u32,
-    out_stride: u32,
-    out_first: u32,
-    // Outputs per group in this dispatch, and the row of the whole matrix that the first of them is.
-    count: u32,
-    first: u32,
-    // Chunks to the first weight row, words to the scales; of both matrices where there are two.
-    weight: u32,
-    scale: u32,
-    weight2: u32,
-    scale2: u32,
-    // FP8: scales to those of the next 128 rows, and of the next 128 columns; 0 where one scale is for all.
-    scale_stride: u32,
-    scale_step: u32,
-    // 1: add to the output.
-    add: u32,
-    // Grouped: chunks, and words, from expert to expert; the bank's first expert; the part's experts; the bank's size.
-    record: u32,
-    record_words: u32,
-    bank_first: u32,
-    part_first: u32,
-    part_end: u32,
-    experts: u32,
-    // Input row of a pair: pair / pairs_per_row.
-    pairs_per_row: u32,
-}
-var<immediate> p: Params;
 
 struct Tile {
     count: u32,

@@ -1,6 +1,7 @@
 // bfloat16, without scales: shared/weights.wgsl.
 const SCALE_PER_ROW = false;
 const HAS_MATRIX_SCALE = false;
+const CODE_UNIT = 1.0;
 alias Quads = vec2<u32>;
 
 struct Chunk {

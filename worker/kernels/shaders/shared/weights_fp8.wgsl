@@ -1,6 +1,7 @@
 // e4m3 with an f32 multiplier per 128 x 128 block, or with one for all (strides of 0): shared/weights.wgsl.
 const SCALE_PER_ROW = false;
 const HAS_MATRIX_SCALE = false;
+const CODE_UNIT = E4M3_UNIT;
 alias Chunk = Words;
 alias Quads = u32;
 

@@ -1,6 +1,7 @@
 // NVFP4: e2m1 with an e4m3 scale per 16 columns and an f32 multiplier for all, which comes first: shared/weights.wgsl.
 const SCALE_PER_ROW = true;
 const HAS_MATRIX_SCALE = true;
+const CODE_UNIT = E2M1_UNIT;
 // Bytes before the scales.
 const SCALES_START = 16u;
 alias Chunk = HalfWords;

@@ -16,14 +16,16 @@ use super::staging::Staging;
 use super::tuning::Tuning;
 use super::{direct, ops, staging};
 use crate::ops::{
-    Adjust, Attention, Backend, Combine, DeviceInfo, Embed, Experts, GateUp, LatentWrite, Linear, OpError,
-    Queries, ReadRange, RmsNorm, RotateQkv, Route, Sample, Values,
+    Adjust, Attention, Backend, Combine, DeviceBuffer, DeviceInfo, Embed, Experts, GateUp, LatentWrite,
+    Linear, OpError, Queries, ReadRange, RmsNorm, RotateQkv, Route, Sample, Values,
 };
 
 /// Most workgroups in one dimension: what every Vulkan device has.
 pub(super) const MAX_WORKGROUPS: u32 = 65_535;
 /// Longest wait for staging memory that the device is still copying from.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Rows that there is room for the factors of from the first on.
+const LEAST_FACTORS: u32 = 1 << 14;
 /// Most commands before they are submitted of themselves: the device works while the host records.
 const MAX_RECORDED: usize = 512;
 
@@ -45,6 +47,8 @@ pub struct GpuBackend {
     /// Submissions that copy from staging memory, oldest first.
     copying: VecDeque<wgpu::SubmissionIndex>,
     readback: Readback,
+    /// What rows are multiplied with before they are rounded to f16, of the op that is recorded.
+    row_factors: Option<GpuBuffer>,
 }
 
 impl GpuBackend {
@@ -53,7 +57,10 @@ impl GpuBackend {
         let halves = may_use_halves && halves::are_exact(&open.device, &open.queue);
         let decoding = if halves { "by way of f16" } else { "bit by bit" };
         tracing::info!(adapter = open.info.name, decoding, "weights are decoded");
-        let tuning = Tuning::new(open.class, halves);
+        let tuning = match Tuning::new(open.class, halves, open.given) {
+            tuning if open.info.is_cpu => tuning.on_processor(),
+            tuning => tuning,
+        };
         let (began, cache) = (Instant::now(), open.cache.as_ref());
         let pipelines = Pipelines::compile(&open.device, &tuning, cache.map(PipelineCache::get));
         open.faults.check(&open.info.name)?;
@@ -77,6 +84,7 @@ impl GpuBackend {
             staging: Staging::new(),
             copying: VecDeque::new(),
             readback: Readback::default(),
+            row_factors: None,
         })
     }
 
@@ -102,6 +110,11 @@ impl GpuBackend {
 
     pub(super) fn tuning(&self) -> &Tuning {
         &self.tuning
+    }
+
+    /// Large tiles of given rows are of the most rows from now on, or of the fewest: for trials.
+    pub(super) fn set_enough_tiles(&mut self, tiles: u32) -> u32 {
+        std::mem::replace(&mut self.tuning.enough_tiles, tiles)
     }
 
     /// Records a dispatch that binds the buffers whole, in the order of the kernel's bindings.
@@ -138,6 +151,29 @@ impl GpuBackend {
             self.flush()?;
         }
         Ok(())
+    }
+
+    /// Room for the factors of so many rows: a few bytes a row, the same memory for all ops.
+    pub(super) fn row_factors(&mut self, rows: u32) -> Result<GpuBuffer, OpError> {
+        let needed = u64::from(rows.max(LEAST_FACTORS).next_power_of_two()) * 4;
+        if let Some(buffer) = self
+            .row_factors
+            .as_ref()
+            .filter(|buffer| buffer.bytes() >= needed)
+        {
+            return Ok(buffer.clone());
+        }
+        let label = "factors of rows";
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: needed,
+            usage: USAGE,
+            mapped_at_creation: false,
+        });
+        self.made(label, needed)?;
+        let buffer = self.account.add_own(buffer);
+        self.row_factors = Some(buffer.clone());
+        Ok(buffer)
     }
 
     /// Submits what was recorded.

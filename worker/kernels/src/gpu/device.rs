@@ -9,6 +9,7 @@ use wgpu::{
 use super::DeviceConfig;
 use super::cache::PipelineCache;
 use super::faults::Faults;
+use super::matrices::Given;
 use super::{KERNEL_SET, adapter};
 use crate::ops::{DeviceInfo, OpError};
 
@@ -30,7 +31,7 @@ pub(super) enum Class {
 }
 
 impl Class {
-    fn of(adapter: &Adapter) -> Self {
+    pub(super) fn of(adapter: &Adapter) -> Self {
         let info = adapter.get_info();
         let has_subgroups_of_8 = (info.subgroup_min_size, info.subgroup_max_size) == (8, 8);
         match info.device_type {
@@ -72,6 +73,7 @@ pub(super) struct OpenDevice {
     /// Largest buffer that can be bound whole.
     pub(super) max_binding_bytes: u64,
     pub(super) class: Class,
+    pub(super) given: Given,
     pub(super) memory: Memory,
     /// Where its pipelines are kept, if anywhere.
     pub(super) cache: Option<PipelineCache>,
@@ -95,18 +97,17 @@ impl Memory {
     }
 }
 
-/// Opens the adapter that the configuration names, or the best one; with the kernels of `class` instead of its own.
+/// Opens an adapter for the kernels of `class`, with these for given rows.
 pub(super) fn open(
+    adapter: &Adapter,
     config: &DeviceConfig,
-    class: Option<Class>,
+    (class, given): (Class, Given),
     cache_dir: Option<&Path>,
 ) -> Result<OpenDevice, OpError> {
-    let adapter = adapter::choose(config.adapter.as_deref())?;
     let memory = config
         .memory_bytes
-        .unwrap_or_else(|| adapter::memory_bytes(&adapter));
-    let class = class.unwrap_or_else(|| Class::of(&adapter));
-    let info = describe(&adapter, class, memory);
+        .unwrap_or_else(|| adapter::memory_bytes(adapter));
+    let info = describe(adapter, class, given, memory);
     let refused = |reason: String| OpError::Refused {
         device: info.name.clone(),
         reason,
@@ -115,11 +116,22 @@ pub(super) fn open(
         return Err(refused("it has no immediates (push constants)".to_owned()));
     }
     let limits = limits(&adapter.limits());
+    let experimental_features = match given {
+        #[expect(
+            unsafe_code,
+            reason = "cooperative matrices are an experimental feature of wgpu"
+        )]
+        // SAFETY: the shaders that use it are fixed, and validated as all others are.
+        Given::Cooperative => unsafe { ExperimentalFeatures::enabled() },
+        Given::AsGenerated | Given::Tiled | Given::Halves => ExperimentalFeatures::disabled(),
+    };
     let descriptor = DeviceDescriptor {
         label: Some("tramontane"),
-        required_features: class.features() | (adapter.features() & Features::PIPELINE_CACHE),
+        required_features: class.features()
+            | given.features()
+            | (adapter.features() & Features::PIPELINE_CACHE),
         required_limits: limits.clone(),
-        experimental_features: ExperimentalFeatures::disabled(),
+        experimental_features,
         memory_hints: MemoryHints::Performance,
         trace: Trace::Off,
     };
@@ -136,6 +148,7 @@ pub(super) fn open(
         // Buffers are rounded up to multiples of 16.
         max_binding_bytes: max_binding_bytes / 16 * 16,
         class,
+        given,
         memory: Memory::of(adapter.get_info().device_type),
         cache,
     })
@@ -154,11 +167,16 @@ fn limits(offered: &Limits) -> Limits {
     }
 }
 
-fn describe(adapter: &Adapter, class: Class, memory_bytes: u64) -> DeviceInfo {
+fn describe(adapter: &Adapter, class: Class, given: Given, memory_bytes: u64) -> DeviceInfo {
     let info = adapter.get_info();
     let driver = format!("{} {}", info.driver, info.driver_info);
     DeviceInfo {
-        kind: format!("{}, {driver}, {} kernels {KERNEL_SET}", info.name, class.name()),
+        kind: format!(
+            "{}, {driver}, {} kernels {KERNEL_SET}, given rows {}",
+            info.name,
+            class.name(),
+            given.name()
+        ),
         is_cpu: info.device_type == DeviceType::Cpu,
         name: info.name,
         driver,

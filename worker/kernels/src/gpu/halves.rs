@@ -101,12 +101,17 @@ fn convert(device: &wgpu::Device, queue: &wgpu::Queue, patterns: &[u16]) -> Opti
 
 #[cfg(test)]
 mod tests {
-    use super::super::{DeviceConfig, device};
+    use super::super::{DeviceConfig, adapter, device, matrices::Given};
     use super::*;
 
     #[test]
     fn a_device_answers_for_every_code() {
-        let open = device::open(&DeviceConfig::default(), None, None).expect("an adapter");
+        let (config, adapter) = (
+            DeviceConfig::default(),
+            adapter::choose(None).expect("an adapter"),
+        );
+        let kernels = (device::Class::of(&adapter), Given::AsGenerated);
+        let open = device::open(&adapter, &config, kernels, None).expect("a device");
         let (device, queue) = (&open.device, &open.queue);
         // Finite codes of e4m3 and codes of e2m1, with both signs.
         let patterns = patterns();

@@ -27,6 +27,8 @@ struct Inner {
     buffer: wgpu::Buffer,
     /// Until the device first hears of it, if the host writes straight to it.
     fresh: Mutex<Option<Fresh>>,
+    /// What is booked for it.
+    booked: u64,
     account: Account,
 }
 
@@ -38,7 +40,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.account.held.fetch_sub(self.buffer.size(), Ordering::Relaxed);
+        self.account.held.fetch_sub(self.booked, Ordering::Relaxed);
         self.account.dropped().push(self.id);
     }
 }
@@ -86,13 +88,24 @@ impl Account {
 
     /// Books a buffer.
     pub(super) fn add(&mut self, buffer: wgpu::Buffer, fresh: Option<Fresh>) -> GpuBuffer {
-        self.held.fetch_add(buffer.size(), Ordering::Relaxed);
+        let bytes = buffer.size();
+        self.add_as(buffer, fresh, bytes)
+    }
+
+    /// A buffer of the backend's own, which counts as nothing.
+    pub(super) fn add_own(&mut self, buffer: wgpu::Buffer) -> GpuBuffer {
+        self.add_as(buffer, None, 0)
+    }
+
+    fn add_as(&mut self, buffer: wgpu::Buffer, fresh: Option<Fresh>, booked: u64) -> GpuBuffer {
+        self.held.fetch_add(booked, Ordering::Relaxed);
         self.next += 1;
         GpuBuffer {
             inner: Arc::new(Inner {
                 id: self.next,
                 buffer,
                 fresh: Mutex::new(fresh),
+                booked,
                 account: self.clone(),
             }),
         }

@@ -12,15 +12,18 @@ mod adapter;
 mod backend;
 mod bindings;
 mod cache;
+mod choice;
 mod commands;
 mod device;
 mod direct;
 mod faults;
 mod halves;
+mod matrices;
 mod memory;
 mod ops;
 mod pipelines;
 mod readback;
+mod rounding;
 mod staging;
 mod tuning;
 
@@ -30,6 +33,7 @@ pub use memory::GpuBuffer;
 
 use std::path::Path;
 
+use choice::Asked;
 use serde::Deserialize;
 
 use crate::ops::OpError;
@@ -45,6 +49,8 @@ pub struct DeviceConfig {
     pub adapter: Option<String>,
     /// Bytes that may be used; absent: what the adapter is known or estimated to have.
     pub memory_bytes: Option<u64>,
+    /// Whether given rows may be rounded to f16 and computed by cooperative matrices; absent: where the adapter has them.
+    pub cooperative_matrix: Option<bool>,
 }
 
 /// Opens the adapter that the configuration names, or the best one, and compiles all pipelines.
@@ -56,15 +62,49 @@ pub fn open(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
 
 /// As [`open`], but what the driver makes of the shaders is kept in a folder, and taken from there the next time.
 pub fn open_with_cache(config: &DeviceConfig, cache_dir: Option<&Path>) -> Result<GpuBackend, OpError> {
-    GpuBackend::new(device::open(config, None, cache_dir)?, true)
+    choice::open(
+        config,
+        &Asked {
+            cache_dir,
+            ..Asked::default()
+        },
+    )
 }
 
 /// As [`open`], but an emulated GPU gets the kernels of real ones: so that they can be tested where there is none.
 pub fn open_with_gpu_kernels(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
-    GpuBackend::new(device::open(config, Some(device::Class::Gpu), None)?, true)
+    let class = Some(device::Class::Gpu);
+    choice::open(
+        config,
+        &Asked {
+            class,
+            ..Asked::default()
+        },
+    )
+}
+
+/// As [`open_with_gpu_kernels`], but given rows are computed as with cooperative matrices, by plain arithmetic: so that all
+/// but these can be tested where there are none.
+pub fn open_with_given_rows_in_f16(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
+    let class = Some(device::Class::Gpu);
+    let given = Some(matrices::Given::Halves);
+    choice::open(
+        config,
+        &Asked {
+            class,
+            given,
+            ..Asked::default()
+        },
+    )
 }
 
 /// As [`open`], but weights are decoded as on devices whose conversion of f16 is not exact.
 pub fn open_without_halves(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
-    GpuBackend::new(device::open(config, None, None)?, false)
+    choice::open(
+        config,
+        &Asked {
+            without_halves: true,
+            ..Asked::default()
+        },
+    )
 }

@@ -1,63 +1,23 @@
 //! The kernels and their pipelines, all compiled when a device is opened.
 //!
-//! One source per op, with a part of it per weight format or format of the cache; variants by whether rows are grouped by expert, and by rows per
-//! tile. Tile sizes
-//! depend on whether the device is an emulated GPU: there a workgroup is a few vectors of neighbouring outputs, on a GPU
-//! lanes also share a sum. They are part of the device kind, as all that the shaders do.
+//! One source per op, with a part of it per format of the cache; those of kernels with matrices are put together in
+//! [`super::matrices`]. Sizes depend on the class of the device and are part of its kind, as all that the shaders do.
 
 use std::collections::HashMap;
 use std::mem::size_of;
 
 use tramontane_model::placement::KvFormat;
 
-use super::ops::{adjust, attention, elementwise, experts, matmul, norm, queries, rotate_qkv, route, sample};
+use super::matrices::{self, Codes, Sums, TILED_ROWS, Tiled, Variant};
+use super::ops::{
+    adjust, attention, elementwise, experts, matmul, norm, queries, rotate_qkv, route, row_factors, sample,
+};
 use super::tuning::{ATTENTION_BLOCKS, Tuning};
-use crate::ops::WeightFormat;
 
 /// Most buffers that a kernel binds.
 pub(super) const MAX_BINDINGS: usize = 8;
 /// Rows of a tile of queries, where there are several.
 pub(super) const QUERY_ROWS: u32 = 4;
-
-/// What a matrix kernel decodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Codes {
-    Bf16,
-    /// With a multiplier per block, or one for all.
-    Fp8,
-    Nvfp4,
-}
-
-impl Codes {
-    const ALL: [Self; 3] = [Self::Bf16, Self::Fp8, Self::Nvfp4];
-
-    pub(super) fn of(format: WeightFormat) -> Self {
-        match format {
-            WeightFormat::Bf16 => Self::Bf16,
-            WeightFormat::Fp8Block | WeightFormat::Fp8Tensor => Self::Fp8,
-            WeightFormat::Nvfp4 => Self::Nvfp4,
-        }
-    }
-
-    /// The part of a shader's source that decodes them.
-    fn source(self) -> &'static str {
-        match self {
-            Self::Bf16 => include_str!("../../shaders/shared/weights_bf16.wgsl"),
-            Self::Fp8 => include_str!("../../shaders/shared/weights_fp8.wgsl"),
-            Self::Nvfp4 => include_str!("../../shaders/shared/weights_nvfp4.wgsl"),
-        }
-    }
-}
-
-/// A variant of a matrix kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Variant {
-    pub(super) codes: Codes,
-    /// Rows are pairs (row, choice), grouped by expert.
-    pub(super) grouped: bool,
-    /// Rows of activations that a tile holds.
-    pub(super) rows: u32,
-}
 
 /// A shader in one of its variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,11 +32,13 @@ pub(super) enum Kernel {
     Combine,
     Embed,
     GateUp(Variant),
+    GateUpTiled(Tiled),
     GroupExperts,
     LatentWrite {
         cached: KvFormat,
     },
     Linear(Variant),
+    LinearTiled(Tiled),
     /// Never grouped.
     Queries(Variant),
     RmsNorm,
@@ -84,34 +46,30 @@ pub(super) enum Kernel {
         cached: KvFormat,
     },
     Route,
+    /// For cooperative matrices.
+    RowFactors,
     Sample {
         lanes: u32,
     },
 }
 
 /// What all variants of a shader have in common.
-struct Shader {
-    label: &'static str,
+pub(super) struct Shader {
+    pub(super) label: &'static str,
     /// Parts of the source, joined.
-    sources: &'static [&'static str],
+    pub(super) sources: Vec<&'static str>,
     /// Buffers read, then buffers written, in the order of their bindings.
-    reads: u32,
-    writes: u32,
-    immediate_bytes: usize,
+    pub(super) reads: u32,
+    pub(super) writes: u32,
+    pub(super) immediate_bytes: usize,
 }
 
 macro_rules! sources {
-    ($($path:literal),+) => { &[$(include_str!(concat!("../../shaders/", $path))),+] };
-}
-
-macro_rules! matrix_sources {
-    ($path:literal, $rows:literal, $loads:literal) => {
-        sources![$path, "shared/tile.wgsl", $rows, $loads, "shared/weights.wgsl"]
-    };
+    ($($path:literal),+) => { vec![$(include_str!(concat!("../../shaders/", $path))),+] };
 }
 
 impl Kernel {
-    fn all(tuning: &Tuning) -> Vec<Self> {
+    pub(super) fn all(tuning: &Tuning) -> Vec<Self> {
         let mut kernels = vec![
             Self::Adjust,
             Self::AttentionMerge,
@@ -134,6 +92,14 @@ impl Kernel {
                 kernels.extend([Self::GateUp(variant), Self::Linear(variant)]);
             }
             kernels.extend([1, QUERY_ROWS].map(|rows| Self::Queries(variant(false, rows))));
+            if let Some(sums) = tuning.given.sums(codes) {
+                let tiled = TILED_ROWS.map(|rows| Tiled { codes, sums, rows });
+                kernels.extend(tiled.map(Self::GateUpTiled));
+                kernels.extend(tiled.map(Self::LinearTiled));
+            }
+        }
+        if tuning.given.rounds_rows() {
+            kernels.push(Self::RowFactors);
         }
         kernels
     }
@@ -155,6 +121,9 @@ impl Kernel {
             Self::Adjust => 11,
             Self::RotateQkv { .. } => 12,
             Self::AttentionMerge => 13,
+            Self::GateUpTiled(_) => 14,
+            Self::LinearTiled(_) => 15,
+            Self::RowFactors => 16,
         }
     }
 
@@ -198,19 +167,12 @@ impl Kernel {
                 new("embed", sources!["embed.wgsl"], 2, 1, size)
             }
             Self::GateUp(_) => {
-                let sources = match tuning.shares_loads {
-                    true => {
-                        matrix_sources!(
-                            "gate_up.wgsl",
-                            "shared/rows_subgroup.wgsl",
-                            "shared/loads_u64.wgsl"
-                        )
-                    }
-                    false => {
-                        matrix_sources!("gate_up.wgsl", "shared/rows_direct.wgsl", "shared/loads_u32.wgsl")
-                    }
-                };
+                let sources = matrices::sources(include_str!("../../shaders/gate_up.wgsl"), tuning);
                 new("gate_up", sources, 7, 1, size_of::<matmul::Params>())
+            }
+            Self::GateUpTiled(tiled) => {
+                let sources = tiled.sources(include_str!("../../shaders/gate_up_tiled.wgsl"));
+                new("gate_up_tiled", sources, 7, 1, size_of::<matmul::Params>())
             }
             Self::GroupExperts => {
                 let size = size_of::<experts::GroupParams>();
@@ -226,19 +188,12 @@ impl Kernel {
                 new("latent_write", sources, 4, 1, size_of::<norm::LatentParams>())
             }
             Self::Linear(_) => {
-                let sources = match tuning.shares_loads {
-                    true => {
-                        matrix_sources!(
-                            "linear.wgsl",
-                            "shared/rows_subgroup.wgsl",
-                            "shared/loads_u64.wgsl"
-                        )
-                    }
-                    false => {
-                        matrix_sources!("linear.wgsl", "shared/rows_direct.wgsl", "shared/loads_u32.wgsl")
-                    }
-                };
+                let sources = matrices::sources(include_str!("../../shaders/linear.wgsl"), tuning);
                 new("linear", sources, 5, 1, size_of::<matmul::Params>())
+            }
+            Self::LinearTiled(tiled) => {
+                let sources = tiled.sources(include_str!("../../shaders/linear_tiled.wgsl"));
+                new("linear_tiled", sources, 5, 1, size_of::<matmul::Params>())
             }
             Self::Queries(_) => {
                 let sources = sources![
@@ -261,6 +216,10 @@ impl Kernel {
                 let sources = sources!["route.wgsl", "shared/reduce.wgsl"];
                 new("route", sources, 1, 2, size_of::<route::Params>())
             }
+            Self::RowFactors => {
+                let size = size_of::<row_factors::Params>();
+                new("row_factors", sources!["row_factors.wgsl"], 1, 1, size)
+            }
             Self::Sample { .. } => {
                 let sources = sources!["sample.wgsl", "shared/reduce.wgsl", "shared/philox.wgsl"];
                 new("sample", sources, 2, 1, size_of::<sample::Params>())
@@ -272,6 +231,7 @@ impl Kernel {
     fn codes(self) -> Option<Codes> {
         match self {
             Self::GateUp(variant) | Self::Linear(variant) | Self::Queries(variant) => Some(variant.codes),
+            Self::GateUpTiled(tiled) | Self::LinearTiled(tiled) => Some(tiled.codes),
             Self::Adjust
             | Self::Attention { .. }
             | Self::AttentionMerge
@@ -282,6 +242,7 @@ impl Kernel {
             | Self::RmsNorm
             | Self::RotateQkv { .. }
             | Self::Route
+            | Self::RowFactors
             | Self::Sample { .. } => None,
         }
     }
@@ -297,34 +258,55 @@ impl Kernel {
             | Self::Combine
             | Self::Embed
             | Self::GateUp(_)
+            | Self::GateUpTiled(_)
             | Self::GroupExperts
             | Self::Linear(_)
+            | Self::LinearTiled(_)
             | Self::Queries(_)
             | Self::RmsNorm
             | Self::Route
+            | Self::RowFactors
             | Self::Sample { .. } => None,
         }
     }
 
-    /// The parts of its source that depend on formats.
-    fn format_sources(self, tuning: &Tuning) -> Vec<&'static str> {
-        let mut sources = Vec::new();
-        if let Some(codes) = self.codes() {
-            sources.push(codes.source());
-            sources.push(match tuning.halves {
-                true => include_str!("../../shaders/shared/codes_half.wgsl"),
-                false => include_str!("../../shaders/shared/codes_float.wgsl"),
-            });
+    /// How sums of tiles are taken, where it has such.
+    fn sums(self) -> Option<Sums> {
+        match self {
+            Self::GateUpTiled(tiled) | Self::LinearTiled(tiled) => Some(tiled.sums),
+            Self::GateUp(_)
+            | Self::Linear(_)
+            | Self::Queries(_)
+            | Self::Adjust
+            | Self::Attention { .. }
+            | Self::AttentionMerge
+            | Self::Combine
+            | Self::Embed
+            | Self::GroupExperts
+            | Self::LatentWrite { .. }
+            | Self::RmsNorm
+            | Self::RotateQkv { .. }
+            | Self::Route
+            | Self::RowFactors
+            | Self::Sample { .. } => None,
         }
-        sources.extend(self.cached().map(|format| match format {
+    }
+
+    /// The whole source: of a kernel that decodes codes or cached values, with what decodes these.
+    pub(super) fn source(self, tuning: &Tuning) -> String {
+        let mut parts = self.shader(tuning).sources;
+        if let Some(codes) = self.codes() {
+            parts.extend(codes.sources(tuning.halves));
+        }
+        parts.extend(self.cached().map(|format| match format {
             KvFormat::F32 => include_str!("../../shaders/shared/cache_f32.wgsl"),
             KvFormat::F16 => include_str!("../../shaders/shared/cache_f16.wgsl"),
         }));
-        sources
+        parts.join("\n")
     }
 
     /// Values of the shader's overrides.
-    fn constants(self, tuning: &Tuning) -> Vec<(&'static str, f64)> {
+    pub(super) fn constants(self, tuning: &Tuning) -> Vec<(&'static str, f64)> {
         let lanes = |lanes: u32| vec![("LANES", f64::from(lanes))];
         let matrix = |variant: Variant, outputs: u32| {
             vec![
@@ -352,9 +334,10 @@ impl Kernel {
             Self::Combine | Self::Embed | Self::RotateQkv { .. } => lanes(tuning.lanes_each),
             Self::GateUp(variant) => matrix(variant, tuning.gate_up_lane_outputs()),
             Self::Linear(variant) => matrix(variant, tuning.outputs),
+            Self::GateUpTiled(tiled) | Self::LinearTiled(tiled) => vec![("ROWS", f64::from(tiled.rows))],
             Self::Adjust | Self::GroupExperts => lanes(tuning.lanes_wide),
             Self::Sample { lanes: of_row } => lanes(of_row),
-            Self::LatentWrite { .. } | Self::RmsNorm => lanes(tuning.lanes_row),
+            Self::LatentWrite { .. } | Self::RmsNorm | Self::RowFactors => lanes(tuning.lanes_row),
             Self::Queries(variant) => {
                 let mut constants = lanes(tuning.lanes_query);
                 constants.push(("ROWS", f64::from(variant.rows)));
@@ -398,8 +381,8 @@ impl Pipelines {
         for kernel in Kernel::all(tuning) {
             let shader = kernel.shader(tuning);
             let module = modules
-                .entry((kernel.layout(), kernel.codes(), kernel.cached()))
-                .or_insert_with(|| module(device, &shader, &kernel.format_sources(tuning)));
+                .entry((kernel.layout(), kernel.codes(), kernel.cached(), kernel.sums()))
+                .or_insert_with(|| module(device, &shader, kernel.source(tuning)));
             let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(shader.label),
                 layout: Some(&module.layout),
@@ -428,9 +411,7 @@ impl Pipelines {
     }
 }
 
-/// A module, with the parts of its source that depend on formats.
-fn module(device: &wgpu::Device, shader: &Shader, formats: &[&str]) -> Module {
-    let source = [shader.sources, formats].concat().join("\n");
+fn module(device: &wgpu::Device, shader: &Shader, source: String) -> Module {
     let descriptor = wgpu::ShaderModuleDescriptor {
         label: Some(shader.label),
         source: wgpu::ShaderSource::Wgsl(source.into()),

@@ -3,6 +3,7 @@
 use tramontane_model::footprint::{LEAST_ATTENTION_SPLIT, LEAST_PAIR_TILE, MOST_TILE_HEADS};
 
 use super::device::Class;
+use super::matrices::{Given, TILED_ROWS};
 use crate::ops::{COLS_ALIGN, FP8_BLOCK, WeightFormat};
 
 /// Sizes that depend on the class of the device.
@@ -37,6 +38,10 @@ pub(super) struct Tuning {
     pub(super) most_rounds: Option<u32>,
     /// Codes of weights are decoded by way of f16.
     pub(super) halves: bool,
+    /// What computes given rows with matrices.
+    pub(super) given: Given,
+    /// Large tiles that keep the device busy: where there are fewer, they are of fewer rows.
+    pub(super) enough_tiles: u32,
     /// Subgroups have 8 lanes and a load costs as much as many sums: lanes read activations together.
     pub(super) shares_loads: bool,
 }
@@ -49,6 +54,10 @@ const _: () = assert!(4 * MOST_ATTENTION_BLOCKS <= MOST_TILE_HEADS);
 const MOST_ATTENTION_BLOCKS: u32 = 4;
 /// Kernels of attention: what [`Tuning::attention_blocks`] may say.
 pub(super) const ATTENTION_BLOCKS: [u32; 3] = [1, 2, MOST_ATTENTION_BLOCKS];
+
+/// Workgroups that a large GPU has room for at a time, about, and a processor.
+const ENOUGH_ON_GPUS: u32 = 256;
+const ENOUGH_ON_PROCESSORS: u32 = 2;
 
 /// Whether no tile of pairs is smaller than plans are made for.
 const fn has_room_for_tiles(tuning: &Tuning) -> bool {
@@ -79,6 +88,8 @@ impl Tuning {
         lanes_sample: &[256],
         most_rounds: None,
         halves: true,
+        given: Given::Tiled,
+        enough_tiles: ENOUGH_ON_GPUS,
         shares_loads: false,
     };
     /// An emulated GPU: its barriers are dear, a vector holds neighbouring outputs, and a load costs as much as many sums:
@@ -99,6 +110,8 @@ impl Tuning {
         // llvmpipe: LP_MAX_TGSI_LOOP_ITERATIONS.
         most_rounds: Some(65_535),
         halves: true,
+        given: Given::AsGenerated,
+        enough_tiles: ENOUGH_ON_PROCESSORS,
         shares_loads: false,
     };
     const CPU_SHARING_LOADS: Self = Self {
@@ -107,14 +120,45 @@ impl Tuning {
         ..Self::CPU
     };
 
-    /// Sizes for a class, on a device whose conversion of f16 is exact or not.
-    pub(super) fn new(class: Class, halves: bool) -> Self {
-        let of_class = match class {
+    const fn of(class: Class) -> Self {
+        match class {
             Class::Gpu => Self::GPU,
             Class::Emulated => Self::CPU,
             Class::EmulatedSharingLoads => Self::CPU_SHARING_LOADS,
-        };
-        Self { halves, ..of_class }
+        }
+    }
+
+    /// Sizes for a class, on a device whose conversion of f16 is exact or not, with this for given rows.
+    pub(super) fn new(class: Class, halves: bool, given: Given) -> Self {
+        Self {
+            halves,
+            given,
+            ..Self::of(class)
+        }
+    }
+
+    /// The same for a processor, whatever the class.
+    pub(super) fn on_processor(self) -> Self {
+        Self {
+            enough_tiles: ENOUGH_ON_PROCESSORS,
+            ..self
+        }
+    }
+
+    /// What computes given rows on devices of a class, where they have no cooperative matrices.
+    pub(super) fn given(class: Class) -> Given {
+        Self::of(class).given
+    }
+
+    /// Rows of a large tile where there are so many rows, or so many of an expert in the mean, and so many tiles beside each
+    /// other. Sums are the same in both heights.
+    pub(super) fn tiled_rows(&self, rows: u32, beside: u32) -> u32 {
+        let [few, many] = TILED_ROWS;
+        let tiles = rows.div_ceil(many).saturating_mul(beside);
+        match rows <= few || tiles < self.enough_tiles {
+            true => few,
+            false => many,
+        }
     }
 
     /// Rows of a tile where there are so many: the tallest tile that is at least half full, or 1.
@@ -192,5 +236,22 @@ impl Tuning {
     /// Outputs of a workgroup of the gate and up kernel.
     pub(super) fn gate_up_outputs(&self) -> u32 {
         self.lanes_n * self.gate_up_lane_outputs()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_tiles_are_of_fewer_rows_where_there_are_few() {
+        let gpu = Tuning::new(Class::Gpu, true, Given::Tiled);
+        // A router's outputs, 128 of them, and those of `wo`.
+        assert_eq!(gpu.tiled_rows(2048, 1), 32);
+        assert_eq!(gpu.tiled_rows(2048, 56), 64);
+        assert_eq!(gpu.tiled_rows(256, 56), 32);
+        assert_eq!(gpu.tiled_rows(32, u32::MAX), 32);
+        assert_eq!(gpu.tiled_rows(33, u32::MAX), 64);
+        assert_eq!(gpu.on_processor().tiled_rows(65, 1), 64);
     }
 }

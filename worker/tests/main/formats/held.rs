@@ -74,8 +74,8 @@ fn devices_hold_the_planned_bytes_with_cache_and_buffers() {
         let planned = slices.planned_bytes(&model.spec, &model.bytes);
         // A device with exactly so much memory, to show that loading needs no more.
         let device = DeviceConfig {
-            adapter: None,
             memory_bytes: Some(planned),
+            ..DeviceConfig::default()
         };
         let backend = gpu::open(&device).expect("a Vulkan adapter");
         let options = ExecutorOptions {

@@ -1,12 +1,14 @@
 //! Routed experts: pairs are grouped by expert on the device, then both halves run on the groups.
 //!
-//! Tiles are of one expert each. Dispatches are as many as tiles there could be.
+//! Tiles are of one expert each, and of one role where given rows have kernels of their own: the plan is then made twice.
+//! Dispatches are as many as tiles there could be.
 
 use super::matmul::{Params, chunks, scale_strides, spans};
-use super::units;
+use super::shares::{Share, Way, shares};
+use super::{row_factors, units};
 use crate::gpu::backend::GpuBackend;
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::{Codes, Kernel, Variant};
+use crate::gpu::pipelines::Kernel;
 use crate::gpu::tuning::Tuning;
 use crate::ops::{BankPart, COLS_ALIGN, Experts, MAX_EXPERTS, OpError, WeightFormat};
 
@@ -15,6 +17,7 @@ use crate::ops::{BankPart, COLS_ALIGN, Experts, MAX_EXPERTS, OpError, WeightForm
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(in crate::gpu) struct GroupParams {
     pairs: u32,
+    first_pair: u32,
     first: u32,
     experts: u32,
     tile_rows: u32,
@@ -22,18 +25,31 @@ pub(in crate::gpu) struct GroupParams {
 
 pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Experts<'_, GpuBuffer>) -> Result<(), OpError> {
     op.check()?;
-    let (pairs, bank) = (op.pairs()?, op.bank);
-    let experts = bank.experts().end - bank.experts().start;
+    // Fewer than 2^32, as `check` has seen.
+    op.pairs()?;
+    let experts = op.bank.experts().end - op.bank.experts().start;
     if experts > MAX_EXPERTS {
         let detail = format!("{experts} experts in one bank, at most {MAX_EXPERTS} can be");
         return Err(OpError::shape("experts", detail));
     }
-    if pairs == 0 {
-        return Ok(());
+    for rows in shares(backend.tuning(), op.rows) {
+        record_share(backend, op, rows, experts)?;
     }
-    let tile_rows = backend.tuning().pair_rows(pairs, experts);
+    Ok(())
+}
+
+/// The pairs of some rows.
+fn record_share(
+    backend: &mut GpuBackend,
+    op: &Experts<'_, GpuBuffer>,
+    rows: Share,
+    experts: u32,
+) -> Result<(), OpError> {
+    let (bank, layout, pairs) = (op.bank, op.bank.layout(), rows.times(op.top_k));
+    let tile_rows = pairs.pair_rows(backend.tuning(), experts, layout.dim.min(2 * layout.hidden));
     let group = GroupParams {
-        pairs,
+        pairs: pairs.rows,
+        first_pair: pairs.first,
         first: bank.experts().start,
         experts,
         tile_rows,
@@ -44,18 +60,32 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Experts<'_, GpuBuffe
         &group,
         [1, 1, 1],
     )?;
-    let variant = |format| Variant {
-        codes: Codes::of(format),
-        grouped: true,
-        rows: tile_rows,
-    };
+    let way = pairs.grouped(backend.tuning(), layout.up_format, tile_rows);
+    let factors = factors(backend, way, op.input, layout.dim, rows)?;
     for part in bank.parts() {
-        gate_up(backend, op, part, variant(bank.layout().up_format), pairs)?;
+        gate_up(backend, op, part, (way, pairs.rows), &factors)?;
     }
+    let way = pairs.grouped(backend.tuning(), layout.down_format, tile_rows);
+    let factors = self::factors(backend, way, &op.scratch.hidden, layout.hidden, pairs)?;
     for part in bank.parts() {
-        down(backend, op, part, variant(bank.layout().down_format), pairs)?;
+        down(backend, op, part, (way, pairs.rows), &factors)?;
     }
     Ok(())
+}
+
+/// The factors of a share's rows of the input, at the places of the rows, where they are rounded; else any buffer, which is
+/// not read.
+fn factors(
+    backend: &mut GpuBackend,
+    way: Way,
+    input: &GpuBuffer,
+    cols: u32,
+    rows: Share,
+) -> Result<GpuBuffer, OpError> {
+    match way.rounds_rows() {
+        true => row_factors::record(backend, input, cols, (rows.first, rows.rows), rows.first),
+        false => Ok(input.clone()),
+    }
 }
 
 /// What both halves have in common: of one or two matrices of `[.., cols]` in this format.
@@ -95,8 +125,8 @@ fn scale_words(format: WeightFormat, offset: u64) -> u32 {
 }
 
 /// Most tiles that there can be: an expert's last one may not be full. Beyond those there are, workgroups end at once.
-fn tiles(pairs: u32, experts: u32, variant: Variant) -> u32 {
-    match variant.rows {
+fn tiles(pairs: u32, experts: u32, way: Way) -> u32 {
+    match way.rows() {
         1 => pairs,
         rows => pairs / rows + experts.min(pairs),
     }
@@ -106,10 +136,10 @@ fn gate_up(
     backend: &mut GpuBackend,
     op: &Experts<'_, GpuBuffer>,
     part: &BankPart<GpuBuffer>,
-    variant: Variant,
-    pairs: u32,
+    (way, pairs): (Way, u32),
+    factors: &GpuBuffer,
 ) -> Result<(), OpError> {
-    let (layout, outputs) = (op.bank.layout(), backend.tuning().gate_up_outputs());
+    let (layout, outputs) = (op.bank.layout(), way.gate_up_outputs(backend.tuning()));
     let format = layout.up_format;
     let row_bytes = format.row_bytes(layout.dim);
     for (start, count) in spans(layout.hidden, outputs) {
@@ -134,15 +164,15 @@ fn gate_up(
             weights,
             weights,
             &op.scratch.plan,
-            op.ids,
+            way.last_read(op.ids, factors),
             &op.scratch.hidden,
         ];
         let groups = [
-            tiles(pairs, op.bank.experts().len() as u32, variant),
-            count.div_ceil(outputs),
+            tiles(pairs, op.bank.experts().len() as u32, way),
+            way.columns(start, 0, count, outputs),
             1,
         ];
-        backend.dispatch(Kernel::GateUp(variant), &buffers, &params, groups)?;
+        backend.dispatch(way.gate_up(), &buffers, &params, groups)?;
     }
     Ok(())
 }
@@ -151,10 +181,10 @@ fn down(
     backend: &mut GpuBackend,
     op: &Experts<'_, GpuBuffer>,
     part: &BankPart<GpuBuffer>,
-    variant: Variant,
-    pairs: u32,
+    (way, pairs): (Way, u32),
+    factors: &GpuBuffer,
 ) -> Result<(), OpError> {
-    let (layout, outputs) = (op.bank.layout(), backend.tuning().linear_outputs());
+    let (layout, outputs) = (op.bank.layout(), way.linear_outputs(backend.tuning()));
     let format = layout.down_format;
     let row_bytes = format.row_bytes(layout.hidden);
     for (start, count) in spans(layout.dim, outputs) {
@@ -173,15 +203,15 @@ fn down(
             &part.buffer,
             &part.buffer,
             &op.scratch.plan,
-            op.ids,
+            way.last_read(op.ids, factors),
             op.output,
         ];
         let groups = [
-            tiles(pairs, op.bank.experts().len() as u32, variant),
-            count.div_ceil(outputs),
+            tiles(pairs, op.bank.experts().len() as u32, way),
+            way.columns(start, 0, count, outputs),
             1,
         ];
-        backend.dispatch(Kernel::Linear(variant), &buffers, &params, groups)?;
+        backend.dispatch(way.linear(), &buffers, &params, groups)?;
     }
     Ok(())
 }

@@ -11,7 +11,9 @@ pub(super) mod norm;
 pub(super) mod queries;
 pub(super) mod rotate_qkv;
 pub(super) mod route;
+pub(super) mod row_factors;
 pub(super) mod sample;
+mod shares;
 
 /// A byte offset inside a buffer, in units of `unit` bytes. Buffers are below 2^32 units of 4 bytes.
 fn units(bytes: u64, unit: u64) -> u32 {

@@ -2,8 +2,9 @@
 
 use super::matmul::{chunks, scale_strides, scales};
 use crate::gpu::backend::GpuBackend;
+use crate::gpu::matrices::{Codes, Variant};
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::{Codes, Kernel, QUERY_ROWS, Variant};
+use crate::gpu::pipelines::{Kernel, QUERY_ROWS};
 use crate::ops::{COLS_ALIGN, OpError, Queries};
 
 /// Immediates of `queries.wgsl`.

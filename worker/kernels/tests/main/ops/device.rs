@@ -217,7 +217,7 @@ fn an_adapter_that_is_not_there_is_told_with_those_that_are() {
     let there = device().info().name.clone();
     let config = DeviceConfig {
         adapter: Some("Voodoo2".to_owned()),
-        memory_bytes: None,
+        ..DeviceConfig::default()
     };
     let message = gpu::open(&config).expect_err("no such adapter").to_string();
     assert!(
@@ -226,7 +226,7 @@ fn an_adapter_that_is_not_there_is_told_with_those_that_are() {
     );
     let config = DeviceConfig {
         adapter: Some(there[..4].to_owned()),
-        memory_bytes: None,
+        ..DeviceConfig::default()
     };
     let device = gpu::open(&config).expect("part of its name");
     assert_eq!(device.info().name, there);

@@ -7,7 +7,7 @@ use tramontane_kernels::ops::{
 };
 use tramontane_model::footprint::expert_plan_words;
 
-use super::rig::{Case, Numbers, Rig, Weights, check, device, roles};
+use super::rig::{Case, Numbers, Rig, Weights, check, device};
 
 const FORMATS: [WeightFormat; 4] = WeightFormat::ALL;
 const WHOLE: u32 = u32::MAX;
@@ -17,11 +17,17 @@ pub(super) struct LinearCase {
     pub(super) input: Vec<Vec<f32>>,
     pub(super) before: Vec<Vec<f32>>,
     pub(super) add: bool,
+    /// Rows before the given ones.
+    pub(super) generated: usize,
 }
 
 impl Case for LinearCase {
     fn rows(&self) -> usize {
         self.input.len()
+    }
+
+    fn generated(&self) -> usize {
+        self.generated
     }
 
     fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], split: bool) -> Vec<Vec<u32>> {
@@ -38,7 +44,7 @@ impl Case for LinearCase {
             weight: &weight,
             output: &output,
             add: self.add,
-            rows: roles(order.len()),
+            rows: self.roles(order),
         };
         rig.0.linear(&op).expect("valid");
         rig.rows(&output, order.len(), self.weights.rows as usize)
@@ -57,6 +63,7 @@ fn linear() {
             (8, 7, 1040),
         ] {
             let case = LinearCase {
+                generated: rows / 2,
                 weights: Weights::new(numbers, outputs, columns, format),
                 input: numbers.rows(rows, columns as usize),
                 before: numbers.rows(rows, outputs as usize),
@@ -70,14 +77,15 @@ fn linear() {
 #[test]
 fn codes_that_are_decoded_in_another_way_give_the_same_bits() {
     let config = DeviceConfig {
-        adapter: None,
         memory_bytes: Some(1 << 30),
+        ..DeviceConfig::default()
     };
     let mut other = gpu::open_without_halves(&config).expect("a Vulkan adapter");
     let mut device = device();
     let numbers = &mut Numbers::new(5);
     for format in FORMATS {
         let case = LinearCase {
+            generated: 2,
             weights: Weights::new(numbers, 70, 272, format),
             input: numbers.rows(5, 272),
             before: numbers.rows(5, 70),
@@ -93,11 +101,17 @@ pub(super) struct GateUpCase {
     pub(super) w1: Weights,
     pub(super) w3: Weights,
     pub(super) input: Vec<Vec<f32>>,
+    /// Rows before the given ones.
+    pub(super) generated: usize,
 }
 
 impl Case for GateUpCase {
     fn rows(&self) -> usize {
         self.input.len()
+    }
+
+    fn generated(&self) -> usize {
+        self.generated
     }
 
     fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], split: bool) -> Vec<Vec<u32>> {
@@ -110,7 +124,7 @@ impl Case for GateUpCase {
             w1: &w1,
             w3: &w3,
             output: &output,
-            rows: roles(order.len()),
+            rows: self.roles(order),
         };
         rig.0.gate_up(&op).expect("valid");
         rig.rows(&output, order.len(), self.w1.rows as usize)
@@ -123,6 +137,7 @@ fn gate_up() {
     for format in FORMATS {
         for (rows, hidden, columns) in [(1, 128, 256), (3, 200, 144), (17, 40, 48)] {
             let case = GateUpCase {
+                generated: rows / 2,
                 w1: Weights::new(numbers, hidden, columns, format),
                 w3: Weights::new(numbers, hidden, columns, format),
                 input: numbers.rows(rows, columns as usize),
@@ -138,11 +153,17 @@ pub(super) struct HeadsCase {
     pub(super) expanded: Vec<Vec<f32>>,
     pub(super) rotary: Vec<Vec<f32>>,
     pub(super) contexts: Vec<Vec<f32>>,
+    /// Rows before the given ones.
+    pub(super) generated: usize,
 }
 
 impl Case for HeadsCase {
     fn rows(&self) -> usize {
         self.expanded.len()
+    }
+
+    fn generated(&self) -> usize {
+        self.generated
     }
 
     fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], split: bool) -> Vec<Vec<u32>> {
@@ -164,7 +185,7 @@ impl Case for HeadsCase {
         let absorbed = (dims.heads * dims.absorbed()) as usize;
         let attended = (dims.heads * dims.v) as usize;
         let (queries, values) = (rig.zeros(count * absorbed), rig.zeros(count * attended));
-        let rows = roles(count);
+        let rows = self.roles(order);
         let op = Queries {
             input: &expanded,
             wkv_b: &wkv_b,
@@ -210,6 +231,7 @@ fn queries_and_values() {
                 latent,
             };
             let case = HeadsCase {
+                generated: rows / 2,
                 dims,
                 wkv_b: Weights::new(numbers, heads * dims.head_rows(), latent, format),
                 expanded: numbers.rows(rows, (heads * (nope + rope)) as usize),
@@ -226,11 +248,17 @@ pub(super) struct ExpertsCase {
     pub(super) experts: Vec<[Weights; 3]>,
     pub(super) input: Vec<Vec<f32>>,
     pub(super) ids: Vec<Vec<u32>>,
+    /// Rows before the given ones.
+    pub(super) generated: usize,
 }
 
 impl Case for ExpertsCase {
     fn rows(&self) -> usize {
         self.input.len()
+    }
+
+    fn generated(&self) -> usize {
+        self.generated
     }
 
     fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], split: bool) -> Vec<Vec<u32>> {
@@ -260,7 +288,7 @@ impl Case for ExpertsCase {
                 bank: &bank,
                 scratch: &scratch,
                 output: &output,
-                rows: roles(order.len()),
+                rows: self.roles(order),
             };
             rig.0.experts(&op).expect("valid");
         }
@@ -294,6 +322,7 @@ fn experts() {
                 (first..first + top_k).collect()
             };
             let case = ExpertsCase {
+                generated: rows / 2,
                 layout: ExpertLayout::new(dim, hidden, formats).expect("valid"),
                 experts,
                 input: numbers.rows(rows, dim as usize),

@@ -3,6 +3,7 @@
 
 mod attention;
 mod device;
+mod given;
 mod long_sequences;
 mod matrices;
 mod real_widths;

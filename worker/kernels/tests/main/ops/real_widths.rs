@@ -21,6 +21,7 @@ fn linear() {
         for (columns, rows) in WIDTHS.into_iter().zip([1, 2, 19, 5, 8, 3, 1, 16]) {
             let outputs = 37;
             let case = LinearCase {
+                generated: rows / 2,
                 weights: Weights::new(numbers, outputs, columns, format),
                 input: numbers.rows(rows, columns as usize),
                 before: numbers.rows(rows, outputs as usize),
@@ -37,6 +38,7 @@ fn gate_up() {
     for format in FORMATS {
         for rows in [1, 9] {
             let case = GateUpCase {
+                generated: rows / 2,
                 w1: Weights::new(numbers, 37, 7168, format),
                 w3: Weights::new(numbers, 37, 7168, format),
                 input: numbers.rows(rows, 7168),
@@ -63,6 +65,7 @@ fn experts() {
             ]
         };
         let case = ExpertsCase {
+            generated: 2,
             layout: ExpertLayout::new(dim, hidden, formats).expect("valid"),
             experts: (0..5).map(|_| expert(numbers)).collect(),
             input: numbers.rows(5, dim as usize),
@@ -84,6 +87,7 @@ fn queries_and_values() {
     };
     for format in FORMATS {
         let case = HeadsCase {
+            generated: 2,
             dims,
             wkv_b: Weights::new(numbers, dims.heads * dims.head_rows(), dims.latent, format),
             expanded: numbers.rows(5, (dims.heads * (dims.nope + dims.rope)) as usize),

@@ -17,12 +17,15 @@ use tramontane_model::placement::KvFormat;
 /// Bytes before everything that may start at an offset: a multiple of 32, and of nothing larger.
 const PADDING: u64 = 96;
 
-pub(crate) fn open(memory_bytes: u64) -> GpuBackend {
-    gpu::open(&DeviceConfig {
-        adapter: None,
+fn config(memory_bytes: u64) -> DeviceConfig {
+    DeviceConfig {
         memory_bytes: Some(memory_bytes),
-    })
-    .expect("a Vulkan adapter")
+        ..DeviceConfig::default()
+    }
+}
+
+pub(crate) fn open(memory_bytes: u64) -> GpuBackend {
+    gpu::open(&config(memory_bytes)).expect("a Vulkan adapter")
 }
 
 /// The device that the tests of ops share.
@@ -35,12 +38,16 @@ pub(crate) fn device() -> MutexGuard<'static, GpuBackend> {
 /// The same adapter with the kernels of real GPUs.
 fn device_with_gpu_kernels() -> MutexGuard<'static, GpuBackend> {
     static DEVICE: OnceLock<Mutex<GpuBackend>> = OnceLock::new();
+    let device = DEVICE
+        .get_or_init(|| Mutex::new(gpu::open_with_gpu_kernels(&config(1 << 30)).expect("a Vulkan adapter")));
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The same with given rows rounded to f16, as cooperative matrices need them.
+fn device_with_given_rows_in_f16() -> MutexGuard<'static, GpuBackend> {
+    static DEVICE: OnceLock<Mutex<GpuBackend>> = OnceLock::new();
     let device = DEVICE.get_or_init(|| {
-        let config = DeviceConfig {
-            adapter: None,
-            memory_bytes: Some(1 << 30),
-        };
-        Mutex::new(gpu::open_with_gpu_kernels(&config).expect("a Vulkan adapter"))
+        Mutex::new(gpu::open_with_given_rows_in_f16(&config(1 << 30)).expect("a Vulkan adapter"))
     });
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -171,7 +178,7 @@ impl Weights {
     }
 }
 
-/// The first half of the rows generated, the others given.
+/// The first half of the rows generated, the others given: of ops that have one kernel for both.
 pub(crate) fn roles(count: usize) -> Rows {
     let count = count as u32;
     Rows::new(count / 2, count - count / 2)
@@ -287,6 +294,50 @@ pub(crate) trait Case {
 
     /// Runs the op on the rows that `order` names; gives the bits of each one's output. `split`: weights in parts.
     fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], split: bool) -> Vec<Vec<u32>>;
+
+    /// The first rows that there are, which are generated ones; all others are given. An order begins with generated rows.
+    fn generated(&self) -> usize {
+        self.rows() / 2
+    }
+
+    /// The roles of the rows that `order` names.
+    fn roles(&self, order: &[usize]) -> Rows {
+        let generated = order.iter().filter(|&&row| row < self.generated()).count();
+        Rows::new(generated as u32, (order.len() - generated) as u32)
+    }
+}
+
+/// Compares the kernels that given rows have on GPUs with the twin: with sums in f32, and with rows rounded to f16, by which
+/// results may differ more. Then with themselves on other rows (DET-1).
+pub(crate) fn check_given<C: Case>(name: &str, case: &C, tolerance: f32, rounded: f32) {
+    let order: Vec<usize> = (0..case.rows()).collect();
+    let mut reference = CpuBackend::new(1 << 30, 1 << 30);
+    let expected = case.run(&mut Rig(&mut reference), &order, false);
+    compare(name, case, tolerance, &expected, &mut device_with_gpu_kernels());
+    compare(
+        name,
+        case,
+        rounded,
+        &expected,
+        &mut device_with_given_rows_in_f16(),
+    );
+}
+
+/// Cuts given rows after `cuts` of them, behind the generated ones: what comes out must be the same (DET-1).
+pub(crate) fn check_cuts<C: Case>(name: &str, case: &C, cuts: &[usize]) {
+    let order: Vec<usize> = (0..case.rows()).collect();
+    for mut device in [device_with_gpu_kernels(), device_with_given_rows_in_f16()] {
+        let rig = &mut Rig(&mut *device);
+        let found = case.run(rig, &order, false);
+        for cut in cuts {
+            let (first, second) = order.split_at(case.generated() + cut);
+            for piece in [first, second] {
+                let again = case.run(rig, piece, false);
+                let expected = &found[piece[0]..=piece[piece.len() - 1]];
+                assert!(again == expected, "{name}: cut after {cut} given rows");
+            }
+        }
+    }
 }
 
 /// Compares an op with its twin, and with itself on other rows (DET-1).
@@ -314,10 +365,18 @@ fn compare<C: Case>(name: &str, case: &C, tolerance: f32, expected: &[Vec<u32>],
         }
     }
     assert_eq!(case.run(rig, &order, true), found, "{name}: in parts");
-    let reversed: Vec<usize> = order.iter().rev().copied().collect();
-    let mut again = case.run(rig, &reversed, false);
-    again.reverse();
-    assert_eq!(again, found, "{name}: {} rows in another order", case.rows());
+    // Each role's rows from the last to the first.
+    let (generated, given) = order.split_at(case.generated());
+    let reversed: Vec<usize> = generated
+        .iter()
+        .rev()
+        .chain(given.iter().rev())
+        .copied()
+        .collect();
+    let again = case.run(rig, &reversed, false);
+    for (row, again) in reversed.iter().zip(again) {
+        assert_eq!(again, found[*row], "{name}: row {row} in another order");
+    }
     for row in [0, case.rows() / 2, case.rows() - 1] {
         assert_eq!(
             case.run(rig, &[row], false),

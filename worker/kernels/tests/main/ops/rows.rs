@@ -111,7 +111,7 @@ impl Case for RouteCase {
             logits: &logits,
             ids: &ids,
             weights: &weights,
-            rows: roles(count),
+            rows: self.roles(order),
         };
         rig.0.route(&op).expect("valid");
         let ids = rig.rows(&ids, count, self.top_k);
