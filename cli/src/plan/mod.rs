@@ -13,13 +13,13 @@ use tramontane_coordinator::config::PlacementConfig;
 use tramontane_coordinator::control::needs::footprint;
 use tramontane_coordinator::control::planner::Wishes;
 use tramontane_coordinator::control::planner::outlook::Cluster;
+use tramontane_kernels::synthetic::Format;
 use tramontane_model::checkpoint::{Checkpoint, CheckpointError};
 use tramontane_model::layout::Layout;
 use tramontane_model::spec::ModelSpec;
 use tramontane_model::step::StepBounds;
 use tramontane_model::tensors::ModelBytes;
 
-use crate::checkpoint::Format;
 use inventory::Inventory;
 use report::Report;
 

@@ -6,6 +6,7 @@ use wgpu::{
 
 use super::DeviceConfig;
 use super::faults::Faults;
+use super::measure::CLOCK_FEATURES;
 use super::{KERNEL_SET, adapter};
 use crate::ops::{DeviceInfo, OpError};
 
@@ -108,7 +109,8 @@ pub(super) fn open(config: &DeviceConfig, class: Option<Class>) -> Result<OpenDe
     let limits = limits(&adapter.limits());
     let descriptor = DeviceDescriptor {
         label: Some("tramontane"),
-        required_features: class.features(),
+        // Where a device can read its clock between commands, that it may is all that this asks.
+        required_features: class.features() | (adapter.features() & CLOCK_FEATURES),
         required_limits: limits.clone(),
         experimental_features: ExperimentalFeatures::disabled(),
         memory_hints: MemoryHints::Performance,
