@@ -2,6 +2,7 @@
 //!
 //! Plain data: no device is needed to read it. docs/bench-kernels.md says what each field means.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// Version of the file's fields: raised when one changes its meaning or is gone. New ones may come without.
@@ -82,12 +83,14 @@ pub struct Ceilings {
 }
 
 /// Where in the model an op is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
     /// A layer with routed experts.
+    #[value(name = "moe")]
     MoeLayer,
     /// A layer without.
+    #[value(name = "dense")]
     DenseLayer,
     /// What is before the first layer and after the last one.
     Ends,

@@ -88,6 +88,8 @@ impl Stopwatch {
         before(device)?;
         match &self.marks {
             Some(marks) => {
+                // A submission begins when those before it have ended: what comes before is none of the call's time.
+                device.submit()?;
                 device.inner().mark(marks, 0);
                 work(device)?;
                 device.inner().mark(marks, 1);

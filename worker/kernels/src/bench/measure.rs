@@ -1,4 +1,4 @@
-//! The measurement: kinds of layers, cases of rows and contexts, ops of each.
+//! A measurement: ops one by one, and all of them, and what is kept of it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -6,27 +6,25 @@ use std::time::{Duration, Instant};
 use tramontane_model::spec::ModelSpec;
 
 use super::ceilings::Flush;
-use super::clock::{Record, Stopwatch, finish};
+use super::clock::{Record, Stopwatch};
 use super::det_cost::Trials;
-use super::probe::{Probe, Recorded, name_of, place_of};
+use super::probe::{Probe, Recorded, name_of};
 use super::report::Table;
-use super::step::{Layers, Step};
-use super::weights::{Maker, names};
 use super::{BenchError, Budget, Case, Cost, Options, Seen};
 use crate::figures::{KernelFigures, Line, Missing, Part, Role};
 use crate::gpu::{GpuBackend, GpuBuffer};
-use crate::ops::{Backend, OpError, ReadRange};
+use crate::ops::OpError;
 
 /// The name of a line of a whole layer.
 const LAYER: &str = "layer";
 /// Share of the budget that the calls of one line may take, where more than one is made.
 const LINE_SHARE: f64 = 0.01;
 /// Longest wait for what is read back.
-const TIMEOUT: Duration = Duration::from_secs(600);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// A measurement that goes on.
 pub(super) struct Bench<'a> {
-    options: &'a Options,
+    pub(super) options: &'a Options,
     pub(super) spec: &'a ModelSpec,
     pub(super) device: Probe<GpuBackend>,
     watch: Stopwatch,
@@ -35,7 +33,7 @@ pub(super) struct Bench<'a> {
     pub(super) figures: KernelFigures,
     pub(super) table: Table<'a>,
     /// Seconds and cost of whole layers so far, by kind: what others are judged by before they run.
-    known: BTreeMap<Part, (f64, Cost)>,
+    pub(super) known: BTreeMap<Part, (f64, Cost)>,
     pub(super) trials: Option<Trials>,
 }
 
@@ -103,196 +101,8 @@ impl<'a> Bench<'a> {
         generated.chain(given).collect()
     }
 
-    /// All cases of one kind of layer.
-    pub(super) fn layers(&mut self, part: Part) -> Result<(), BenchError> {
-        let moe = self.spec.moe_layers();
-        let is_there = match part {
-            Part::MoeLayer => !moe.is_empty(),
-            Part::DenseLayer => (moe.end - moe.start) < self.spec.n_layers,
-            Part::Ends => false,
-        };
-        if !is_there {
-            return Ok(());
-        }
-        let made = Layers::new(
-            &mut Maker::new(&mut self.device, self.spec),
-            part,
-            self.options.layers,
-        );
-        let layers = match made {
-            Ok(layers) => layers,
-            Err(reason) => return self.miss(part_name(part).to_owned(), reason),
-        };
-        for (role, rows) in self.rows() {
-            let mut others_are_done = false;
-            let mut before = 0;
-            for &context in self.options.context.each() {
-                // A prompt is as long as its rows.
-                let context = if role == Role::Given {
-                    context.max(rows)
-                } else {
-                    context
-                };
-                if context == before {
-                    continue;
-                }
-                before = context;
-                let case = Case { role, rows, context };
-                others_are_done |= self.case(&layers, case, others_are_done)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// One case; ops that do not depend on the context unless they are done. Says whether they are.
-    fn case(
-        &mut self,
-        layers: &Layers<GpuBuffer>,
-        case: Case,
-        others_are_done: bool,
-    ) -> Result<bool, BenchError> {
-        let what = case_name(layers.part, case);
-        if self.budget.left_s() <= 0.0 {
-            self.miss(what, self.spent())?;
-            return Ok(false);
-        }
-        let made = Step::new(&mut Maker::new(&mut self.device, self.spec), layers, case);
-        let mut step = match made {
-            Ok(step) => step,
-            Err(reason) => {
-                self.miss(what, reason)?;
-                return Ok(false);
-            }
-        };
-        let spec = self.spec;
-        let experts = spec.moe.as_ref().filter(|_| layers.part == Part::MoeLayer);
-        step.seen.experts = experts.map_or(0, |moe| {
-            moe.n_experts
-                .min(case.rows.saturating_mul(moe.n_experts_per_token))
-        });
-        let outcome = self.estimate(layers, &step);
-        let estimate = match outcome {
-            Ok(estimate) => estimate,
-            Err(error) => {
-                self.miss(what, error.to_string())?;
-                return Ok(false);
-            }
-        };
-        // A call that compiles, each op, and the whole.
-        if estimate.is_some_and(|seconds| 3.0 * seconds > self.budget.left_s()) {
-            let reason = format!(
-                "it would take about {:.0} s, of the budget {:.0} s are left: --budget",
-                3.0 * estimate.unwrap_or(0.0),
-                self.budget.left_s()
-            );
-            self.miss(what, reason)?;
-            return Ok(false);
-        }
-        match self.first_call(layers, &step) {
-            Ok(experts) => step.seen.experts = experts,
-            Err(reason) => {
-                self.miss(what, reason)?;
-                return Ok(false);
-            }
-        }
-        let step = step;
-        let record = |device: &mut Probe<GpuBackend>, index: usize| layers.record(device, spec, &step, index);
-        let work = Work {
-            part: layers.part,
-            case,
-            names: layers.owners.first().map(names).unwrap_or_default(),
-            record: &record,
-            count: layers.count(),
-        };
-        let seen = step.seen;
-        let listed = match self.device.list(seen, |device| record(device, 0)) {
-            Ok(listed) => listed,
-            Err(error) => {
-                self.miss(what, error.to_string())?;
-                return Ok(false);
-            }
-        };
-        self.ops(&work, &listed, |op| op == "attention" || !others_are_done)?;
-        let mut refresh = |device: &mut Probe<GpuBackend>| {
-            device.write(&step.buffers.hidden, 0, bytemuck::cast_slice(&step.hidden))
-        };
-        self.whole(&work, &listed, seen, &mut refresh)?;
-        Ok(true)
-    }
-
-    fn spent(&self) -> String {
+    pub(super) fn spent(&self) -> String {
         format!("the budget of {} s is spent: --budget", self.options.budget)
-    }
-
-    /// Seconds that a layer will take about, from those before.
-    fn estimate(
-        &mut self,
-        layers: &Layers<GpuBuffer>,
-        step: &Step<GpuBuffer>,
-    ) -> Result<Option<f64>, OpError> {
-        let spec = self.spec;
-        let listed = self
-            .device
-            .list(step.seen, |device| layers.record(device, spec, step, 0))?;
-        let cost = total(&listed);
-        let known = self
-            .known
-            .get(&layers.part)
-            .or_else(|| self.known.values().next());
-        Ok(known.map(|(seconds, of)| {
-            let ratio = |now: u64, then: u64| now as f64 / (then.max(1)) as f64;
-            let moved = |cost: &Cost| cost.weight_bytes + cost.cache_bytes;
-            seconds * ratio(cost.flops, of.flops).max(ratio(moved(&cost), moved(of)))
-        }))
-    }
-
-    /// Every layer once, so that everything is compiled and every buffer has values. Gives how many experts were chosen.
-    fn first_call(&mut self, layers: &Layers<GpuBuffer>, step: &Step<GpuBuffer>) -> Result<u32, String> {
-        let called = self.call_first(layers, step).map_err(|error| error.to_string());
-        let (ids, hidden) = called?;
-        if !hidden.iter().all(|value| value.is_finite()) {
-            return Err("the layer's result is not finite".to_owned());
-        }
-        let mut ids = ids;
-        ids.sort_unstable();
-        ids.dedup();
-        Ok(ids.len() as u32)
-    }
-
-    fn call_first(
-        &mut self,
-        layers: &Layers<GpuBuffer>,
-        step: &Step<GpuBuffer>,
-    ) -> Result<(Vec<u32>, Vec<f32>), OpError> {
-        let spec = self.spec;
-        let hidden = &step.buffers.hidden;
-        for index in 0..layers.count() {
-            self.device.write(hidden, 0, bytemuck::cast_slice(&step.hidden))?;
-            layers.record(&mut self.device, spec, step, index)?;
-        }
-        self.device.take();
-        let per_row = spec.moe.as_ref().filter(|_| layers.part == Part::MoeLayer);
-        let ids = per_row.map_or(0, |moe| u64::from(moe.n_experts_per_token));
-        let range = |buffer: &GpuBuffer, words: u64| ReadRange {
-            buffer: buffer.clone(),
-            offset: 0,
-            bytes: u64::from(step.rows.total()) * words * 4,
-        };
-        let ranges = [
-            range(&step.buffers.expert_ids, ids),
-            range(hidden, spec.dim.into()),
-        ];
-        let read = self.device.read(&ranges, Instant::now() + TIMEOUT)?;
-        let [ids, hidden] = read.as_slice() else {
-            return Err(OpError::shape(
-                "layer",
-                "a read of two ranges gave another number",
-            ));
-        };
-        Ok((
-            bytemuck::pod_collect_to_vec(ids),
-            bytemuck::pod_collect_to_vec(hidden),
-        ))
     }
 
     /// Measures those of the listed ops that are wanted, and what they would be without DET-1 if that was asked.
@@ -348,7 +158,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Measures a whole layer, from the same rows each time.
-    fn whole(
+    pub(super) fn whole(
         &mut self,
         work: &Work<'_>,
         listed: &[Recorded<GpuBuffer>],
@@ -402,51 +212,6 @@ impl<'a> Bench<'a> {
         }
         Ok(least)
     }
-
-    /// Both ends of the model.
-    pub(super) fn ends(&mut self) -> Result<(), BenchError> {
-        let made = super::step::Ends::new(&mut Maker::new(&mut self.device, self.spec));
-        let ends = match made {
-            Ok(ends) => ends,
-            Err(reason) => return self.miss(part_name(Part::Ends).to_owned(), reason),
-        };
-        let mut names = vec![(place_of(&ends.head.norm), "norm")];
-        if let Some(output) = &ends.head.output {
-            names.push((place_of(output), "output"));
-        }
-        let spec = self.spec;
-        for (role, rows) in self.rows() {
-            let case = Case {
-                role,
-                rows,
-                context: 0,
-            };
-            let what = format!("{}, {}", part_name(Part::Ends), rows_name(role, rows));
-            let rows = match ends.rows(&mut self.device, spec, role, rows) {
-                Ok(rows) => rows,
-                Err(reason) => {
-                    self.miss(what, reason)?;
-                    continue;
-                }
-            };
-            let record = |device: &mut Probe<GpuBackend>, _: usize| ends.record(device, spec, &rows);
-            let work = Work {
-                part: Part::Ends,
-                case,
-                names: names.clone(),
-                record: &record,
-                count: 1,
-            };
-            let first = record(&mut self.device, 0).and_then(|()| finish(&mut self.device));
-            self.device.take();
-            let listed = first.and_then(|()| self.device.list(Seen::default(), |device| record(device, 0)));
-            match listed {
-                Ok(listed) => self.ops(&work, &listed, |_| true)?,
-                Err(error) => self.miss(what, error.to_string())?,
-            }
-        }
-        Ok(())
-    }
 }
 
 fn line(work: &Work<'_>, op: &str, weight: Option<String>, rows: u32, seconds: f64, cost: Cost) -> Line {
@@ -468,7 +233,7 @@ fn line(work: &Work<'_>, op: &str, weight: Option<String>, rows: u32, seconds: f
     }
 }
 
-fn total(listed: &[Recorded<GpuBuffer>]) -> Cost {
+pub(super) fn total(listed: &[Recorded<GpuBuffer>]) -> Cost {
     let costs = listed.iter().map(|op| op.cost);
     costs.fold(Cost::default(), Cost::and)
 }
@@ -481,14 +246,14 @@ pub(super) fn part_name(part: Part) -> &'static str {
     }
 }
 
-fn rows_name(role: Role, rows: u32) -> String {
+pub(super) fn rows_name(role: Role, rows: u32) -> String {
     match role {
         Role::Generated => format!("{rows} generated rows"),
         Role::Given => format!("{rows} given rows"),
     }
 }
 
-fn case_name(part: Part, case: Case) -> String {
+pub(super) fn case_name(part: Part, case: Case) -> String {
     let rows = rows_name(case.role, case.rows);
     match part {
         Part::MoeLayer | Part::DenseLayer => {

@@ -4,10 +4,12 @@
 //! Weights are random and made on the device. What does not fit, or would take longer than there is time, is told with
 //! the reason; nothing is allocated before it is known to fit.
 
+mod cases;
 mod ceilings;
 mod clock;
 mod cost;
 mod det_cost;
+mod ends;
 mod measure;
 mod options;
 mod probe;
@@ -178,10 +180,13 @@ fn measured(options: &Options, out: &mut dyn Write) -> Result<KernelFigures, Ben
     let mut table = Table::new(out);
     table.begin(&figures, &watch.finding)?;
     let mut bench = Bench::new(options, &spec, device, (watch, flush, budget), figures, table);
-    for part in [Part::MoeLayer, Part::DenseLayer] {
-        bench.layers(part)?;
+    for part in [Part::MoeLayer, Part::DenseLayer, Part::Ends] {
+        match part {
+            _ if !options.parts.contains(&part) => {}
+            Part::MoeLayer | Part::DenseLayer => bench.layers(part)?,
+            Part::Ends => bench.ends()?,
+        }
     }
-    bench.ends()?;
     let mut figures = bench.end()?;
     figures.run_seconds = started.elapsed().as_secs_f64();
     Ok(figures)

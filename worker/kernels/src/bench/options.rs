@@ -8,6 +8,7 @@ use tramontane_model::footprint::StepCapacity;
 use tramontane_model::spec::{MAX_CONTEXT, ModelSpec};
 
 use super::BenchError;
+use crate::figures::Part;
 use crate::synthetic::{Format, Shape, changed};
 
 /// What to measure.
@@ -34,6 +35,15 @@ pub struct Options {
     /// Tokens of each sequence, the last row included.
     #[arg(long, value_name = "N,..", default_value = "1024,32768,131072")]
     pub context: Counts,
+    /// Parts of the model.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "PART,..",
+        value_delimiter = ',',
+        default_value = "moe,dense,ends"
+    )]
+    pub parts: Vec<Part>,
     /// Most calls of each op; the least time counts.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeats: u32,

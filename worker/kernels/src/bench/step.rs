@@ -1,8 +1,6 @@
 //! Layers with their weights, a step's buffers, and what the executor records of both.
 
-use tramontane_model::footprint::{
-    ExpertScratchBytes, HeadScratch, LOGIT_ROWS, OwnerScratch, StepCapacity, kv_layer_bytes,
-};
+use tramontane_model::footprint::{ExpertScratchBytes, OwnerScratch, StepCapacity, kv_layer_bytes};
 use tramontane_model::placement::{KvShape, LayerRange};
 use tramontane_model::rope::{RotaryTable, query_scale};
 use tramontane_model::spec::ModelSpec;
@@ -11,13 +9,8 @@ use tramontane_model::tensors::ModelBytes;
 use super::weights::Maker;
 use super::{Case, Seen};
 use crate::figures::{Part, Role};
-use crate::layers::{
-    Head, HeadBuffers, LayerFeedForward, LayerPass, OwnerBuffers, OwnerLayer, caches, expert_scratch,
-};
-use crate::ops::{
-    Backend, DeviceBuffer, Embed, ExpertBank, ExpertScratch, KvCache, Linear, OpError, RmsNorm, RowMeta,
-    Rows, Sample, SampleParams,
-};
+use crate::layers::{LayerFeedForward, LayerPass, OwnerBuffers, OwnerLayer, caches, expert_scratch};
+use crate::ops::{Backend, DeviceBuffer, ExpertBank, ExpertScratch, KvCache, OpError, RowMeta, Rows};
 use crate::synthetic::{Random, Values};
 
 /// Tokens of a block of the cache, as placements have them unless told otherwise.
@@ -26,7 +19,7 @@ const BLOCK_TOKENS: u32 = 16;
 const CACHED: f32 = 1.0;
 
 /// Refuses what does not fit beside what is held.
-fn check_room<D: Backend>(backend: &D, needed: u64) -> Result<(), String> {
+pub(super) fn check_room<D: Backend>(backend: &D, needed: u64) -> Result<(), String> {
     let (memory, held) = (backend.info().memory_bytes, backend.held_bytes());
     match held.checked_add(needed) {
         Some(total) if total <= memory => Ok(()),
@@ -235,7 +228,7 @@ impl<B: DeviceBuffer> Step<B> {
     }
 }
 
-fn rows_of(role: Role, rows: u32) -> Rows {
+pub(super) fn rows_of(role: Role, rows: u32) -> Rows {
     match role {
         Role::Generated => Rows::new(rows, 0),
         Role::Given => Rows::new(0, rows),
@@ -246,117 +239,4 @@ fn rows_of(role: Role, rows: u32) -> Rows {
 fn floats(count: u64, most: f32) -> Vec<f32> {
     let mut random = Random::of(0, "hidden");
     (0..count).map(|_| (random.unit() * 2.0 - 1.0) * most).collect()
-}
-
-/// What is before the first layer and after the last one.
-#[derive(Debug)]
-pub(super) struct Ends<B> {
-    pub(super) head: Head<B>,
-    buffers: HeadBuffers<B>,
-}
-
-/// The rows of a step at both ends.
-#[derive(Debug)]
-pub(super) struct EndRows<B> {
-    tokens: B,
-    hidden: B,
-    rows: Rows,
-    /// Those of them that are sampled at once.
-    sampled: Rows,
-}
-
-impl<B: DeviceBuffer> Ends<B> {
-    pub(super) fn new<D: Backend<Buffer = B>>(maker: &mut Maker<'_, D>) -> Result<Self, String> {
-        let matrix = u64::from(maker.spec.vocab_size) * u64::from(maker.spec.dim) * 2;
-        check_room(&*maker.backend, matrix + HeadScratch::new(maker.spec).total())?;
-        let ends = maker.head().and_then(|head| {
-            Ok(Self {
-                head,
-                buffers: HeadBuffers::new(maker.backend, maker.spec)?,
-            })
-        });
-        ends.map_err(|error| error.to_string())
-    }
-
-    /// The rows: those of prompts are sampled once, generated ones as many at once as there is room for logits.
-    pub(super) fn rows<D: Backend<Buffer = B>>(
-        &self,
-        backend: &mut D,
-        spec: &ModelSpec,
-        role: Role,
-        rows: u32,
-    ) -> Result<EndRows<B>, String> {
-        let row = u64::from(spec.dim) * 4;
-        check_room(backend, u64::from(rows) * (row + 4))?;
-        let sampled = match role {
-            Role::Generated => Rows::new(rows.min(LOGIT_ROWS), 0),
-            Role::Given => Rows::new(0, 1),
-        };
-        let mut made = || {
-            let tokens = backend.alloc("tokens", u64::from(rows) * 4)?;
-            let hidden = backend.alloc("hidden", u64::from(rows) * row)?;
-            // Tokens all over the vocabulary.
-            let ids = (0..rows).map(|row| row.wrapping_mul(0x9e37_79b1) % spec.vocab_size);
-            backend.write(&tokens, 0, bytemuck::cast_slice(&ids.collect::<Vec<u32>>()))?;
-            let picks: Vec<u32> = (0..sampled.total()).collect();
-            backend.write(&self.buffers.picks, 0, bytemuck::cast_slice(&picks))?;
-            let params: Vec<SampleParams> = (0..sampled.total())
-                .map(|row| SampleParams {
-                    seed_low: row,
-                    temperature: 1.0,
-                    top_p: 0.95,
-                    ..SampleParams::greedy(0)
-                })
-                .collect();
-            backend.write(&self.buffers.params, 0, bytemuck::cast_slice(&params))?;
-            Ok::<_, OpError>((tokens, hidden))
-        };
-        let (tokens, hidden) = made().map_err(|error| error.to_string())?;
-        Ok(EndRows {
-            tokens,
-            hidden,
-            rows: rows_of(role, rows),
-            sampled,
-        })
-    }
-
-    /// Records what the owners of the first and of the last stage record beside layers.
-    pub(super) fn record<D: Backend<Buffer = B>>(
-        &self,
-        backend: &mut D,
-        spec: &ModelSpec,
-        rows: &EndRows<B>,
-    ) -> Result<(), OpError> {
-        let Some(output) = &self.head.output else {
-            return Err(OpError::shape("head", "it is not there"));
-        };
-        backend.embed(&Embed {
-            tokens: &rows.tokens,
-            table: output,
-            output: &rows.hidden,
-            rows: rows.rows,
-        })?;
-        backend.rms_norm(&RmsNorm {
-            input: &rows.hidden,
-            pick: Some(&self.buffers.picks),
-            weight: &self.head.norm,
-            output: &self.buffers.normed,
-            eps: spec.norm_eps,
-            rows: rows.sampled,
-        })?;
-        backend.linear(&Linear {
-            input: &self.buffers.normed,
-            weight: output,
-            output: &self.buffers.logits,
-            add: false,
-            rows: rows.sampled,
-        })?;
-        backend.sample(&Sample {
-            logits: &self.buffers.logits,
-            params: &self.buffers.params,
-            output: &self.buffers.sampled,
-            vocab: spec.vocab_size,
-            rows: rows.sampled.total(),
-        })
-    }
 }

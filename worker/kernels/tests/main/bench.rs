@@ -296,6 +296,7 @@ fn options_that_cannot_be_are_named() {
         (&["--experts", "2"], shape, "params.json"),
         (&["--experts", "8"], "ministral-8b", "--experts"),
         (&["--budget", "0"], shape, "--budget"),
+        (&["--parts", "middle"], shape, "--parts"),
         (&["--adapter", "no such adapter"], shape, "no such adapter"),
     ] {
         let output = run(arguments, shape);
