@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::measure::{Bench, TIMEOUT, Work, case_name, part_name, total};
+use super::measure::{ATTENTION, Bench, TIMEOUT, Work, case_name, part_name, total};
 use super::probe::Probe;
 use super::step::{Layers, Step};
 use super::weights::{Maker, names};
@@ -10,6 +10,16 @@ use super::{BenchError, Case, Cost};
 use crate::figures::{Part, Role};
 use crate::gpu::{GpuBackend, GpuBuffer};
 use crate::ops::{Backend, OpError, ReadRange};
+
+/// What of a layer is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    All,
+    /// Attention and the whole: what depends on the context.
+    OfContext,
+    /// All else.
+    Others,
+}
 
 impl Bench<'_> {
     /// All cases of one kind of layer.
@@ -33,7 +43,7 @@ impl Bench<'_> {
             Err(reason) => return self.miss(part_name(part).to_owned(), reason),
         };
         for (role, rows) in self.rows() {
-            let mut others_are_done = false;
+            let mut wanted = Wanted::All;
             let mut before = 0;
             for &context in self.options.context.each() {
                 // A prompt is as long as its rows.
@@ -47,19 +57,22 @@ impl Bench<'_> {
                 }
                 before = context;
                 let case = Case { role, rows, context };
-                others_are_done |= self.case(&layers, case, others_are_done)?;
+                if self.case(&layers, case, wanted)? {
+                    wanted = Wanted::OfContext;
+                }
+            }
+            if wanted == Wanted::All {
+                // No context fits; most ops do not depend on it.
+                let context = if role == Role::Given { rows } else { 1 };
+                let case = Case { role, rows, context };
+                self.case(&layers, case, Wanted::Others)?;
             }
         }
         Ok(())
     }
 
-    /// One case; ops that do not depend on the context unless they are done. Says whether they are.
-    fn case(
-        &mut self,
-        layers: &Layers<GpuBuffer>,
-        case: Case,
-        others_are_done: bool,
-    ) -> Result<bool, BenchError> {
+    /// What is wanted of one case. Says whether it could be measured.
+    fn case(&mut self, layers: &Layers<GpuBuffer>, case: Case, wanted: Wanted) -> Result<bool, BenchError> {
         let what = case_name(layers.part, case);
         if self.budget.left_s() <= 0.0 {
             self.miss(what, self.spent())?;
@@ -123,11 +136,17 @@ impl Bench<'_> {
                 return Ok(false);
             }
         };
-        self.ops(&work, &listed, |op| op == "attention" || !others_are_done)?;
-        let mut refresh = |device: &mut Probe<GpuBackend>| {
-            device.write(&step.buffers.hidden, 0, bytemuck::cast_slice(&step.hidden))
-        };
-        self.whole(&work, &listed, seen, &mut refresh)?;
+        self.ops(&work, &listed, |op| match wanted {
+            Wanted::All => true,
+            Wanted::OfContext => op == ATTENTION,
+            Wanted::Others => op != ATTENTION,
+        })?;
+        if wanted != Wanted::Others {
+            let mut refresh = |device: &mut Probe<GpuBackend>| {
+                device.write(&step.buffers.hidden, 0, bytemuck::cast_slice(&step.hidden))
+            };
+            self.whole(&work, &listed, seen, &mut refresh)?;
+        }
         Ok(true)
     }
 

@@ -3,7 +3,7 @@
 //! The device's own sizes fix how a sum is cut, whatever the rows beside it. Here every call may have the sizes that suit
 //! it. What a trial computes is compared with what the own kernels do: it may differ by rounding alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::time::{Duration, Instant};
 
 use super::BenchError;
@@ -83,6 +83,8 @@ impl Bench<'_> {
         let mut results: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
         // Of each line, the best trial and its seconds.
         let mut best: BTreeMap<usize, (usize, f64)> = BTreeMap::new();
+        // Lines some of whose trials there was no time for.
+        let mut untried: BTreeSet<usize> = BTreeSet::new();
         for number in 0..trials.trials.len() {
             let of = trials.trials[number].0.concerns();
             let of_trial: Vec<usize> = (lines.iter())
@@ -95,12 +97,11 @@ impl Bench<'_> {
                 continue;
             }
             if self.budget.left_s() <= 0.0 {
-                let what = format!("what DET-1 costs {} ops", of_trial.len());
-                self.miss(what, "the budget is spent: --budget".to_owned())?;
-                break;
+                untried.extend(of_trial);
+                continue;
             }
             for &index in &of_trial {
-                if let std::collections::btree_map::Entry::Vacant(entry) = results.entry(index)
+                if let btree_map::Entry::Vacant(entry) = results.entry(index)
                     && let Ok(result) = self.device_result(work, &listed[index], index)
                 {
                     entry.insert(result);
@@ -126,17 +127,23 @@ impl Bench<'_> {
             }
             trials.trials[number].1 = Compiled::Kernels(self.device.inner().swap(own));
         }
-        self.decide(work, lines, &best, trials)
+        if !untried.is_empty() {
+            let (count, reason) = (untried.len(), self.spent());
+            self.miss(format!("what DET-1 costs {count} ops of {}", work.name()), reason)?;
+        }
+        let decided = lines.iter_mut().filter(|(index, _)| !untried.contains(index));
+        self.decide(work, decided, &best, trials);
+        Ok(())
     }
 
     /// Measures the best of each line again beside the own kernels: the least of many was a lucky one.
-    fn decide(
+    fn decide<'l>(
         &mut self,
         work: &Work<'_>,
-        lines: &mut [(usize, Line)],
+        lines: impl Iterator<Item = &'l mut (usize, Line)>,
         best: &BTreeMap<usize, (usize, f64)>,
         trials: &mut Trials,
-    ) -> Result<(), BenchError> {
+    ) {
         for (index, line) in lines {
             if let Ok(seconds) = self.time_op(work, *index) {
                 line.seconds = line.seconds.min(seconds);
@@ -162,7 +169,6 @@ impl Bench<'_> {
             }
             line.fastest = Some(fastest);
         }
-        Ok(())
     }
 
     /// Has the device use a trial's kernels, and gives its own; none where the driver does not take them.

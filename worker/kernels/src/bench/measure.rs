@@ -15,6 +15,8 @@ use crate::figures::{KernelFigures, Line, Missing, Part, Role};
 use crate::gpu::{GpuBackend, GpuBuffer};
 use crate::ops::OpError;
 
+/// The op that depends on the context.
+pub(super) const ATTENTION: &str = "attention";
 /// The name of a line of a whole layer.
 const LAYER: &str = "layer";
 /// Share of the budget that the calls of one line may take, where more than one is made.
@@ -46,6 +48,13 @@ pub(super) struct Work<'w> {
     pub(super) record: &'w dyn Fn(&mut Probe<GpuBackend>, usize) -> Result<(), OpError>,
     /// How many layers there are.
     pub(super) count: usize,
+}
+
+impl Work<'_> {
+    /// What it is called where it is missing.
+    pub(super) fn name(&self) -> String {
+        case_name(self.part, self.case)
+    }
 }
 
 impl<'a> Bench<'a> {
@@ -113,22 +122,24 @@ impl<'a> Bench<'a> {
         wanted: impl Fn(&str) -> bool,
     ) -> Result<(), BenchError> {
         let mut lines = Vec::new();
-        for (index, op) in listed.iter().enumerate().filter(|(_, op)| wanted(op.op)) {
-            let weight = name_of(op, &work.names).map(str::to_owned);
-            let what = || {
-                let name = weight
-                    .as_ref()
-                    .map_or_else(String::new, |name| format!(" {name}"));
-                format!("{}{name} of {}", op.op, case_name(work.part, work.case))
-            };
+        let wanted: Vec<_> = (listed.iter().enumerate())
+            .filter(|(_, op)| wanted(op.op))
+            .collect();
+        for (done, &(index, op)) in wanted.iter().enumerate() {
             if self.budget.left_s() <= 0.0 {
+                let left = wanted.len() - done;
                 let reason = self.spent();
-                self.miss(what(), reason)?;
-                continue;
+                self.miss(format!("{left} ops of {}", work.name()), reason)?;
+                break;
             }
+            let weight = name_of(op, &work.names).map(str::to_owned);
             match self.time_op(work, index) {
                 Ok(seconds) => lines.push((index, self.line(work, op, weight, seconds))),
-                Err(error) => self.miss(what(), error.to_string())?,
+                Err(error) => {
+                    let name = weight.map_or_else(String::new, |name| format!(" {name}"));
+                    let what = format!("{}{name} of {}", op.op, work.name());
+                    self.miss(what, error.to_string())?;
+                }
             }
         }
         self.det_cost(work, listed, &mut lines)?;
@@ -151,7 +162,7 @@ impl<'a> Bench<'a> {
 
     fn line(&self, work: &Work<'_>, op: &Recorded<GpuBuffer>, weight: Option<String>, seconds: f64) -> Line {
         Line {
-            context: (op.op == "attention").then_some(work.case.context),
+            context: (op.op == ATTENTION).then_some(work.case.context),
             experts: (op.op == "experts").then_some(op.experts),
             ..line(work, op.op, weight, op.rows, seconds, op.cost)
         }
@@ -165,7 +176,7 @@ impl<'a> Bench<'a> {
         seen: Seen,
         refresh: &mut Record<'_>,
     ) -> Result<(), BenchError> {
-        let what = case_name(work.part, work.case);
+        let what = work.name();
         if self.budget.left_s() <= 0.0 {
             let reason = self.spent();
             return self.miss(what, reason);

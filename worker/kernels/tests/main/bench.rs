@@ -240,6 +240,32 @@ fn a_model_of_grouped_attention_is_measured_and_the_fastest_kernels_are_found() 
 }
 
 #[test]
+fn ops_without_a_context_are_measured_where_no_context_fits() {
+    let shape = small_model();
+    let arguments = [
+        "--rows",
+        "2",
+        "--prefill",
+        "none",
+        "--context",
+        "100000",
+        "--repeats",
+        "1",
+        "--parts",
+        "dense",
+    ];
+    let (figures, _) = figures(&arguments, shape.to_str().expect("UTF-8"));
+    let names: Vec<String> = figures.lines.iter().map(name).collect();
+    let all = [ATTENTION.as_slice(), &DENSE].concat();
+    let expected: Vec<&str> = all
+        .into_iter()
+        .filter(|name| !["attention", "layer"].contains(name))
+        .collect();
+    assert_eq!(names, expected);
+    assert_eq!(figures.missing.len(), 1, "{:?}", figures.missing);
+}
+
+#[test]
 fn what_does_not_fit_is_told() {
     let arguments = ["--rows", "1", "--prefill", "none", "--memory-bytes", "400000000"];
     let (figures, table) = figures(&arguments, "mistral-large-3");
