@@ -8,6 +8,7 @@
 //! **Invariant:** every tensor of an open checkpoint lies within its file, spans the bytes of its shape and dtype, and
 //! shares none with another.
 
+mod direct;
 mod error;
 mod fingerprint;
 mod header;
@@ -25,6 +26,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+pub use direct::DirectBuffer;
 pub use error::{BadValue, CheckpointError, Fault, Faults, MAX_FAULTS, NoSuchRows};
 pub use fingerprint::Fingerprint;
 pub use header::MAX_HEADER_BYTES;
@@ -197,22 +199,33 @@ impl Checkpoint {
         })
     }
 
-    /// Brings some bytes of a tensor in from storage, and waits for them.
-    pub fn bring_in(&self, view: &TensorView<'_>, range: Range<usize>) {
-        if let Some(file) = self.files.iter().find(|file| file.name == view.file()) {
-            let start = usize::try_from(view.offset()).unwrap_or(usize::MAX);
-            let at = |place: usize| start.saturating_add(place).min(file.map.len());
-            file.map.bring_in(at(range.start)..at(range.end));
+    /// Brings the bytes of a view in from storage to where they are mapped, and waits for them.
+    pub fn bring_in(&self, view: &TensorView<'_>) {
+        if let Some((file, range)) = self.place_of(view) {
+            file.bring_in(range);
         }
+    }
+
+    /// Reads the bytes of a view to memory of their own, past the system's cache. Says whether they are there; if not they
+    /// are to be looked at where they are mapped, because the system has them in its cache, or knows no such reads.
+    pub fn read_past_cache(&self, view: &TensorView<'_>, buffer: &mut DirectBuffer) -> bool {
+        let place = self.place_of(view);
+        place.is_some_and(|(file, range)| file.read_past_cache(range, buffer))
     }
 
     /// Says that the bytes of a view are not needed soon.
     pub fn let_go(&self, view: &TensorView<'_>) {
-        if let Some(file) = self.files.iter().find(|file| file.name == view.file()) {
-            let start = usize::try_from(view.offset()).unwrap_or(usize::MAX);
-            let end = start.saturating_add(view.bytes().len()).min(file.map.len());
-            file.map.let_go(start.min(end)..end);
+        if let Some((file, range)) = self.place_of(view) {
+            file.let_go(range);
         }
+    }
+
+    /// The file of a view, and which of its bytes the view shows.
+    fn place_of(&self, view: &TensorView<'_>) -> Option<(&FileMap, Range<usize>)> {
+        let file = self.files.iter().find(|file| file.name == view.file())?;
+        let start = usize::try_from(view.offset()).unwrap_or(usize::MAX);
+        let end = start.saturating_add(view.bytes().len()).min(file.map.len());
+        Some((&file.map, start.min(end)..end))
     }
 
     /// Bytes of all weight files.

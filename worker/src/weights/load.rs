@@ -1,8 +1,9 @@
 //! Copies tensors from the mapped checkpoint to the device, in chunks.
 //!
-//! The host holds no copy of a tensor: a chunk goes from the mapped file to the backend, which writes it to where it stays
-//! if the device's memory is the host's, else through bounded staging memory. Rows that are stored in another order than devices hold them are put in order chunk by chunk. Every chunk is
-//! checked for values that are no numbers before it is written, and scales for those that nothing can be multiplied with.
+//! The host holds no copy of a tensor: a chunk goes from what was read ahead, or from the mapped file, to the backend, which
+//! writes it to where it stays if the device's memory is the host's, else through bounded staging memory. Rows that are
+//! stored in another order than devices hold them are put in order chunk by chunk. Every chunk is checked for values that
+//! are no numbers before it is written, and scales for those that nothing can be multiplied with.
 
 use std::ops::Range;
 
@@ -11,7 +12,7 @@ use tramontane_model::placement::ExpertRange;
 use tramontane_model::spec::AttentionSpec;
 use tramontane_model::tensors::{FfnMatrix, HalfSplit, LayerTensor, Shape, TensorId};
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, chunks};
 use super::{LoadProgress, LoadWatch, MirrorError, ModelFiles, WeightError, WeightSlice};
 use tramontane_kernels::layers::{
     FeedForward, GroupedAttention, Head, LatentAttention, LayerAttention, LayerFeedForward, OwnerLayer,
@@ -21,7 +22,7 @@ use tramontane_kernels::ops::{
     Scales, Vector, WeightFormat, split_rows,
 };
 
-/// Most bytes that are checked and written at once: how soon a cancelled load ends.
+/// Most bytes of rows that are put in order, checked and written at once.
 const CHUNK_BYTES: u64 = 8 << 20;
 
 /// What the values of some rows must be.
@@ -33,6 +34,13 @@ pub(super) struct Loader<'a, D> {
     model: &'a ModelFiles,
     watch: &'a LoadWatch<'a>,
     ahead: Option<&'a Ahead<'a>>,
+}
+
+/// Where some rows are held.
+struct Part<'b, B> {
+    rows: Range<u32>,
+    buffer: &'b B,
+    offset: u64,
 }
 
 fn device_error(tensor: TensorId) -> impl Fn(OpError) -> WeightError {
@@ -120,22 +128,22 @@ impl<'a, D: Backend> Loader<'a, D> {
 
     pub(super) fn layer(&mut self, layer: u32) -> Result<OwnerLayer<D::Buffer>, WeightError> {
         let id = |tensor| TensorId::Layer { layer, tensor };
-        let feed_forward = match self.model.spec.moe_at(layer) {
-            None => LayerFeedForward::Dense(self.feed_forward(layer, LayerTensor::Dense)?),
-            Some(moe) => LayerFeedForward::Moe {
-                gate: self.matrix(id(LayerTensor::Gate), 1)?,
-                shared: match moe.n_shared_experts {
-                    0 => None,
-                    _ => Some(self.feed_forward(layer, LayerTensor::Shared)?),
-                },
-            },
-        };
+        // In the order in which tensors are read ahead.
         Ok(OwnerLayer {
             attention_norm: self.vector(id(LayerTensor::AttentionNorm))?,
             attention: self.attention(layer)?,
             wo: self.matrix(id(LayerTensor::Wo), 1)?,
             ffn_norm: self.vector(id(LayerTensor::FfnNorm))?,
-            feed_forward,
+            feed_forward: match self.model.spec.moe_at(layer) {
+                None => LayerFeedForward::Dense(self.feed_forward(layer, LayerTensor::Dense)?),
+                Some(moe) => LayerFeedForward::Moe {
+                    gate: self.matrix(id(LayerTensor::Gate), 1)?,
+                    shared: match moe.n_shared_experts {
+                        0 => None,
+                        _ => Some(self.feed_forward(layer, LayerTensor::Shared)?),
+                    },
+                },
+            },
         })
     }
 
@@ -227,8 +235,8 @@ impl<'a, D: Backend> Loader<'a, D> {
             let record = layout.bytes * u64::from(expert - part.experts.start);
             for (matrix, values, scales) in [
                 (FfnMatrix::W1, layout.w1, layout.s1),
-                (FfnMatrix::W3, layout.w3, layout.s3),
                 (FfnMatrix::W2, layout.w2, layout.s2),
+                (FfnMatrix::W3, layout.w3, layout.s3),
             ] {
                 let tensor = TensorId::Expert {
                     layer,
@@ -236,7 +244,7 @@ impl<'a, D: Backend> Loader<'a, D> {
                     matrix,
                 };
                 let weight = self.stored(tensor)?;
-                self.copy(tensor, weight.values(), &part.buffer, record + values)?;
+                self.copy(tensor, weight.values(), (&part.buffer, record + values))?;
                 self.copy_scales(&weight, &part.buffer, record + scales)?;
             }
         }
@@ -253,25 +261,26 @@ impl<'a, D: Backend> Loader<'a, D> {
         let limit = self.backend.max_binding_bytes();
         let ranges = split_rows(rows, row_bytes, unit, limit).map_err(device_error(id))?;
         let mut parts = Vec::with_capacity(ranges.len());
-        for range in ranges {
-            let bytes = row_bytes * u64::from(range.end - range.start);
+        for rows in ranges {
+            let bytes = row_bytes * u64::from(rows.end - rows.start);
             let buffer = self
                 .backend
                 .alloc_weights(&id.to_string(), bytes)
                 .map_err(device_error(id))?;
-            match weight.half_split() {
-                None => self.copy(id, weight.values().rows(range.clone())?, &buffer, 0)?,
-                Some(split) => {
-                    let rows = range.clone();
-                    let values = (weight.values(), TensorView::check_finite as Check<'_>);
-                    self.copy_in_order(id, values, (split, rows), &buffer, 0)?;
-                }
-            }
             parts.push(MatrixPart {
-                rows: range,
+                rows,
                 buffer,
                 offset: 0,
             });
+        }
+        match weight.half_split() {
+            None => self.copy_rows(id, weight.values(), &parts)?,
+            Some(split) => {
+                for part in &parts {
+                    let values = (weight.values(), TensorView::check_finite as Check<'_>);
+                    self.copy_in_order(id, values, (split, part.rows.clone()), &part.buffer, part.offset)?;
+                }
+            }
         }
         let scales = match format.scale_bytes(rows, cols) {
             0 => None,
@@ -296,7 +305,7 @@ impl<'a, D: Backend> Loader<'a, D> {
             .backend
             .alloc_weights(&id.to_string(), bytes)
             .map_err(device_error(id))?;
-        self.copy(id, weight.values(), &buffer, 0)?;
+        self.copy(id, weight.values(), (&buffer, 0))?;
         Vector::new(len, buffer, 0).map_err(device_error(id))
     }
 
@@ -332,41 +341,70 @@ impl<'a, D: Backend> Loader<'a, D> {
         Ok(weight)
     }
 
-    /// Copies a view's rows to the device, chunk by chunk.
+    /// Copies a view's rows to a place of a buffer, chunk by chunk.
     fn copy(
         &mut self,
         id: TensorId,
         view: TensorView<'_>,
-        buffer: &D::Buffer,
-        offset: u64,
+        (buffer, offset): (&D::Buffer, u64),
     ) -> Result<(), WeightError> {
-        self.copy_checked(id, view, buffer, offset, TensorView::check_finite)
+        let whole = Part {
+            rows: 0..u32::try_from(view.row_count()).unwrap_or(u32::MAX),
+            buffer,
+            offset,
+        };
+        self.copy_checked(id, view, &[whole], |chunk| chunk.check_finite())
     }
 
-    fn copy_checked<'v>(
+    /// Copies a matrix's rows to the parts that hold them.
+    fn copy_rows(
         &mut self,
         id: TensorId,
-        view: TensorView<'v>,
-        buffer: &D::Buffer,
-        offset: u64,
-        check: Check<'v>,
+        view: TensorView<'_>,
+        parts: &[MatrixPart<D::Buffer>],
     ) -> Result<(), WeightError> {
-        let rows = u32::try_from(view.row_count()).unwrap_or(u32::MAX);
+        let parts: Vec<Part<'_, D::Buffer>> = parts
+            .iter()
+            .map(|part| Part {
+                rows: part.rows.clone(),
+                buffer: &part.buffer,
+                offset: part.offset,
+            })
+            .collect();
+        self.copy_checked(id, view, &parts, |chunk| chunk.check_finite())
+    }
+
+    fn copy_checked(
+        &mut self,
+        id: TensorId,
+        view: TensorView<'_>,
+        parts: &[Part<'_, D::Buffer>],
+        check: fn(&TensorView<'_>) -> Result<(), BadValue>,
+    ) -> Result<(), WeightError> {
         let row_bytes = (view.bytes().len() as u64)
-            .checked_div(u64::from(rows))
-            .unwrap_or(0)
-            .max(1);
-        // Whole words, whatever a row has.
-        let step = u32::try_from(CHUNK_BYTES / row_bytes).unwrap_or(u32::MAX / 4 * 4);
-        let step = (step / 4 * 4).max(4);
-        let mut start = 0;
-        while start < rows {
-            let end = start.saturating_add(step).min(rows);
-            let chunk = view.rows(start..end)?;
+            .checked_div(view.row_count())
+            .unwrap_or(0);
+        for rows in chunks(&view) {
+            if (self.watch.cancelled)() {
+                return Err(WeightError::Cancelled);
+            }
+            let mapped = view.rows(rows.clone())?;
+            let read = self.ahead.and_then(|ahead| ahead.take(&mapped));
+            let chunk = read.as_ref().and_then(|read| read.view(mapped));
+            let chunk = chunk.unwrap_or(mapped);
             check(&chunk)?;
-            self.put(id, chunk.bytes(), buffer, offset + u64::from(start) * row_bytes)?;
-            self.model.checkpoint.let_go(&chunk);
-            start = end;
+            for part in parts {
+                let (start, end) = (rows.start.max(part.rows.start), rows.end.min(part.rows.end));
+                if start < end {
+                    let own = chunk.rows(start - rows.start..end - rows.start)?;
+                    let at = part.offset + u64::from(start - part.rows.start) * row_bytes;
+                    self.put(id, own.bytes(), part.buffer, at)?;
+                }
+            }
+            match read.zip(self.ahead) {
+                Some((read, ahead)) => ahead.give_back(read),
+                None => self.model.checkpoint.let_go(&mapped),
+            }
         }
         Ok(())
     }
@@ -437,7 +475,12 @@ impl<'a, D: Backend> Loader<'a, D> {
                 self.copy_in_order(weight.id(), scales, (split, 0..rows), buffer, at)
             }
             (Some(_) | None, _) => {
-                self.copy_checked(weight.id(), scales, buffer, at, TensorView::check_scales)
+                let whole = Part {
+                    rows: 0..u32::try_from(scales.row_count()).unwrap_or(u32::MAX),
+                    buffer,
+                    offset: at,
+                };
+                self.copy_checked(weight.id(), scales, &[whole], |chunk| chunk.check_scales())
             }
         }
     }

@@ -111,7 +111,14 @@ impl<B: DeviceBuffer> WeightStore<B> {
         if read_bytes > 0 {
             let took = began.elapsed();
             let bytes_per_second = (read_bytes as f64 / took.as_secs_f64().max(1e-9)) as u64;
-            tracing::info!(read_bytes, ?took, bytes_per_second, "weights are on the device");
+            let past_cache_bytes = ahead.direct_bytes();
+            tracing::info!(
+                read_bytes,
+                past_cache_bytes,
+                ?took,
+                bytes_per_second,
+                "weights are on the device"
+            );
         }
         Ok(())
     }

@@ -382,6 +382,7 @@ fn worker_config(model_dir: &Path, name: &str, devices: usize, coordinator: Sock
             };
             devices
         ],
+        cache_dir: None,
         drain_grace: Duration::ZERO,
     }
 }

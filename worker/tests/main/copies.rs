@@ -26,6 +26,7 @@ async fn spawn(model: &Arc<ModelFiles>, memory_bytes: u64) -> DeviceHandle {
         index: DeviceIndex(0),
         model: Arc::clone(model),
         timeout: DEADLINE,
+        cache_dir: None,
     };
     let open = move || Ok(CpuBackend::new(memory_bytes, 1 << 30));
     let spawned = tokio::task::spawn_blocking(move || DeviceHandle::spawn(options, open));

@@ -1,5 +1,6 @@
 //! Layers of each kind, with rows of each role and sequences of each length.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::measure::{ATTENTION, Bench, TIMEOUT, Work, case_name, part_name, total};
@@ -61,7 +62,7 @@ impl Bench<'_> {
                     wanted = Wanted::OfContext;
                 }
             }
-            if wanted == Wanted::All {
+            if wanted == Wanted::All && self.budget.left_s() > 0.0 {
                 // No context fits; most ops do not depend on it.
                 let context = if role == Role::Given { rows } else { 1 };
                 let case = Case { role, rows, context };
@@ -112,20 +113,26 @@ impl Bench<'_> {
             self.miss(what, reason)?;
             return Ok(false);
         }
-        match self.first_call(layers, &step) {
-            Ok(experts) => step.seen.experts = experts,
+        let ids = match self.first_call(layers, &step) {
+            Ok(ids) => ids,
             Err(reason) => {
                 self.miss(what, reason)?;
                 return Ok(false);
             }
-        }
+        };
+        step.seen.experts = ids.iter().collect::<BTreeSet<_>>().len() as u32;
         let step = step;
         let record = |device: &mut Probe<GpuBackend>, index: usize| layers.record(device, spec, &step, index);
+        // The router chooses anew from whatever its operands hold by then.
+        let restore = |device: &mut Probe<GpuBackend>| {
+            device.write(&step.buffers.expert_ids, 0, bytemuck::cast_slice(&ids))
+        };
         let work = Work {
             part: layers.part,
             case,
             names: layers.owners.first().map(names).unwrap_or_default(),
             record: &record,
+            restore: &restore,
             count: layers.count(),
         };
         let seen = step.seen;
@@ -172,17 +179,15 @@ impl Bench<'_> {
         }))
     }
 
-    /// Every layer once, so that everything is compiled and every buffer has values. Gives how many experts were chosen.
-    fn first_call(&mut self, layers: &Layers<GpuBuffer>, step: &Step<GpuBuffer>) -> Result<u32, String> {
+    /// Every layer once, so that everything is compiled and every buffer has values. Gives the experts that the last one's
+    /// rows chose.
+    fn first_call(&mut self, layers: &Layers<GpuBuffer>, step: &Step<GpuBuffer>) -> Result<Vec<u32>, String> {
         let called = self.call_first(layers, step).map_err(|error| error.to_string());
         let (ids, hidden) = called?;
         if !hidden.iter().all(|value| value.is_finite()) {
             return Err("the layer's result is not finite".to_owned());
         }
-        let mut ids = ids;
-        ids.sort_unstable();
-        ids.dedup();
-        Ok(ids.len() as u32)
+        Ok(ids)
     }
 
     fn call_first(

@@ -191,6 +191,7 @@ impl Bench<'_> {
         let bytes = op.output.bytes().min(COMPARED_BYTES);
         self.device
             .write(&op.output, 0, &vec![0; usize::try_from(bytes).unwrap_or(0)])?;
+        (work.restore)(&mut self.device)?;
         self.device.only(index, |device| (work.record)(device, 0))?;
         finish(&mut self.device)?;
         let range = ReadRange {

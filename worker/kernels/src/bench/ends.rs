@@ -160,6 +160,7 @@ impl Bench<'_> {
                 case,
                 names: names.clone(),
                 record: &record,
+                restore: &|_| Ok(()),
                 count: 1,
             };
             let first = record(&mut self.device, 0).and_then(|()| finish(&mut self.device));

@@ -46,6 +46,8 @@ pub(super) struct Work<'w> {
     pub(super) names: Vec<(usize, &'static str)>,
     /// Records everything for the layer with this index.
     pub(super) record: &'w dyn Fn(&mut Probe<GpuBackend>, usize) -> Result<(), OpError>,
+    /// Puts back what ops change that others depend on, before each call.
+    pub(super) restore: &'w dyn Fn(&mut Probe<GpuBackend>) -> Result<(), OpError>,
     /// How many layers there are.
     pub(super) count: usize,
 }
@@ -153,7 +155,7 @@ impl<'a> Bench<'a> {
     /// Least seconds of one op, with weights of each layer in turn.
     pub(super) fn time_op(&mut self, work: &Work<'_>, index: usize) -> Result<f64, OpError> {
         let mut turn = 0;
-        self.least(&mut |_| Ok(()), &mut |device| {
+        self.least(&mut |device| (work.restore)(device), &mut |device| {
             let layer = turn % work.count;
             turn += 1;
             device.only(index, |device| (work.record)(device, layer))

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::bindings::Bindings;
+use super::cache::PipelineCache;
 use super::commands::{self, Command, Copy, Dispatch, Encode, IMMEDIATE_WORDS};
 use super::device::{Memory, OpenDevice};
 use super::faults::Faults;
@@ -53,8 +54,14 @@ impl GpuBackend {
         let decoding = if halves { "by way of f16" } else { "bit by bit" };
         tracing::info!(adapter = open.info.name, decoding, "weights are decoded");
         let tuning = Tuning::new(open.class, halves);
-        let pipelines = Pipelines::compile(&open.device, &tuning);
+        let (began, cache) = (Instant::now(), open.cache.as_ref());
+        let pipelines = Pipelines::compile(&open.device, &tuning, cache.map(PipelineCache::get));
         open.faults.check(&open.info.name)?;
+        let (took, kept) = (began.elapsed(), cache.is_some_and(PipelineCache::was_kept));
+        tracing::info!(adapter = open.info.name, ?took, kept, "pipelines are compiled");
+        if let Some(cache) = cache {
+            cache.keep();
+        }
         Ok(Self {
             device: open.device,
             queue: open.queue,

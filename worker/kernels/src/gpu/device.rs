@@ -1,10 +1,13 @@
 //! Opens a logical device on an adapter: features, limits, what it is called and how much memory it may use.
 
+use std::path::Path;
+
 use wgpu::{
     Adapter, DeviceDescriptor, DeviceType, ExperimentalFeatures, Features, Limits, MemoryHints, Trace,
 };
 
 use super::DeviceConfig;
+use super::cache::PipelineCache;
 use super::faults::Faults;
 use super::measure::CLOCK_FEATURES;
 use super::{KERNEL_SET, adapter};
@@ -71,6 +74,8 @@ pub(super) struct OpenDevice {
     pub(super) max_binding_bytes: u64,
     pub(super) class: Class,
     pub(super) memory: Memory,
+    /// Where its pipelines are kept, if anywhere.
+    pub(super) cache: Option<PipelineCache>,
 }
 
 /// Where the device's memory is.
@@ -92,7 +97,11 @@ impl Memory {
 }
 
 /// Opens the adapter that the configuration names, or the best one; with the kernels of `class` instead of its own.
-pub(super) fn open(config: &DeviceConfig, class: Option<Class>) -> Result<OpenDevice, OpError> {
+pub(super) fn open(
+    config: &DeviceConfig,
+    class: Option<Class>,
+    cache_dir: Option<&Path>,
+) -> Result<OpenDevice, OpError> {
     let adapter = adapter::choose(config.adapter.as_deref())?;
     let memory = config
         .memory_bytes
@@ -109,8 +118,9 @@ pub(super) fn open(config: &DeviceConfig, class: Option<Class>) -> Result<OpenDe
     let limits = limits(&adapter.limits());
     let descriptor = DeviceDescriptor {
         label: Some("tramontane"),
-        // Where a device can read its clock between commands, that it may is all that this asks.
-        required_features: class.features() | (adapter.features() & CLOCK_FEATURES),
+        // What the device may be asked beside what the kernels need: to keep pipelines, and to read its clock.
+        required_features: class.features()
+            | (adapter.features() & (Features::PIPELINE_CACHE | CLOCK_FEATURES)),
         required_limits: limits.clone(),
         experimental_features: ExperimentalFeatures::disabled(),
         memory_hints: MemoryHints::Performance,
@@ -119,6 +129,7 @@ pub(super) fn open(config: &DeviceConfig, class: Option<Class>) -> Result<OpenDe
     let opened = pollster::block_on(adapter.request_device(&descriptor));
     let (device, queue) = opened.map_err(|error| refused(error.to_string()))?;
     let faults = Faults::watch(&device);
+    let cache = cache_dir.and_then(|dir| PipelineCache::open(&device, &adapter.get_info(), dir));
     let max_binding_bytes = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
     Ok(OpenDevice {
         device,
@@ -129,6 +140,7 @@ pub(super) fn open(config: &DeviceConfig, class: Option<Class>) -> Result<OpenDe
         max_binding_bytes: max_binding_bytes / 16 * 16,
         class,
         memory: Memory::of(adapter.get_info().device_type),
+        cache,
     })
 }
 

@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_device_answers_for_every_code() {
-        let open = device::open(&DeviceConfig::default(), None).expect("an adapter");
+        let open = device::open(&DeviceConfig::default(), None, None).expect("an adapter");
         let (device, queue) = (&open.device, &open.queue);
         // Finite codes of e4m3 and codes of e2m1, with both signs.
         let patterns = patterns();

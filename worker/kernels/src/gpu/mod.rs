@@ -11,6 +11,7 @@
 mod adapter;
 mod backend;
 mod bindings;
+mod cache;
 mod commands;
 mod device;
 mod direct;
@@ -30,6 +31,8 @@ pub use backend::GpuBackend;
 pub use measure::{Marks, PLAIN_TILES, PlainProduct, PlainTile};
 pub use memory::GpuBuffer;
 pub use trial::{Concerns, Kernels, Trial};
+
+use std::path::Path;
 
 use serde::Deserialize;
 
@@ -52,15 +55,20 @@ pub struct DeviceConfig {
 ///
 /// Fails when no adapter matches, with the names of those there are, and when there is none at all.
 pub fn open(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
-    GpuBackend::new(device::open(config, None)?, true)
+    open_with_cache(config, None)
+}
+
+/// As [`open`], but what the driver makes of the shaders is kept in a folder, and taken from there the next time.
+pub fn open_with_cache(config: &DeviceConfig, cache_dir: Option<&Path>) -> Result<GpuBackend, OpError> {
+    GpuBackend::new(device::open(config, None, cache_dir)?, true)
 }
 
 /// As [`open`], but an emulated GPU gets the kernels of real ones: so that they can be tested where there is none.
 pub fn open_with_gpu_kernels(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
-    GpuBackend::new(device::open(config, Some(device::Class::Gpu))?, true)
+    GpuBackend::new(device::open(config, Some(device::Class::Gpu), None)?, true)
 }
 
 /// As [`open`], but weights are decoded as on devices whose conversion of f16 is not exact.
 pub fn open_without_halves(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
-    GpuBackend::new(device::open(config, None)?, false)
+    GpuBackend::new(device::open(config, None, None)?, false)
 }

@@ -334,16 +334,25 @@ struct Module {
 
 impl Pipelines {
     /// Compiles every kernel. What the driver refuses is reported to the device's error handler.
-    pub(super) fn compile(device: &wgpu::Device, tuning: &Tuning) -> Self {
-        Self::compile_beside(device, tuning, None)
+    pub(super) fn compile(
+        device: &wgpu::Device,
+        tuning: &Tuning,
+        cache: Option<&wgpu::PipelineCache>,
+    ) -> Self {
+        Self::compile_beside(device, tuning, cache, None)
     }
 
     /// The same for other sizes than those of `known`, whose kernels stay that do not depend on them.
     pub(super) fn resized(device: &wgpu::Device, tuning: &Tuning, known: (&Self, &Tuning)) -> Self {
-        Self::compile_beside(device, tuning, Some(known))
+        Self::compile_beside(device, tuning, None, Some(known))
     }
 
-    fn compile_beside(device: &wgpu::Device, tuning: &Tuning, known: Option<(&Self, &Tuning)>) -> Self {
+    fn compile_beside(
+        device: &wgpu::Device,
+        tuning: &Tuning,
+        cache: Option<&wgpu::PipelineCache>,
+        known: Option<(&Self, &Tuning)>,
+    ) -> Self {
         let mut modules = HashMap::new();
         let mut compiled = HashMap::new();
         for kernel in Kernel::all(tuning) {
@@ -371,7 +380,7 @@ impl Pipelines {
                     constants: &kernel.constants(tuning),
                     zero_initialize_workgroup_memory: false,
                 },
-                cache: None,
+                cache,
             });
             let pipeline = Pipeline {
                 pipeline,

@@ -321,10 +321,15 @@ impl Chaos {
             },
             (Some(fence), _) => DeviceState::Ready { fence },
         };
+        let mut report = report(state);
+        // A worker tells what it keeps, also on a later session: that is how a leader learns what it never asked for.
+        let copies = self.copies.get(worker).into_iter().flatten();
+        let kept: usize = copies.map(|(_, shares)| shares.len()).sum();
+        report.devices[0].standby.total_bytes = kept as u64;
         let event = Event::Reported {
             session,
             worker: worker.clone(),
-            report: report(state),
+            report,
         };
         self.feed(event, lossy);
     }
@@ -412,6 +417,81 @@ impl Chaos {
     }
 }
 
+/// Does these things, lets all be well again, and looks at what is left.
+fn survive(
+    seed: u64,
+    shape: Shape,
+    replicas: Option<u32>,
+    actions: Vec<Action>,
+) -> Result<(), TestCaseError> {
+    let mut chaos = Chaos::new(seed, shape, replicas);
+    for action in actions {
+        chaos.act(action);
+    }
+    chaos.heal();
+    let state = &chaos.cluster.state;
+    let placed: Vec<&ReplicaEntry> = state
+        .replicas
+        .values()
+        .filter(|entry| entry.placement().is_some())
+        .collect();
+    prop_assert!(!placed.is_empty());
+    for entry in &placed {
+        prop_assert!(matches!(entry.phase, Phase::Serving { .. }), "{:?}", entry);
+    }
+    // What is left makes no further one.
+    let used: usize = placed
+        .iter()
+        .filter_map(|entry| entry.live())
+        .map(|one| one.devices().len())
+        .sum();
+    let needed = shape.0.unwrap_or(1) * shape.1.unwrap_or(1);
+    let left = usize::from(WORKERS) - used;
+    let wanted = replicas.map_or(usize::MAX, |wanted| wanted as usize);
+    prop_assert!(
+        placed.len() == wanted || left < needed as usize,
+        "{:?}",
+        state.replicas
+    );
+    prop_assert_eq!(chaos.asked, chaos.answered, "every ask is answered once");
+    // Everybody keeps what the state says, and every place has a copy elsewhere where there is room for all.
+    for worker in state.workers.keys() {
+        let told = chaos.copies.get(worker).cloned().unwrap_or_default();
+        prop_assert_eq!(told, super::super::standbys::copies_of(state, worker));
+    }
+    let Role::Leading(leader) = &chaos.cluster.controller.role else {
+        panic!("nobody leads");
+    };
+    let out = leader.placing.failures.left_out(chaos.cluster.now, state);
+    let taken = state.taken_from(ReplicaId(0));
+    let devices = state.workers.keys().map(|worker| DeviceRef {
+        worker: worker.clone(),
+        device: DeviceIndex(0),
+    });
+    let is_free = devices
+        .into_iter()
+        .any(|device| !out.contains(&device) && !taken.contains_key(&device));
+    if chaos.cluster.controller.options.standbys {
+        for place in placed
+            .iter()
+            .filter_map(|entry| entry.live())
+            .flat_map(Replica::places)
+        {
+            let worker = &place.device.worker;
+            let mut others = state
+                .standbys
+                .iter()
+                .filter(|standby| standby.device.worker != *worker);
+            let found = others.any(|standby| standby.shares.contains(&place.share));
+            prop_assert!(found || !is_free, "{:?} {:?}", place, state.standbys);
+        }
+    } else {
+        prop_assert!(state.standbys.is_empty());
+    }
+    prop_assert_eq!(chaos.cluster.state.workers.len(), usize::from(WORKERS));
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -422,46 +502,42 @@ proptest! {
         replicas in prop_oneof![Just(None), (1u32..4).prop_map(Some)],
         actions in proptest::collection::vec(any_action(), 0..80),
     ) {
-        let mut chaos = Chaos::new(seed, shape, replicas);
-        for action in actions {
-            chaos.act(action);
-        }
-        chaos.heal();
-        let state = &chaos.cluster.state;
-        let placed: Vec<&ReplicaEntry> = state.replicas.values().filter(|entry| entry.placement().is_some()).collect();
-        prop_assert!(!placed.is_empty());
-        for entry in &placed {
-            prop_assert!(matches!(entry.phase, Phase::Serving { .. }), "{:?}", entry);
-        }
-        // What is left makes no further one.
-        let used: usize = placed.iter().filter_map(|entry| entry.live()).map(|one| one.devices().len()).sum();
-        let needed = shape.0.unwrap_or(1) * shape.1.unwrap_or(1);
-        let left = usize::from(WORKERS) - used;
-        let wanted = replicas.map_or(usize::MAX, |wanted| wanted as usize);
-        prop_assert!(placed.len() == wanted || left < needed as usize, "{:?}", state.replicas);
-        prop_assert_eq!(chaos.asked, chaos.answered, "every ask is answered once");
-        // Everybody keeps what the state says, and every place has a copy elsewhere where there is room for all.
-        for worker in state.workers.keys() {
-            let told = chaos.copies.get(worker).cloned().unwrap_or_default();
-            prop_assert_eq!(told, super::super::standbys::copies_of(state, worker));
-        }
-        let Role::Leading(leader) = &chaos.cluster.controller.role else {
-            panic!("nobody leads");
-        };
-        let out = leader.placing.failures.left_out(chaos.cluster.now, state);
-        let taken = state.taken_from(ReplicaId(0));
-        let devices = state.workers.keys().map(|worker| DeviceRef { worker: worker.clone(), device: DeviceIndex(0) });
-        let is_free = devices.into_iter().any(|device| !out.contains(&device) && !taken.contains_key(&device));
-        if chaos.cluster.controller.options.standbys {
-            for place in placed.iter().filter_map(|entry| entry.live()).flat_map(Replica::places) {
-                let worker = &place.device.worker;
-                let mut others = state.standbys.iter().filter(|standby| standby.device.worker != *worker);
-                let found = others.any(|standby| standby.shares.contains(&place.share));
-                prop_assert!(found || !is_free, "{:?} {:?}", place, state.standbys);
-            }
-        } else {
-            prop_assert!(state.standbys.is_empty());
-        }
-        prop_assert_eq!(chaos.cluster.state.workers.len(), usize::from(WORKERS));
+        survive(seed, shape, replicas, actions)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+    #[test]
+    #[ignore = "takes minutes: make soak"]
+    fn soak_chaos_is_survived(
+        seed in any::<u64>(),
+        shape in any_shape(),
+        replicas in prop_oneof![Just(None), (1u32..4).prop_map(Some)],
+        actions in proptest::collection::vec(any_action(), 0..80),
+    ) {
+        survive(seed, shape, replicas, actions)?;
+    }
+}
+
+/// A worker with copies comes back on a session of a leader that wants none there.
+#[test]
+fn copies_of_a_session_before_are_given_up() {
+    let join = |worker| Action::Join {
+        worker,
+        restarted: false,
+    };
+    let report = Action::Report { worker: 2, kind: 3 };
+    let actions = [join(2), Action::Replan, report, join(4), join(3)];
+    let mut chaos = Chaos::new(17_141_438_279_562_483_668, (Some(2), Some(2)), None);
+    for action in actions {
+        chaos.act(action);
+    }
+    chaos.heal();
+    let state = &chaos.cluster.state;
+    for worker in state.workers.keys() {
+        let told = chaos.copies.get(worker).cloned().unwrap_or_default();
+        assert_eq!(told, super::super::standbys::copies_of(state, worker), "{worker}");
     }
 }
