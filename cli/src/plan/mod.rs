@@ -8,11 +8,13 @@ mod report;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use tramontane_coordinator::config::PlacementConfig;
 use tramontane_coordinator::control::needs::footprint;
 use tramontane_coordinator::control::planner::Wishes;
 use tramontane_coordinator::control::planner::outlook::Cluster;
+use tramontane_kernels::bench::CacheFormat;
+use tramontane_kernels::synthetic::Format;
 use tramontane_model::checkpoint::{Checkpoint, CheckpointError};
 use tramontane_model::layout::Layout;
 use tramontane_model::placement::KvFormat;
@@ -20,7 +22,6 @@ use tramontane_model::spec::ModelSpec;
 use tramontane_model::step::StepBounds;
 use tramontane_model::tensors::ModelBytes;
 
-use crate::checkpoint::Format;
 use inventory::Inventory;
 use report::Report;
 
@@ -63,22 +64,6 @@ pub(crate) struct PlanArgs {
     json: bool,
 }
 
-/// How a cache stores its values.
-#[derive(Clone, Copy, ValueEnum)]
-enum CacheFormat {
-    F16,
-    F32,
-}
-
-impl CacheFormat {
-    fn format(self) -> KvFormat {
-        match self {
-            Self::F16 => KvFormat::F16,
-            Self::F32 => KvFormat::F32,
-        }
-    }
-}
-
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     if args.cache_min > args.cache_max {
         bail!(
@@ -95,7 +80,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
         expert_groups: args.expert_groups,
         kv_tokens_min: args.cache_min,
         kv_tokens_max: args.cache_max,
-        kv_format: args.cache_format.map(CacheFormat::format),
+        kv_format: args.cache_format.map(KvFormat::from),
         ..Wishes::from(placement)
     };
     let steps = StepBounds::default();

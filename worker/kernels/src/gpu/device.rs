@@ -10,6 +10,7 @@ use super::DeviceConfig;
 use super::cache::PipelineCache;
 use super::faults::Faults;
 use super::matrices::Given;
+use super::measure::CLOCK_FEATURES;
 use super::{KERNEL_SET, adapter};
 use crate::ops::{DeviceInfo, OpError};
 
@@ -127,9 +128,10 @@ pub(super) fn open(
     };
     let descriptor = DeviceDescriptor {
         label: Some("tramontane"),
+        // What the device may be asked beside what the kernels need: to keep pipelines, and to read its clock.
         required_features: class.features()
             | given.features()
-            | (adapter.features() & Features::PIPELINE_CACHE),
+            | (adapter.features() & (Features::PIPELINE_CACHE | CLOCK_FEATURES)),
         required_limits: limits.clone(),
         experimental_features,
         memory_hints: MemoryHints::Performance,

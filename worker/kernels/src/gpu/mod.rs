@@ -19,17 +19,21 @@ mod direct;
 mod faults;
 mod halves;
 mod matrices;
+mod measure;
 mod memory;
 mod ops;
 mod pipelines;
 mod readback;
 mod rounding;
 mod staging;
+mod trial;
 mod tuning;
 
 pub use adapter::GPU_MEMORY_PERCENT;
 pub use backend::GpuBackend;
+pub use measure::{Marks, PLAIN_TILES, PlainProduct, PlainTile};
 pub use memory::GpuBuffer;
+pub use trial::{Concerns, Kernels, Trial};
 
 use std::path::Path;
 

@@ -349,7 +349,7 @@ impl Kernel {
 }
 
 /// A compiled kernel.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pipeline {
     pub(super) pipeline: wgpu::ComputePipeline,
     pub(super) bindings: wgpu::BindGroupLayout,
@@ -376,9 +376,28 @@ impl Pipelines {
         tuning: &Tuning,
         cache: Option<&wgpu::PipelineCache>,
     ) -> Self {
+        Self::compile_beside(device, tuning, cache, None)
+    }
+
+    /// The same for other sizes than those of `known`, whose kernels stay that do not depend on them.
+    pub(super) fn resized(device: &wgpu::Device, tuning: &Tuning, known: (&Self, &Tuning)) -> Self {
+        Self::compile_beside(device, tuning, None, Some(known))
+    }
+
+    fn compile_beside(
+        device: &wgpu::Device,
+        tuning: &Tuning,
+        cache: Option<&wgpu::PipelineCache>,
+        known: Option<(&Self, &Tuning)>,
+    ) -> Self {
         let mut modules = HashMap::new();
         let mut compiled = HashMap::new();
         for kernel in Kernel::all(tuning) {
+            let known = known.filter(|(_, of)| kernel.constants(of) == kernel.constants(tuning));
+            if let Some(known) = known.and_then(|(known, _)| known.compiled.get(&kernel)) {
+                compiled.insert(kernel, known.clone());
+                continue;
+            }
             let shader = kernel.shader(tuning);
             let module = modules
                 .entry((kernel.layout(), kernel.codes(), kernel.cached(), kernel.sums()))
