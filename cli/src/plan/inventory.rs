@@ -23,12 +23,92 @@ const MAX_BINDING_BYTES: u64 = 2 << 30;
 pub(super) struct Inventory {
     /// Every device, hosts and devices in the order of the file.
     pub(super) devices: Vec<Candidate>,
+    /// What connects them.
+    pub(super) links: Links,
 }
+
+/// A connection between two devices.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Link {
+    pub(super) bytes_per_s: f64,
+    /// From handing a message over to its being there.
+    pub(super) latency_s: f64,
+}
+
+/// All connections.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Links {
+    pub(super) within_host: Link,
+    pub(super) between_hosts: Link,
+    /// Whether the file says nothing of one of them.
+    pub(super) assumed: bool,
+}
+
+/// What is assumed within a host, and between hosts.
+const ASSUMED: [Link; 2] = [
+    Link {
+        bytes_per_s: 2e9,
+        latency_s: 100e-6,
+    },
+    Link {
+        bytes_per_s: 1e9,
+        latency_s: 200e-6,
+    },
+];
+/// Longest latency.
+const MAX_LATENCY_US: f64 = 1e6;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     hosts: Vec<Host>,
+    #[serde(default)]
+    links: FileLinks,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileLinks {
+    within_host: Option<FileLink>,
+    between_hosts: Option<FileLink>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileLink {
+    bandwidth: String,
+    latency_us: f64,
+}
+
+impl FileLink {
+    fn read(&self, name: &str) -> Result<Link> {
+        let field = format!("links.{name}");
+        let bandwidth = parse_bytes(&self.bandwidth);
+        let bandwidth = bandwidth.map_err(|error| anyhow::anyhow!("{field}.bandwidth: {error}"))?;
+        if !(0.0..=MAX_LATENCY_US).contains(&self.latency_us) {
+            bail!(
+                "{field}.latency_us is {}, it must be 0 to {MAX_LATENCY_US}",
+                self.latency_us
+            );
+        }
+        Ok(Link {
+            bytes_per_s: bandwidth as f64,
+            latency_s: self.latency_us * 1e-6,
+        })
+    }
+}
+
+impl FileLinks {
+    fn read(&self) -> Result<Links> {
+        let of = |file: &Option<FileLink>, name: &str| file.as_ref().map(|link| link.read(name)).transpose();
+        let within = of(&self.within_host, "within_host")?;
+        let between = of(&self.between_hosts, "between_hosts")?;
+        Ok(Links {
+            assumed: within.is_none() || between.is_none(),
+            within_host: within.unwrap_or(ASSUMED[0]),
+            between_hosts: between.unwrap_or(ASSUMED[1]),
+        })
+    }
 }
 
 #[derive(Deserialize)]
@@ -71,6 +151,7 @@ impl Inventory {
 
     fn parse(text: &str) -> Result<Self> {
         let file: File = toml::from_str(text)?;
+        let links = file.links.read()?;
         let mut devices: Vec<Candidate> = Vec::new();
         for (at, host) in file.hosts.iter().enumerate() {
             let field = format!("hosts[{at}]");
@@ -106,7 +187,7 @@ impl Inventory {
         if devices.is_empty() {
             bail!("hosts is empty: there must be one at least, with a device");
         }
-        Ok(Self { devices })
+        Ok(Self { devices, links })
     }
 }
 
@@ -176,6 +257,35 @@ mod tests {
             (2 << 30, 4 << 30)
         );
         assert_eq!(devices[6].kind, "MI300X");
+    }
+
+    #[test]
+    fn links_are_read_or_assumed() {
+        let hosts = "[[hosts]]\nname = \"a\"\ndevices = [{ name = \"x\", memory = \"8GiB\" }]\n";
+        let links = Inventory::parse(hosts).expect("valid").links;
+        assert!(links.assumed);
+        assert_eq!([links.within_host, links.between_hosts], ASSUMED);
+        let text = format!("{hosts}[links]\nbetween_hosts = {{ bandwidth = \"50GB\", latency_us = 15 }}\n");
+        let links = Inventory::parse(&text).expect("valid").links;
+        assert!(links.assumed);
+        assert_eq!(
+            (links.between_hosts.bytes_per_s, links.between_hosts.latency_s),
+            (50e9, 15e-6)
+        );
+        for (link, part) in [
+            (
+                "within_host = { bandwidth = \"fast\", latency_us = 1 }",
+                "links.within_host.bandwidth",
+            ),
+            (
+                "between_hosts = { bandwidth = \"1GB\", latency_us = -1 }",
+                "links.between_hosts.latency_us is -1",
+            ),
+            ("across = { bandwidth = \"1GB\", latency_us = 1 }", "across"),
+        ] {
+            let error = Inventory::parse(&format!("{hosts}[links]\n{link}\n")).expect_err("refused");
+            assert!(format!("{error:#}").contains(part), "{link}: {error:#}");
+        }
     }
 
     #[test]

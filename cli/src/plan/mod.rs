@@ -2,7 +2,9 @@
 //!
 //! The planner is the cluster's own. Nothing is started and no weights are read; a model is its params.json.
 
+mod figures;
 mod inventory;
+mod predict;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -22,7 +24,9 @@ use tramontane_model::spec::ModelSpec;
 use tramontane_model::step::StepBounds;
 use tramontane_model::tensors::ModelBytes;
 
+use figures::FiguresOf;
 use inventory::Inventory;
+use predict::Basis;
 use report::Report;
 
 #[derive(Args)]
@@ -56,6 +60,10 @@ pub(crate) struct PlanArgs {
     /// How it stores its values; absent: as f16, as the devices of an inventory are GPUs.
     #[arg(long, value_enum)]
     cache_format: Option<CacheFormat>,
+    /// Measured figures of the devices of a name, from `tramontane bench kernels --json FILE`: tokens per second are
+    /// predicted where those of all devices are there. Once for each name.
+    #[arg(long, value_name = "NAME=FILE")]
+    figures: Vec<FiguresOf>,
     /// Leave spare memory empty.
     #[arg(long)]
     no_standbys: bool,
@@ -72,7 +80,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
             args.cache_max
         );
     }
-    let Inventory { devices } = Inventory::read(&args.inventory)?;
+    let Inventory { devices, links } = Inventory::read(&args.inventory)?;
     let (spec, bytes) = sizes(&args.model, args.format)?;
     let placement = PlacementConfig::default();
     let wishes = Wishes {
@@ -97,10 +105,20 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
         standbys: !args.no_standbys,
     }
     .outlook();
-    let Some(report) = Report::new(&spec, &bytes, &footprint, &devices, &outlook) else {
+    let Some(mut report) = Report::new(&spec, &bytes, &footprint, &devices, &outlook) else {
         let reason = outlook.missing.map_or_else(String::new, |missing| missing.reason);
         bail!("it does not fit: {reason}");
     };
+    if !args.figures.is_empty() {
+        let basis = Basis {
+            footprint: &footprint,
+            dim: spec.dim,
+            candidates: &devices,
+            links: &links,
+            figures: &figures::read(&args.figures, Format::of(spec.quantization))?,
+        };
+        report.predict(&basis, &outlook);
+    }
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {

@@ -12,6 +12,7 @@ use tramontane_model::spec::ModelSpec;
 use tramontane_model::standby::Share;
 use tramontane_model::tensors::ModelBytes;
 
+use super::predict::{Basis, Prediction, predict};
 use crate::amounts::bytes;
 use crate::table;
 
@@ -30,6 +31,9 @@ pub(super) struct Report {
     /// Why there is no further replica.
     no_further: Option<String>,
     losses: Vec<Lost>,
+    /// What predictions take links for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    links: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -51,6 +55,11 @@ struct Replica {
     cache_bytes_per_token: u64,
     fits: Vec<Fits>,
     devices: Vec<Device>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    predictions: Vec<Prediction>,
+    /// Why there are none although figures were given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_predicted: Option<String>,
 }
 
 /// How many requests of a length the cache holds at once.
@@ -138,7 +147,19 @@ impl Report {
             idle: idle.map(|candidate| candidate.device.to_string()).collect(),
             no_further: outlook.missing.as_ref().map(|missing| missing.reason.clone()),
             losses: outlook.losses.iter().map(Lost::new).collect(),
+            links: None,
         })
+    }
+
+    /// Adds what each replica would generate.
+    pub(super) fn predict(&mut self, basis: &Basis<'_>, outlook: &Outlook) {
+        for (replica, plan) in self.replicas.iter_mut().zip(&outlook.replicas) {
+            match predict(basis, &plan.replica) {
+                Ok(predictions) => replica.predictions = predictions,
+                Err(reason) => replica.not_predicted = Some(reason),
+            }
+        }
+        self.links = Some(basis.links.text());
     }
 
     /// Prints it.
@@ -159,6 +180,9 @@ impl Report {
             replica.print();
         }
         println!();
+        if let Some(links) = &self.links {
+            println!("{links}\n");
+        }
         if !self.standbys.is_empty() {
             println!("standbys:");
             print_devices(&self.standbys);
@@ -211,6 +235,8 @@ impl Replica {
             cache_bytes_per_token: layers.map(|layer| layer.kv_bytes(format)).sum(),
             fits: fits.collect(),
             devices: devices.collect(),
+            predictions: Vec::new(),
+            not_predicted: None,
         }
     }
 
@@ -236,6 +262,12 @@ impl Replica {
             fits.join(", or ")
         );
         print_devices(&self.devices);
+        for prediction in &self.predictions {
+            println!("{}", prediction.text());
+        }
+        if let Some(reason) = &self.not_predicted {
+            println!("nothing is predicted: {reason}");
+        }
     }
 }
 

@@ -145,3 +145,71 @@ fn what_does_not_fit_is_told_in_numbers() {
     let output = plan("large-3.json", &dir.path().join("none.toml"), &[]);
     assert!(text(&output.stderr).contains("none.toml"));
 }
+
+/// With figures of the devices a plan says how many tokens a second it comes to, and what bounds them; with figures of other
+/// weights it says what would be right.
+#[test]
+fn tokens_per_second_are_predicted_from_figures() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("figures.json");
+    let measured = Command::new(program())
+        .args([
+            "bench",
+            "kernels",
+            "--rows",
+            "1",
+            "--prefill",
+            "none",
+            "--context",
+            "64",
+        ])
+        .args(["--repeats", "1", "--format", "fp8", "--shape"])
+        .arg(root().join("cli/assets/mini-large-3/params.json"))
+        .arg("--json")
+        .arg(&file)
+        .output()
+        .expect("the program runs");
+    assert!(measured.status.success(), "{}", text(&measured.stderr));
+    let inventory = example("8xh200.toml");
+    let figures = format!("H200={}", file.display());
+    let output = plan("large-3.json", &inventory, &["--json", "--figures", &figures]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let predictions = found["replicas"][0]["predictions"]
+        .as_array()
+        .expect("predictions");
+    let number = |prediction: &Value, field: &str| prediction[field].as_f64().expect("a number");
+    let rates: Vec<f64> = (predictions.iter())
+        .map(|prediction| number(prediction, "tokens_per_second"))
+        .collect();
+    assert_eq!(predictions.len(), 2, "{found}");
+    // A lone sequence waits for the whole way; the parts are all of it.
+    assert!((rates[0] * number(&predictions[0], "step_seconds") - 1.0).abs() < 1e-9);
+    assert!(rates[1] > rates[0], "{rates:?}");
+    for prediction in predictions {
+        let parts = prediction["parts"].as_object().expect("parts").values();
+        let sum: f64 = parts.map(|seconds| seconds.as_f64().expect("a number")).sum();
+        assert!((sum / number(prediction, "step_seconds") - 1.0).abs() < 1e-9);
+    }
+
+    let printed = text(&plan("large-3.json", &inventory, &["--figures", &figures]).stdout);
+    for part in [
+        "predicted with 1 sequence",
+        "predicted with 64 sequences",
+        "links: 2.0 GB/s",
+    ] {
+        assert!(printed.contains(part), "{part}: {printed}");
+    }
+    let other = plan("large-3-nvfp4.json", &inventory, &["--figures", &figures]);
+    assert!(
+        text(&other.stderr).contains("measure with --format nvfp4"),
+        "{}",
+        text(&other.stderr)
+    );
+    let unknown = format!("L4={}", file.display());
+    let none = text(&plan("large-3.json", &inventory, &["--figures", &unknown]).stdout);
+    assert!(
+        none.contains("nothing is predicted: there are no figures of \"H200\""),
+        "{none}"
+    );
+}

@@ -5,6 +5,7 @@
 //! owner's own inbox. Two owners may hold a group of each other's stage, so whoever waits for an answer keeps serving
 //! requests: that is why [`ExchangeEvent`] has both.
 
+use std::fmt;
 use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
@@ -21,56 +22,52 @@ pub trait ExpertLinks: Send + Sync + 'static {
     fn send(&self, holder: &DeviceRef, work: ExpertWork, answer: ExpertAnswer);
 }
 
-/// Where the answer to one request goes. Dropped without an answer, it tells the owner that the link was lost.
-#[derive(Debug)]
+/// Where the answer to one request goes. Dropped without an answer, it tells whoever asked that the link was lost.
 pub struct ExpertAnswer {
-    route: Option<Route>,
+    deliver: Option<Deliver>,
 }
 
-#[derive(Debug)]
-struct Route {
-    ticket: u64,
-    inbox: SyncSender<Command>,
-    permit: OwnedSemaphorePermit,
+type Deliver = Box<dyn FnOnce(Result<ExpertResults, String>) + Send>;
+
+impl fmt::Debug for ExpertAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExpertAnswer").finish_non_exhaustive()
+    }
 }
 
 impl ExpertAnswer {
-    pub(super) fn new(ticket: u64, inbox: SyncSender<Command>, permit: OwnedSemaphorePermit) -> Self {
+    /// An answer that is given to `deliver`, which must not wait.
+    pub fn new(deliver: impl FnOnce(Result<ExpertResults, String>) + Send + 'static) -> Self {
         Self {
-            route: Some(Route {
-                ticket,
-                inbox,
-                permit,
-            }),
+            deliver: Some(Box::new(deliver)),
         }
     }
 
-    /// Brings the answer to the owner's device, or the reason why there is none.
-    pub fn deliver(mut self, results: Result<ExpertResults, String>) {
-        self.put(results);
+    /// An answer in the inbox of the owner's device.
+    pub(super) fn to_inbox(ticket: u64, inbox: SyncSender<Command>, place: OwnedSemaphorePermit) -> Self {
+        Self::new(move |results| {
+            // The permit reserves the place. The send fails only when the owner's thread has ended: nobody waits then.
+            let _ = inbox.try_send(Command::Answer(Answer {
+                ticket,
+                results,
+                _place: place,
+            }));
+        })
     }
 
-    fn put(&mut self, results: Result<ExpertResults, String>) {
-        let Some(Route {
-            ticket,
-            inbox,
-            permit,
-        }) = self.route.take()
-        else {
-            return;
-        };
-        // The permit reserves the place. The send fails only when the owner's thread has ended: nobody waits then.
-        let _ = inbox.try_send(Command::Answer(Answer {
-            ticket,
-            results,
-            _place: permit,
-        }));
+    /// Brings the answer to whoever asked, or the reason why there is none.
+    pub fn deliver(mut self, results: Result<ExpertResults, String>) {
+        if let Some(deliver) = self.deliver.take() {
+            deliver(results);
+        }
     }
 }
 
 impl Drop for ExpertAnswer {
     fn drop(&mut self) {
-        self.put(Err("the link closed before the answer came".to_owned()));
+        if let Some(deliver) = self.deliver.take() {
+            deliver(Err("the link closed before the answer came".to_owned()));
+        }
     }
 }
 

@@ -150,7 +150,7 @@ impl ExpertExchange for InboxExchange<'_> {
         let ticket = *self.next_ticket;
         *self.next_ticket += 1;
         self.open.insert(ticket, group);
-        let answer = ExpertAnswer::new(ticket, self.sender.clone(), place);
+        let answer = ExpertAnswer::to_inbox(ticket, self.sender.clone(), place);
         self.links.send(holder, work, answer);
         Ok(())
     }

@@ -40,7 +40,9 @@ impl<D: Backend> StageRun<'_, D> {
         self.own_experts(layer, moe)?;
         if !shares.is_empty() {
             self.device.backend.submit()?;
+            let began = Instant::now();
             self.receive(layer, shares)?;
+            metrics::histogram!("tramontane_expert_wait_seconds").record(began.elapsed().as_secs_f64());
         }
         self.pass().combine(moe)?;
         Ok(())
@@ -69,7 +71,9 @@ impl<D: Backend> StageRun<'_, D> {
             bytes: u64::from(rows.total()) * u64::from(width) * 4,
         };
         let ranges = [range(&buffers.expert_ids, top_k), range(&buffers.normed, dim)];
+        let began = Instant::now();
         let read = self.device.read(&ranges, self.deadline)?;
+        metrics::histogram!("tramontane_expert_read_seconds").record(began.elapsed().as_secs_f64());
         let [ids, normed] = read.as_slice() else {
             return Err(OpError::shape("moe", "a read of two ranges gave another number").into());
         };

@@ -22,12 +22,15 @@ use tramontane_proto::v1::expert_server::Expert;
 use tramontane_proto::{ExpertResults, ExpertWork, v1 as pb};
 
 use super::stage::STEP_DEADLINE;
+use super::telemetry::EXCHANGE_SECONDS;
 use crate::executor::{DeviceHandle, ExpertAnswer, ExpertLinks};
 
 /// Requests that a link holds.
 const LINK_REQUESTS: usize = 64;
 
 type Outstanding = (ExpertWork, ExpertAnswer);
+/// What waits for an answer, and since when.
+type Sent = (ExpertAnswer, Instant);
 
 /// An owner's links to the devices of other workers, for one placement.
 pub struct PeerExperts {
@@ -88,6 +91,7 @@ impl ExpertLinks for PeerExperts {
 /// Runs one link. When it ends, what is outstanding is dropped, which tells the owner's device.
 async fn exchange(channel: Channel, holder: String, mut requests: mpsc::Receiver<Outstanding>) {
     let sent_bytes = metrics::counter!("tramontane_link_sent_bytes_total", "peer" => holder.clone());
+    let seconds = metrics::histogram!(EXCHANGE_SECONDS, "peer" => holder.clone());
     let (sender, stream) = mpsc::channel(LINK_REQUESTS);
     let mut client = ExpertClient::new(channel)
         .max_encoding_message_size(MAX_TENSOR_MESSAGE_BYTES)
@@ -98,13 +102,13 @@ async fn exchange(channel: Channel, holder: String, mut requests: mpsc::Receiver
         Ok(Err(status)) => return fail(&holder, status.message(), &mut requests),
         Err(_) => return fail(&holder, "the link did not open in time", &mut requests),
     };
-    let mut outstanding: VecDeque<ExpertAnswer> = VecDeque::new();
+    let mut outstanding: VecDeque<Sent> = VecDeque::new();
     loop {
         tokio::select! {
             request = requests.recv(), if outstanding.len() < LINK_REQUESTS => {
                 let Some((work, answer)) = request else { return };
                 sent_bytes.increment(work.rows.len() as u64);
-                outstanding.push_back(answer);
+                outstanding.push_back((answer, Instant::now()));
                 if sender.send(work.into()).await.is_err() {
                     return fail_all(&holder, "the stream closed", outstanding, &mut requests);
                 }
@@ -116,7 +120,10 @@ async fn exchange(channel: Channel, holder: String, mut requests: mpsc::Receiver
                     Err(status) => Err(status.message().to_owned()),
                 };
                 match (results, outstanding.pop_front()) {
-                    (Ok(results), Some(first)) => first.deliver(Ok(results)),
+                    (Ok(results), Some((first, sent))) => {
+                        seconds.record(sent.elapsed().as_secs_f64());
+                        first.deliver(Ok(results));
+                    }
                     (Ok(_), None) => return fail(&holder, "an answer came that nobody asked for", &mut requests),
                     (Err(problem), first) => {
                         outstanding.extend(first);
@@ -131,10 +138,10 @@ async fn exchange(channel: Channel, holder: String, mut requests: mpsc::Receiver
 fn fail_all(
     holder: &str,
     problem: &str,
-    outstanding: VecDeque<ExpertAnswer>,
+    outstanding: VecDeque<Sent>,
     requests: &mut mpsc::Receiver<Outstanding>,
 ) {
-    for answer in outstanding {
+    for (answer, _) in outstanding {
         answer.deliver(Err(problem.to_owned()));
     }
     fail(holder, problem, requests);

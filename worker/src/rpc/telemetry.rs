@@ -11,6 +11,7 @@ use crate::scheduler::SchedulerStats;
 
 pub(super) const STEP_SECONDS: &str = "tramontane_step_seconds";
 pub(super) const BUBBLE_SECONDS: &str = "tramontane_stage_bubble_seconds";
+pub(super) const EXCHANGE_SECONDS: &str = "tramontane_expert_exchange_seconds";
 const STEP_ROWS: &str = "tramontane_step_rows";
 const STEP_SEQUENCES: &str = "tramontane_step_sequences";
 const QUEUE_SECONDS: &str = "tramontane_queue_seconds";
@@ -75,6 +76,18 @@ pub(crate) fn describe() {
     describe_counter!(
         "tramontane_link_sent_bytes_total",
         "Bytes sent to a peer's stages"
+    );
+    describe_histogram!(
+        EXCHANGE_SECONDS,
+        "Seconds from handing an expert group's work over to having its results, by the device that computes them"
+    );
+    describe_histogram!(
+        "tramontane_expert_read_seconds",
+        "Seconds that reading a layer's routing and rows takes, before they go to other devices"
+    );
+    describe_histogram!(
+        "tramontane_expert_wait_seconds",
+        "Seconds that a layer waits for other devices' experts once it has begun its own"
     );
     describe_histogram!(
         "tramontane_device_step_seconds",

@@ -207,10 +207,10 @@ impl Bench<'_> {
 /// Whether two results differ by rounding alone.
 fn are_alike(found: &[f32], expected: &[f32]) -> bool {
     let largest = expected.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
-    let apart = found
-        .iter()
-        .zip(expected)
-        .filter(|(found, expected)| !((*found - *expected).abs() <= TOLERANCE * largest));
+    // What is not a number is not near either.
+    let is_near = |found: f32, expected: f32| (found - expected).abs() <= TOLERANCE * largest;
+    let pairs = found.iter().zip(expected);
+    let apart = pairs.filter(|&(&found, &expected)| !is_near(found, expected));
     found.len() == expected.len() && apart.count() as f64 <= MOST_APART * expected.len() as f64
 }
 
