@@ -175,8 +175,10 @@ fn summary(replica: &Replica) -> Vec<String> {
         ..
     } = replica;
     let tokens = u64::from(kv.blocks) * u64::from(kv.block_tokens);
+    let format = kv.format.iter().map(|format| format!(" in {format}"));
+    let format: String = format.collect();
     let mut lines = vec![format!(
-        "replica {id}, generation {generation}: {phase}, KV cache of {tokens} tokens"
+        "replica {id}, generation {generation}: {phase}, KV cache of {tokens} tokens{format}"
     )];
     lines.extend(replica.reason.iter().map(|reason| format!("  {reason}")));
     lines.extend(replica.loading.iter().map(|loading| format!("  {loading}")));
@@ -207,10 +209,10 @@ mod tests {
     #[test]
     fn a_replica_that_loads_shows_rate_and_time_left() {
         let mut replica = json!({"id": 2, "generation": 5, "phase": "loading", "stages": [],
-            "kv": {"block_tokens": 16, "blocks": 4}, "loading": {"loaded_bytes": 3_u64 << 30,
+            "kv": {"block_tokens": 16, "blocks": 4, "format": "f16"}, "loading": {"loaded_bytes": 3_u64 << 30,
             "total_bytes": 8_u64 << 30, "bytes_per_second": 1 << 30, "seconds_left": 5}});
         let lines = |replica| summary(&serde_json::from_value::<Replica>(replica).expect("a replica"));
-        let first = "replica 2, generation 5: loading, KV cache of 64 tokens";
+        let first = "replica 2, generation 5: loading, KV cache of 64 tokens in f16";
         assert_eq!(
             lines(replica.clone()),
             [first, "  3.0 GiB of 8.0 GiB at 1.0 GiB/s, 5 s left"]

@@ -109,6 +109,9 @@ pub(crate) struct Group {
 pub(crate) struct Kv {
     pub(crate) block_tokens: u32,
     pub(crate) blocks: u32,
+    /// How values are stored; absent without a placement.
+    #[serde(default)]
+    pub(crate) format: Option<String>,
 }
 
 /// What a replica's scheduler is doing.

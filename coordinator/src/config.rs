@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tramontane_model::config::{ConfigError, Faults, read_config, read_join_token};
 use tramontane_model::ids::CoordinatorId;
+use tramontane_model::placement::KvFormat;
 use tramontane_model::step::StepBounds;
 use tramontane_proto::net::{TlsFiles, check_address, check_listen};
 
@@ -81,6 +82,8 @@ pub struct PlacementConfig {
     pub kv_tokens_min: u32,
     /// Most tokens that the KV cache is given.
     pub kv_tokens_max: u32,
+    /// How the KV cache stores its values.
+    pub kv_format: KvFormatChoice,
     /// Whether spare memory of devices is filled with copies of weights, so that a loss needs no loading.
     pub standbys: bool,
     /// How long to wait for more workers before a placement that misses the wishes is made, in milliseconds.
@@ -96,8 +99,32 @@ impl Default for PlacementConfig {
             kv_block_tokens: 16,
             kv_tokens_min: 4096,
             kv_tokens_max: 1 << 20,
+            kv_format: KvFormatChoice::Auto,
             standbys: true,
             settle_ms: 3000,
+        }
+    }
+}
+
+/// How the KV cache of a replica stores its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvFormatChoice {
+    /// As f16 where every device with a part of it is a GPU, as f32 elsewhere.
+    Auto,
+    /// As f16.
+    F16,
+    /// As f32.
+    F32,
+}
+
+impl KvFormatChoice {
+    /// The format, if it is not the planner's choice.
+    pub fn wish(self) -> Option<KvFormat> {
+        match self {
+            Self::Auto => None,
+            Self::F16 => Some(KvFormat::F16),
+            Self::F32 => Some(KvFormat::F32),
         }
     }
 }
@@ -418,6 +445,11 @@ mod tests {
         assert_eq!(config.join_token, b"0123456789abcdef");
         assert_eq!(config.model_name, "mini");
         assert!(config.data_dir.is_absolute() && config.data_dir.ends_with("data"));
+        assert_eq!(config.placement.kv_format.wish(), None);
+        for format in [KvFormat::F16, KvFormat::F32] {
+            let config = read(&format!("{GOOD}\nplacement.kv_format = \"{format}\"\n")).expect("valid");
+            assert_eq!(config.placement.kv_format.wish(), Some(format));
+        }
     }
 
     #[test]
@@ -447,6 +479,12 @@ mod tests {
 
     #[test]
     fn unknown_keys_and_wrong_types_are_named() {
+        let message = read(&format!("{GOOD}\nplacement.kv_format = \"f8\"\n"))
+            .expect_err("refused")
+            .to_string();
+        for part in ["kv_format", "unknown variant `f8`", "`auto`, `f16`, `f32`"] {
+            assert!(message.contains(part), "{part:?} is not in {message:?}");
+        }
         let message = read(&format!("{GOOD}\nplacement.stagse = 2\n"))
             .expect_err("refused")
             .to_string();

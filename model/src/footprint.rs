@@ -3,7 +3,7 @@
 //! The planner plans with these numbers and the executor allocates from them, so that what is planned is what is held
 //! (PL-2). Formulas only: no allocation here, and no weights (see [`crate::tensors::ModelBytes`]).
 
-use crate::placement::KvShape;
+use crate::placement::{KvFormat, KvShape};
 use crate::sampling::MAX_TOP_LOGPROBS;
 use crate::spec::{AttentionSpec, ModelSpec};
 use crate::step::{MAX_STEP_ROWS, MAX_STEP_SEQUENCES};
@@ -11,7 +11,7 @@ use crate::tensors::SECTION_ALIGN;
 
 /// Most rows of logits on a device at once; a step that samples more does so in turns.
 pub const LOGIT_ROWS: u32 = 32;
-/// Bytes of one value of a buffer or of the cache: f32, or an index.
+/// Bytes of one value of a buffer: f32, or an index.
 const WORD: u64 = 4;
 /// Words that accompany a row: position, slot, block table, query scale.
 const ROW_META_WORDS: u64 = 4;
@@ -70,11 +70,11 @@ impl StepCapacity {
     }
 }
 
-/// Bytes of one layer's cache: latent and rotated key of each token, or its keys and values, f32.
+/// Bytes of one layer's cache: latent and rotated key of each token, or its keys and values.
 pub fn kv_layer_bytes(spec: &ModelSpec, kv: KvShape) -> u64 {
     u64::from(kv.blocks)
         .saturating_mul(u64::from(kv.block_tokens))
-        .saturating_mul(u64::from(spec.kv_values_per_token_layer()) * WORD)
+        .saturating_mul(u64::from(spec.kv_values_per_token_layer()) * kv.format.value_bytes())
 }
 
 /// Blocks in the table of the longest sequence that cache and context allow.
@@ -438,6 +438,8 @@ pub fn owner_scratch_bytes(spec: &ModelSpec, capacity: StepCapacity, block_token
     let kv = KvShape {
         block_tokens,
         blocks: u32::MAX,
+        // Of no consequence for buffers.
+        format: KvFormat::F32,
     };
     OwnerScratch::new(spec, capacity, kv)
         .total()
@@ -469,6 +471,7 @@ mod tests {
     const KV: KvShape = KvShape {
         block_tokens: 16,
         blocks: 64,
+        format: KvFormat::F32,
     };
 
     fn spec(path: &str) -> ModelSpec {
@@ -489,6 +492,12 @@ mod tests {
         assert_eq!(owner.expert_results, 409_600);
         assert_eq!(owner.tables, 10 * 64 * 4);
         assert_eq!(kv_layer_bytes(&spec, KV), 64 * 16 * 80 * 4);
+        let halves = KvShape {
+            format: KvFormat::F16,
+            ..KV
+        };
+        assert_eq!(kv_layer_bytes(&spec, halves), 64 * 16 * 80 * 2);
+        assert_eq!(OwnerScratch::new(&spec, CAPACITY, halves), owner);
         assert_eq!(HeadScratch::new(&spec).logits, 2 * 32 * 8192 * 4);
         assert_eq!(ExpertScratchBytes::new(&spec, CAPACITY).plan, 2608);
         let sum: u64 = owner.each().iter().map(|(_, bytes)| bytes).sum();
@@ -500,8 +509,7 @@ mod tests {
         let large = spec("tests/fixtures/params/large-3.json");
         let partials = |rows: u32, blocks: u32| {
             let capacity = StepCapacity { rows, ..CAPACITY };
-            let block_tokens = KV.block_tokens;
-            OwnerScratch::new(&large, capacity, KvShape { block_tokens, blocks }).partials
+            OwnerScratch::new(&large, capacity, KvShape { blocks, ..KV }).partials
         };
         let of_row = 128 * attention_partial_words(512) * 4;
         assert_eq!(partials(100, 16), SECTION_ALIGN);
@@ -514,8 +522,8 @@ mod tests {
     fn a_table_is_no_longer_than_the_context() {
         let spec = spec("cli/assets/mini-large-3/params.json");
         let kv = KvShape {
-            block_tokens: 16,
             blocks: 1 << 20,
+            ..KV
         };
         assert_eq!(max_table_width(&spec, kv), 256);
         assert_eq!(max_table_width(&spec, KV), 64);

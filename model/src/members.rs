@@ -24,6 +24,8 @@ pub struct DeviceInfo {
     pub driver: String,
     /// Adapter, driver version and kernel-set version: equal kinds give equal bits (DET-1).
     pub kind: String,
+    /// Whether it is a processor that emulates a GPU.
+    pub is_cpu: bool,
     /// Bytes that may be used for weights, KV cache and scratch.
     pub memory_bytes: u64,
     /// Largest range that one binding may cover, in bytes.

@@ -87,6 +87,48 @@ pub struct Stage {
     pub groups: Vec<ExpertGroup>,
 }
 
+/// How a KV cache stores its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvFormat {
+    /// As they are computed.
+    F32,
+    /// Rounded to IEEE half, to the nearest and of two the even one; what is larger than its largest number becomes that.
+    F16,
+}
+
+impl KvFormat {
+    /// Every format.
+    pub const ALL: [Self; 2] = [Self::F32, Self::F16];
+
+    /// What a device caches in unless something else is configured: GPUs have f16 in hardware.
+    pub const fn usual(is_cpu: bool) -> Self {
+        if is_cpu { Self::F32 } else { Self::F16 }
+    }
+
+    /// Bytes of a value.
+    pub const fn value_bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+
+    /// Its name, as in configurations and in the status.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+        }
+    }
+}
+
+impl fmt::Display for KvFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// The paged KV cache, the same on every stage of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvShape {
@@ -94,6 +136,8 @@ pub struct KvShape {
     pub block_tokens: u32,
     /// Blocks per layer.
     pub blocks: u32,
+    /// How values are stored.
+    pub format: KvFormat,
 }
 
 /// A serving copy of the model, as it is placed.
@@ -214,7 +258,9 @@ impl Replica {
             return Err(PlacementError::NoStages { fence });
         }
         if self.kv.blocks == 0 || self.kv.block_tokens == 0 {
-            let KvShape { block_tokens, blocks } = self.kv;
+            let KvShape {
+                block_tokens, blocks, ..
+            } = self.kv;
             return Err(PlacementError::Kv {
                 fence,
                 blocks,
@@ -325,6 +371,7 @@ mod tests {
             kv: KvShape {
                 block_tokens: 16,
                 blocks: 64,
+                format: KvFormat::F32,
             },
             steps: StepBounds::default(),
         }

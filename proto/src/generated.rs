@@ -74,6 +74,38 @@ pub struct KvShape {
     pub block_tokens: u32,
     #[prost(uint32, tag = "2")]
     pub blocks: u32,
+    #[prost(enumeration = "KvFormat", tag = "3")]
+    pub format: i32,
+}
+/// How a cache stores its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum KvFormat {
+    Unspecified = 0,
+    F32 = 1,
+    F16 = 2,
+}
+impl KvFormat {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "KV_FORMAT_UNSPECIFIED",
+            Self::F32 => "KV_FORMAT_F32",
+            Self::F16 => "KV_FORMAT_F16",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "KV_FORMAT_UNSPECIFIED" => Some(Self::Unspecified),
+            "KV_FORMAT_F32" => Some(Self::F32),
+            "KV_FORMAT_F16" => Some(Self::F16),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WorkerMessage {
@@ -133,6 +165,9 @@ pub struct Device {
     /// Largest buffer that one binding may cover, in bytes.
     #[prost(uint64, tag = "6")]
     pub max_binding_bytes: u64,
+    /// It is a processor that emulates a GPU.
+    #[prost(bool, tag = "7")]
+    pub is_cpu: bool,
 }
 /// Sent every heartbeat and at once when a device changes state. Renews the worker's lease.
 #[derive(Clone, PartialEq, ::prost::Message)]

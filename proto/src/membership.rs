@@ -132,6 +132,7 @@ impl TryFrom<pb::Device> for DeviceInfo {
             adapter: text("device.adapter", wire.adapter, MAX_TEXT_BYTES)?,
             driver: text("device.driver", wire.driver, MAX_TEXT_BYTES)?,
             kind: text("device.kind", wire.kind, MAX_TEXT_BYTES)?,
+            is_cpu: wire.is_cpu,
             memory_bytes: wire.memory_bytes,
             max_binding_bytes: wire.max_binding_bytes,
         })
@@ -145,6 +146,7 @@ impl From<DeviceInfo> for pb::Device {
             adapter: device.adapter,
             driver: device.driver,
             kind: device.kind,
+            is_cpu: device.is_cpu,
             memory_bytes: device.memory_bytes,
             max_binding_bytes: device.max_binding_bytes,
         }

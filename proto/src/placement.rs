@@ -4,7 +4,7 @@
 
 use tramontane_model::config::Faults;
 use tramontane_model::ids::{DeviceIndex, DeviceRef, Fence};
-use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
+use tramontane_model::placement::{ExpertGroup, ExpertRange, KvFormat, KvShape, LayerRange, Replica, Stage};
 use tramontane_model::standby::Share;
 use tramontane_model::step::StepBounds;
 
@@ -158,11 +158,44 @@ impl From<StepBounds> for pb::StepBounds {
     }
 }
 
+impl TryFrom<pb::KvShape> for KvShape {
+    type Error = WireError;
+    fn try_from(wire: pb::KvShape) -> Result<Self, WireError> {
+        let format = match wire.format() {
+            pb::KvFormat::Unspecified => {
+                let problem = format!("{} is no known format", wire.format);
+                return Err(invalid("replica.kv.format", problem));
+            }
+            pb::KvFormat::F32 => KvFormat::F32,
+            pb::KvFormat::F16 => KvFormat::F16,
+        };
+        Ok(Self {
+            block_tokens: wire.block_tokens,
+            blocks: wire.blocks,
+            format,
+        })
+    }
+}
+
+impl From<KvShape> for pb::KvShape {
+    fn from(kv: KvShape) -> Self {
+        let format = match kv.format {
+            KvFormat::F32 => pb::KvFormat::F32,
+            KvFormat::F16 => pb::KvFormat::F16,
+        };
+        Self {
+            block_tokens: kv.block_tokens,
+            blocks: kv.blocks,
+            format: format.into(),
+        }
+    }
+}
+
 impl TryFrom<pb::Replica> for Replica {
     type Error = WireError;
     fn try_from(wire: pb::Replica) -> Result<Self, WireError> {
         let Fence { replica, generation } = fence(wire.fence)?;
-        let kv = required("replica.kv", wire.kv)?;
+        let kv = required("replica.kv", wire.kv)?.try_into()?;
         at_most("replica.stages", "stages", wire.stages.len(), MAX_STAGES)?;
         Ok(Self {
             id: replica,
@@ -172,10 +205,7 @@ impl TryFrom<pb::Replica> for Replica {
                 .into_iter()
                 .map(Stage::try_from)
                 .collect::<Result<_, _>>()?,
-            kv: KvShape {
-                block_tokens: kv.block_tokens,
-                blocks: kv.blocks,
-            },
+            kv,
             steps: required("replica.steps", wire.steps)?.try_into()?,
         })
     }
@@ -186,10 +216,7 @@ impl From<&Replica> for pb::Replica {
         Self {
             fence: Some(replica.fence().into()),
             stages: replica.stages.iter().map(Into::into).collect(),
-            kv: Some(pb::KvShape {
-                block_tokens: replica.kv.block_tokens,
-                blocks: replica.kv.blocks,
-            }),
+            kv: Some(replica.kv.into()),
             steps: Some(replica.steps.into()),
         }
     }

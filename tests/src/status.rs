@@ -78,6 +78,17 @@ pub struct Device {
     pub standby_total_bytes: u64,
 }
 
+/// A replica's cache.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Kv {
+    /// Tokens per block.
+    pub block_tokens: u32,
+    /// Blocks.
+    pub blocks: u32,
+    /// `f16` or `f32`; none without a placement.
+    pub format: Option<String>,
+}
+
 /// A serving copy of the model.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Replica {
@@ -87,6 +98,8 @@ pub struct Replica {
     pub generation: u64,
     /// `loading`, `serving`, `broken` or `unplaceable`.
     pub phase: String,
+    /// Its cache.
+    pub kv: Kv,
     /// Why it does not serve.
     pub reason: Option<String>,
     /// Its pipeline stages.

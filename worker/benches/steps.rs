@@ -14,7 +14,7 @@ use tramontane_kernels::ops::Backend;
 use tramontane_model::ids::{
     DeviceIndex, DeviceRef, Fence, Generation, Origin, ReplicaId, SequenceId, StepId, WorkerId,
 };
-use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
+use tramontane_model::placement::{ExpertGroup, ExpertRange, KvFormat, KvShape, LayerRange, Replica, Stage};
 use tramontane_model::sampling::SamplingParams;
 use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch, StepBounds};
 use tramontane_proto::ExpertWork;
@@ -62,6 +62,7 @@ fn replica(layers: u32, experts: u32) -> Result<(Replica, DeviceRef), Box<dyn Er
         kv: KvShape {
             block_tokens: BLOCK_TOKENS,
             blocks: SEQUENCES * BLOCKS_PER_SEQUENCE,
+            format: KvFormat::F32,
         },
         steps: StepBounds {
             max_sequences: 64,

@@ -45,6 +45,8 @@ pub struct WorkerConfig {
     pub device_timeout: Duration,
     /// The devices it drives; empty: the best adapter of the machine.
     pub devices: Vec<DeviceConfig>,
+    /// Where what drivers make of shaders is kept, if anywhere.
+    pub cache_dir: Option<PathBuf>,
     /// How long a worker that is told to stop waits until the cluster does without it.
     pub drain_grace: Duration,
 }
@@ -63,6 +65,7 @@ struct Raw {
     device_timeout_ms: u64,
     #[serde(default)]
     devices: Vec<DeviceConfig>,
+    cache_dir: Option<PathBuf>,
     #[serde(default = "default_drain_grace_s")]
     drain_grace_s: u64,
 }
@@ -96,6 +99,17 @@ struct RawModel {
     fetch: bool,
     #[serde(default)]
     sources: Vec<String>,
+}
+
+/// Where a user's caches are: `$XDG_CACHE_HOME`, else `.cache` in the user's home.
+fn usual_cache_dir() -> Option<PathBuf> {
+    let of = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|dir| dir.is_absolute())
+    };
+    let caches = of("XDG_CACHE_HOME").or_else(|| Some(of("HOME")?.join(".cache")))?;
+    Some(caches.join("tramontane"))
 }
 
 impl RawModel {
@@ -134,6 +148,7 @@ impl Raw {
             model_dir: base.join(self.model.dir),
             device_timeout: Duration::from_millis(self.device_timeout_ms),
             devices: self.devices,
+            cache_dir: self.cache_dir.map(|dir| base.join(dir)).or_else(usual_cache_dir),
             drain_grace: Duration::from_secs(self.drain_grace_s),
         })
     }

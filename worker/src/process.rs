@@ -75,7 +75,10 @@ impl<F: Fn(&DeviceConfig, DeviceOptions) -> Result<DeviceHandle, DeviceError>> O
 /// Starts a device thread on the adapter; opens it again after a failure. An [`OpenDevice`].
 pub fn spawn_gpu(device: &DeviceConfig, options: DeviceOptions) -> Result<DeviceHandle, DeviceError> {
     let config = device.clone();
-    DeviceHandle::spawn(options, move || gpu::open(&config))
+    let cache_dir = options.cache_dir.clone();
+    DeviceHandle::spawn(options, move || {
+        gpu::open_with_cache(&config, cache_dir.as_deref())
+    })
 }
 
 /// Describes every metric of a worker to the recorder.
@@ -211,6 +214,7 @@ async fn open_devices(
             index: DeviceIndex(u32::try_from(index).unwrap_or(u32::MAX)),
             model: Arc::clone(model),
             timeout: config.device_timeout,
+            cache_dir: config.cache_dir.clone(),
         };
         let (open, device) = (Arc::clone(&open), device.clone());
         let opening = tokio::task::spawn_blocking(move || open(&device, options));
@@ -247,6 +251,7 @@ fn worker_info(
             adapter: found.name.clone(),
             driver: found.driver.clone(),
             kind: found.kind.clone(),
+            is_cpu: found.is_cpu,
             memory_bytes: found.memory_bytes,
             max_binding_bytes: handle.max_binding_bytes(),
         }

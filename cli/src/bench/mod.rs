@@ -1,3 +1,4 @@
+//! `tramontane bench kernels`: how fast a device computes, which is `tramontane_kernels::bench`.
 //! `tramontane bench serve`: how a cluster answers a load, as its clients see it.
 //!
 //! The load follows from a seed: when requests arrive, how long they are, and what they ask. Every request has a
@@ -19,6 +20,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
+use tramontane_kernels::bench::{self as kernels, Options as KernelOptions};
 
 use crate::ClientArgs;
 use crate::amounts::parse_duration;
@@ -53,6 +55,8 @@ pub(crate) struct BenchArgs {
 enum BenchCommand {
     /// Send a load to a cluster and measure times to first token, times between tokens, throughput and goodput.
     Serve(Box<ServeArgs>),
+    /// Measure every op of a model's layers on this machine's device, against what the device can do at most.
+    Kernels(Box<KernelOptions>),
 }
 
 #[derive(Args)]
@@ -122,7 +126,13 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
-    let BenchCommand::Serve(args) = &args.command;
+    let args = match &args.command {
+        BenchCommand::Serve(args) => args,
+        BenchCommand::Kernels(options) => {
+            kernels::run(options, &mut std::io::stdout().lock())?;
+            return Ok(());
+        }
+    };
     let client = Client::new(&args.client.url, args.client.tls.identity()?)?;
     runtime()?.block_on(serve(args, &client))
 }

@@ -9,8 +9,6 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
-pub(crate) use synth::Format;
-
 #[derive(Args)]
 pub(crate) struct CheckpointArgs {
     #[command(subcommand)]

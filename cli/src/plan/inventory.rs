@@ -95,6 +95,7 @@ impl Inventory {
                         memory_bytes,
                         max_binding_bytes,
                         kind,
+                        is_cpu: false,
                     });
                 }
                 if devices.len() > MAX_ALL_DEVICES {

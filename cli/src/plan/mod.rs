@@ -13,13 +13,15 @@ use tramontane_coordinator::config::PlacementConfig;
 use tramontane_coordinator::control::needs::footprint;
 use tramontane_coordinator::control::planner::Wishes;
 use tramontane_coordinator::control::planner::outlook::Cluster;
+use tramontane_kernels::bench::CacheFormat;
+use tramontane_kernels::synthetic::Format;
 use tramontane_model::checkpoint::{Checkpoint, CheckpointError};
 use tramontane_model::layout::Layout;
+use tramontane_model::placement::KvFormat;
 use tramontane_model::spec::ModelSpec;
 use tramontane_model::step::StepBounds;
 use tramontane_model::tensors::ModelBytes;
 
-use crate::checkpoint::Format;
 use inventory::Inventory;
 use report::Report;
 
@@ -51,6 +53,9 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = PlacementConfig::default().kv_tokens_max,
         value_parser = clap::value_parser!(u32).range(1..=1 << 31))]
     cache_max: u32,
+    /// How it stores its values; absent: as f16, as the devices of an inventory are GPUs.
+    #[arg(long, value_enum)]
+    cache_format: Option<CacheFormat>,
     /// Leave spare memory empty.
     #[arg(long)]
     no_standbys: bool,
@@ -75,6 +80,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
         expert_groups: args.expert_groups,
         kv_tokens_min: args.cache_min,
         kv_tokens_max: args.cache_max,
+        kv_format: args.cache_format.map(KvFormat::from),
         ..Wishes::from(placement)
     };
     let steps = StepBounds::default();

@@ -38,7 +38,6 @@ struct Model {
     experts: u32,
     experts_per_token: u32,
     weight_bytes: u64,
-    cache_bytes_per_token: u64,
     max_context: u32,
 }
 
@@ -48,6 +47,8 @@ struct Replica {
     stages: usize,
     wishes_met: bool,
     cache_tokens: u64,
+    cache_format: &'static str,
+    cache_bytes_per_token: u64,
     fits: Vec<Fits>,
     devices: Vec<Device>,
 }
@@ -128,7 +129,6 @@ impl Report {
                 experts: spec.n_experts(),
                 experts_per_token: footprint.experts_per_token,
                 weight_bytes: sizes.total(spec.n_experts()),
-                cache_bytes_per_token: footprint.layers.iter().map(|layer| layer.kv_token_bytes).sum(),
                 max_context: spec.max_context,
             },
             replicas: replicas.collect(),
@@ -149,10 +149,9 @@ impl Report {
             count => format!("{count} experts, {} for a token", model.experts_per_token),
         };
         println!(
-            "model: {} layers, {experts}; weights {}, cache {} a token, context up to {} tokens",
+            "model: {} layers, {experts}; weights {}, context up to {} tokens",
             model.layers,
             bytes(model.weight_bytes),
-            bytes(model.cache_bytes_per_token),
             model.max_context
         );
         for replica in &self.replicas {
@@ -182,6 +181,8 @@ impl Replica {
     fn new(spec: &ModelSpec, around: &Around<'_>, plan: &Plan) -> Self {
         let placed = &plan.replica;
         let cache_tokens = u64::from(placed.kv.blocks) * u64::from(placed.kv.block_tokens);
+        let format = placed.kv.format;
+        let layers = around.footprint.layers.iter();
         let longest = u64::from(spec.max_context).min(cache_tokens);
         let lengths = LENGTHS.into_iter().filter(|&length| length < longest);
         let fits = lengths.chain([longest]).map(|tokens| Fits {
@@ -206,6 +207,8 @@ impl Replica {
             stages: placed.stages.len(),
             wishes_met: plan.wishes_met,
             cache_tokens,
+            cache_format: format.name(),
+            cache_bytes_per_token: layers.map(|layer| layer.kv_bytes(format)).sum(),
             fits: fits.collect(),
             devices: devices.collect(),
         }
@@ -225,9 +228,11 @@ impl Replica {
             false => ", not of the wished stages and expert groups",
         };
         println!(
-            "replica {}: {stages}{unmet}; the cache holds {} tokens, so at once: {}",
+            "replica {}: {stages}{unmet}; the cache holds {} tokens in {}, {} each, so at once: {}",
             self.id,
             self.cache_tokens,
+            self.cache_format,
+            bytes(self.cache_bytes_per_token),
             fits.join(", or ")
         );
         print_devices(&self.devices);

@@ -11,7 +11,7 @@ use super::limits::{MAX_PROPOSAL_BYTES, MAX_STATE_BYTES};
 use super::state::ClusterState;
 
 /// The format that this build writes and reads.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 #[derive(Serialize)]
 struct Sealed<'a, T> {
@@ -107,5 +107,54 @@ impl ClusterState {
     /// Reads a snapshot.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         decode("cluster state", bytes, MAX_STATE_BYTES)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tramontane_model::ids::{Generation, ReplicaId};
+    use tramontane_model::placement::{KvFormat, KvShape, Replica};
+    use tramontane_model::step::StepBounds;
+
+    use super::*;
+    use crate::control::command::Command;
+
+    #[test]
+    fn what_this_build_does_not_know_is_refused() {
+        let before = ClusterState::decode(br#"{"format": 2, "body": {}}"#).expect_err("refused");
+        let said = before.to_string();
+        assert_eq!(said, "cluster state has format 2, this build reads format 3");
+        let replica = Replica {
+            id: ReplicaId(1),
+            generation: Generation(1),
+            stages: Vec::new(),
+            kv: KvShape {
+                block_tokens: 16,
+                blocks: 4,
+                format: KvFormat::F16,
+            },
+            steps: StepBounds::default(),
+        };
+        let proposal = Proposal {
+            proposer: 1,
+            sequence: 1,
+            command: Command::Place {
+                replica,
+                expected_version: 0,
+            },
+        };
+        let bytes = proposal.encode().expect("short");
+        assert_eq!(Proposal::decode(&bytes).expect("known"), proposal);
+        let text = String::from_utf8(bytes).expect("JSON");
+        for other in [
+            text.replace(r#""f16""#, r#""f8""#),
+            text.replace(r#","format":"f16""#, ""),
+        ] {
+            assert_ne!(other, text);
+            let said = Proposal::decode(other.as_bytes())
+                .expect_err("refused")
+                .to_string();
+            assert!(said.contains("proposal cannot be read"), "{said}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tramontane_model::ids::DeviceRef;
-use tramontane_model::placement::{Replica, Stage};
+use tramontane_model::placement::{KvFormat, Replica, Stage};
 
 use super::limits::{MAX_EXPERT_BYTES, MAX_EXPERTS, MAX_KV_TOKEN_BYTES, MAX_LAYERS, MAX_PART_BYTES};
 
@@ -18,8 +18,16 @@ pub struct LayerFootprint {
     pub owner_bytes: u64,
     /// Bytes of one routed expert; 0 in a dense layer.
     pub expert_bytes: u64,
-    /// Bytes of keys and values of one token.
+    /// Bytes of keys and values of one token as f32; see [`Self::kv_bytes`].
     pub kv_token_bytes: u64,
+}
+
+impl LayerFootprint {
+    /// Bytes of keys and values of one token, stored so.
+    pub fn kv_bytes(&self, format: KvFormat) -> u64 {
+        let bytes = self.kv_token_bytes.saturating_mul(format.value_bytes());
+        bytes.div_ceil(KvFormat::F32.value_bytes())
+    }
 }
 
 /// Bytes a device needs beside weights and cache: activations, staging, hidden states in flight, tables.
@@ -113,6 +121,15 @@ impl ModelFootprint {
     pub fn first_moe_layer(&self) -> u32 {
         let dense = self.layers.iter().take_while(|layer| layer.expert_bytes == 0);
         u32::try_from(dense.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Bytes of all weights, each once.
+    pub fn weight_bytes(&self) -> u128 {
+        let of_layer = |layer: &LayerFootprint| {
+            u128::from(layer.owner_bytes) + u128::from(layer.expert_bytes) * u128::from(self.n_experts)
+        };
+        let layers: u128 = self.layers.iter().map(of_layer).sum();
+        layers + u128::from(self.end_bytes(true, true))
     }
 
     /// Bytes of embedding and head that the owner of a stage holds, by whether it is the first and whether it is the last.
@@ -217,7 +234,7 @@ pub fn usage(footprint: &ModelFootprint, replica: &Replica) -> BTreeMap<DeviceRe
         let layers = footprint.stage_layers(stage);
         let owner = devices.entry(stage.owner.clone()).or_default();
         for layer in layers {
-            let kv_bytes = layer.kv_token_bytes.saturating_mul(tokens);
+            let kv_bytes = layer.kv_bytes(replica.kv.format).saturating_mul(tokens);
             owner.add_weights(layer.owner_bytes);
             owner.kv_bytes = owner.kv_bytes.saturating_add(kv_bytes);
             owner.binding_bytes = owner.binding_bytes.max(kv_bytes);

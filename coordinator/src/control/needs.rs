@@ -1,14 +1,12 @@
 //! What a model asks of devices: its spec and tensors in the planner's numbers.
 
 use tramontane_model::footprint::{head_scratch_bytes, holder_scratch_bytes, owner_scratch_bytes};
+use tramontane_model::placement::KvFormat;
 use tramontane_model::spec::ModelSpec;
 use tramontane_model::step::StepBounds;
 use tramontane_model::tensors::{LayerBytes, ModelBytes};
 
 use super::footprint::{LayerFootprint, ModelFootprint, ScratchModel};
-
-/// Bytes of a value of the cache.
-const KV_VALUE_BYTES: u64 = 4;
 
 /// What the model asks of devices, for steps within `steps`.
 pub fn footprint(
@@ -17,7 +15,7 @@ pub fn footprint(
     steps: StepBounds,
     kv_block_tokens: u32,
 ) -> ModelFootprint {
-    let kv_token_bytes = u64::from(spec.kv_values_per_token_layer()) * KV_VALUE_BYTES;
+    let kv_token_bytes = u64::from(spec.kv_values_per_token_layer()) * KvFormat::F32.value_bytes();
     let layer = |layer: &LayerBytes| LayerFootprint {
         owner_bytes: layer.owner,
         expert_bytes: layer.expert,

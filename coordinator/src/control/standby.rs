@@ -155,7 +155,7 @@ impl ClusterState {
 mod tests {
     use tramontane_model::ids::{DeviceIndex, Generation, ReplicaId};
     use tramontane_model::members::{DeviceInfo, WorkerInfo};
-    use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Stage};
+    use tramontane_model::placement::{ExpertGroup, ExpertRange, KvFormat, KvShape, LayerRange, Stage};
     use tramontane_model::step::StepBounds;
 
     use super::*;
@@ -206,6 +206,7 @@ mod tests {
             kv: KvShape {
                 block_tokens: 1,
                 blocks: 10,
+                format: KvFormat::F32,
             },
             steps: StepBounds::default(),
         }
@@ -224,6 +225,7 @@ mod tests {
                 adapter: String::new(),
                 driver: String::new(),
                 kind: String::new(),
+                is_cpu: true,
                 memory_bytes: MEMORY,
                 max_binding_bytes: 1 << 20,
             }],

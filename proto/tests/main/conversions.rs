@@ -11,7 +11,7 @@ use tramontane_model::ids::{
 use tramontane_model::members::{
     DeviceInfo, DeviceReport, DeviceState, LoadReport, SchedulerLoad, StandbyReport, WorkerInfo, WorkerReport,
 };
-use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
+use tramontane_model::placement::{ExpertGroup, ExpertRange, KvFormat, KvShape, LayerRange, Replica, Stage};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_model::standby::Share;
 use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch, StepBounds, StepResult, Unsampled};
@@ -45,6 +45,7 @@ fn replica() -> Replica {
     let kv = KvShape {
         block_tokens: 16,
         blocks: 100,
+        format: KvFormat::F16,
     };
     Replica {
         id: ReplicaId(3),
@@ -87,6 +88,7 @@ fn membership_is_kept() {
             adapter: "llvmpipe".to_owned(),
             driver: "Mesa".to_owned(),
             kind: "llvmpipe/22".to_owned(),
+            is_cpu: true,
             memory_bytes: 1 << 40,
             max_binding_bytes: 1 << 27,
         }],
@@ -374,6 +376,16 @@ fn what_does_not_convert_names_its_field() {
         refused(pb::Replica { kv: None, ..good() }),
         "field replica.kv is missing"
     );
+    for format in [0, 7] {
+        let mut unknown = good();
+        if let Some(kv) = &mut unknown.kv {
+            kv.format = format;
+        }
+        assert_eq!(
+            refused(unknown),
+            format!("field replica.kv.format is not valid: {format} is no known format")
+        );
+    }
     assert_eq!(
         refused(pb::Replica {
             steps: Some(pb::StepBounds {

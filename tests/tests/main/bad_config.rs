@@ -70,6 +70,9 @@ async fn bad_files_are_refused_with_file_and_key() {
     .await;
     let wrong_type = coordinator.replace("id = 1\n", "id = \"one\"\n");
     refused(dir.path(), "coordinator", &wrong_type, &["expected u64"]).await;
+    let unknown = format!("{coordinator}placement.kv_format = \"f8\"\n");
+    let parts = ["kv_format", "unknown variant `f8`", "`f16`"];
+    refused(dir.path(), "coordinator", &unknown, &parts).await;
     // All faults at once.
     let faults = coordinator
         .replace("id = 1\n", "id = 7\n")

@@ -1,4 +1,5 @@
-//! `tramontane bench serve` against a live cluster: what it says it sent and got is what the cluster counted.
+//! `tramontane bench serve` against a live cluster: what it says it sent and got is what the cluster counted; and
+//! `tramontane bench kernels`, which needs none.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -227,4 +228,38 @@ async fn check_interrupt(url: &str, client: &Client) {
     assert!(found["requests"]["unfinished"].as_u64() <= Some(2), "{found}");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("interrupted"), "{stderr}");
+}
+
+/// The program has what `tramontane-bench-kernels` does, with the same options.
+#[test]
+fn kernels_are_measured_without_a_cluster() {
+    let params = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/mini-large-3/params.json");
+    let output = Command::new(program())
+        .args([
+            "bench",
+            "kernels",
+            "--rows",
+            "2",
+            "--prefill",
+            "none",
+            "--context",
+            "40",
+        ])
+        .args(["--repeats", "1", "--json", "-", "--shape"])
+        .arg(&params)
+        .output()
+        .expect("the program runs");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let figures: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!(figures["version"], 1);
+    let layers = figures["lines"].as_array().expect("lines").iter();
+    let layers: Vec<&str> = layers
+        .filter(|line| line["op"] == "layer")
+        .filter_map(|line| line["part"].as_str())
+        .collect();
+    assert_eq!(layers, ["moe_layer", "dense_layer"]);
 }

@@ -103,6 +103,16 @@ pub(crate) fn check_against_records(records: &[Golden], outputs: &[Output], leas
     assert!(off.len() * 100 <= steps, "{off:#?}");
 }
 
+/// Whether all greedy tokens are as recorded.
+pub(crate) fn is_as_recorded(record: &Golden, output: &Output) -> bool {
+    let found: Logprobs = serde_json::from_str(&output.logprobs).expect("log-probabilities");
+    record.greedy.is_empty()
+        || found
+            .tokens
+            .into_iter()
+            .eq(record.greedy.iter().copied().map(name))
+}
+
 fn name(id: u32) -> String {
     format!("token_id:{id}")
 }

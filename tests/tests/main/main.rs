@@ -18,6 +18,7 @@ mod family;
 mod fetching;
 mod golden;
 mod hosts;
+mod kv_format;
 mod load;
 mod members;
 mod observability;

@@ -66,7 +66,7 @@ async fn check_alone(client: &Client, records: &[Golden], expected: &[Output], s
 }
 
 /// Waits until every device holds what the planner counts for it, and no more, within 3 %.
-async fn check_bytes(cluster: &Cluster) {
+pub(crate) async fn check_bytes(cluster: &Cluster) {
     let what = "devices that hold what is planned";
     cluster
         .until_status(what, READY_WITHIN, |status| {

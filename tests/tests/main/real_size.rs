@@ -13,7 +13,7 @@ use tramontane_kernels::reference::CpuBackend;
 use tramontane_model::ids::{
     DeviceIndex, DeviceRef, Generation, Origin, ReplicaId, SequenceId, StepId, WorkerId,
 };
-use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
+use tramontane_model::placement::{ExpertGroup, ExpertRange, KvFormat, KvShape, LayerRange, Replica, Stage};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch, StepBounds};
 use tramontane_proto::ExpertWork;
@@ -63,6 +63,7 @@ fn replica() -> Replica {
         kv: KvShape {
             block_tokens: 16,
             blocks: 4,
+            format: KvFormat::F32,
         },
         steps: StepBounds::default(),
     }

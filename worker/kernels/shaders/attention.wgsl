@@ -3,7 +3,7 @@
 // Tiles of TILE tokens at multiples of TILE, merged in order with a running maximum. Keys pass through workgroup memory:
 // the lanes of a block score four heads, each lane for some tokens. Then a lane sums over the tile's tokens for four
 // columns of all heads; where lanes are left they share the tokens, and are added at the end. Nothing depends on other rows.
-// Twin: src/reference/attention.rs
+// How values are cached: shared/cache_*.wgsl. Twin: src/reference/attention.rs
 override LANES: u32 = 128;
 // Heads by fours, at most 4.
 override BLOCKS: u32 = 4;
@@ -15,7 +15,7 @@ override BLOCK_LANES: u32 = 32;
 @group(0) @binding(0) var<storage, read> queries: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> meta_rows: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> tables: array<u32>;
-@group(0) @binding(3) var<storage, read> cache: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> cache: array<Cached>;
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> partials: array<vec4<f32>>;
 
@@ -94,7 +94,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
                 sums[b] = Heads(sum.a * fade.x, sum.b * fade.y, sum.c * fade.z, sum.d * fade.w);
             }
             for (var t = part; t < count; t += parts) {
-                let value = cache[places[t] + first_value + quad];
+                let value = cached(cache[places[t] + first_value + quad]);
                 for (var b = 0u; b < BLOCKS; b += 1u) {
                     sums[b] = add_token(sums[b], shares[b * TILE + t], value);
                 }
@@ -148,7 +148,8 @@ fn score(lane: u32, query: vec4<u32>, first_key: u32) -> array<vec4<f32>, 2> {
     for (var start = 0u; start < p.key; start += CHUNK) {
         for (var i = lane; i < TILE * CHUNK; i += LANES) {
             let column = min(start + i % CHUNK, p.key - 1u);
-            staged[i / CHUNK * (CHUNK + 1u) + i % CHUNK] = cache[places[i / CHUNK] + first_key + column];
+            let place = places[i / CHUNK] + first_key + column;
+            staged[i / CHUNK * (CHUNK + 1u) + i % CHUNK] = cached(cache[place]);
         }
         workgroupBarrier();
         for (var quad = 0u; quad < min(CHUNK, p.key - start); quad += 1u) {

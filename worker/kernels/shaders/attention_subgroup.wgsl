@@ -3,22 +3,23 @@
 // Workgroup: x = up to 4 BLOCKS heads that share keys and values, y = row, z = split (shared/attention.wgsl).
 // A lane scores every eighth token of the split, for all heads; lanes read the queries together and hand them around. Then
 // a lane sums over the split's tokens for two groups of columns of all heads at a time, in registers; lanes hand around
-// where tokens are and their shares. Nothing depends on other rows. Twin: src/reference/attention.rs
+// where tokens are and their shares. Nothing depends on other rows. How values are cached: shared/cache_*.wgsl.
+// Twin: src/reference/attention.rs
 override LANES: u32 = 8;
 // Heads by fours, at most 4.
 override BLOCKS: u32 = 1;
 // Tokens of a split: p.split.
 override SPLIT: u32 = 512;
 const BLOCKS_AT_MOST: u32 = 4;
-@group(0) @binding(0) var<storage, read> queries: array<vec2<u64>>;
+@group(0) @binding(0) var<storage, read> queries: array<Words>;
 @group(0) @binding(1) var<storage, read> meta_rows: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> tables: array<u32>;
-@group(0) @binding(3) var<storage, read> cache: array<vec2<u64>>;
+@group(0) @binding(3) var<storage, read> cache: array<Cached>;
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> partials: array<vec4<f32>>;
 
 // Per token and block: scores, then shares, of four heads. Each is touched by one lane only.
-var<workgroup> scores: array<vec2<u64>, SPLIT * BLOCKS>;
+var<workgroup> scores: array<Words, SPLIT * BLOCKS>;
 
 // Of four heads.
 struct Heads {
@@ -67,7 +68,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             let share = exp(values(scores[place]) - largest[b]);
             // Lanes beyond the last token repeated it: their share is nothing.
             let counted = select(vec4<f32>(0.0), share, vec4<bool>(token < span.end));
-            scores[place] = words(counted);
+            scores[place] = packed(counted);
             total[b] += counted;
         }
     }
@@ -150,10 +151,10 @@ fn score(
         var sum: array<vec4<f32>, BLOCKS_AT_MOST>;
         var sum2: array<vec4<f32>, BLOCKS_AT_MOST>;
         for (var quad = 0u; quad < p.key; quad += 2u) {
-            let key = values(cache[place + quad]);
-            let next = values(cache[place + quad + 1u]);
-            let key2 = values(cache[place2 + quad]);
-            let next2 = values(cache[place2 + quad + 1u]);
+            let key = cached(cache[place + quad]);
+            let next = cached(cache[place + quad + 1u]);
+            let key2 = cached(cache[place2 + quad]);
+            let next2 = cached(cache[place2 + quad + 1u]);
             for (var b = 0u; b < BLOCKS; b += 1u) {
                 let part = values(queries[query[b] + quad]);
                 let first = four_heads(part);
@@ -166,8 +167,8 @@ fn score(
             let place = (token - span.first) * BLOCKS + b;
             let scaled = sum[b] * p.scale;
             let scaled2 = sum2[b] * p.scale;
-            scores[place] = words(scaled);
-            scores[place + 8u * BLOCKS] = words(scaled2);
+            scores[place] = packed(scaled);
+            scores[place + 8u * BLOCKS] = packed(scaled2);
             largest[b] = max(largest[b], max(scaled, scaled2));
         }
     }
@@ -206,13 +207,11 @@ fn add4(a: vec4<f32>, b: vec4<f32>, start: f32) -> f32 {
     return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, start))));
 }
 
-// A load of 8 bytes costs what one of 4 does.
-fn values(loaded: vec2<u64>) -> vec4<f32> {
-    let high = loaded >> vec2<u32>(32u);
-    return bitcast<vec4<f32>>(vec4<u32>(u32(loaded.x), u32(high.x), u32(loaded.y), u32(high.y)));
+fn values(loaded: Words) -> vec4<f32> {
+    return bitcast<vec4<f32>>(words(loaded));
 }
 
-fn words(given: vec4<f32>) -> vec2<u64> {
+fn packed(given: vec4<f32>) -> Words {
     let bits = bitcast<vec4<u32>>(given);
     return vec2<u64>(u64(bits.x) | (u64(bits.y) << 32u), u64(bits.z) | (u64(bits.w) << 32u));
 }
@@ -229,8 +228,8 @@ fn attend(lane: u32, span: Span, low: u32, high: u32) -> Columns {
         }
         {
             let at = subgroupBroadcast(place, 0u);
-            let value = values(cache[at + low]);
-            let value2 = values(cache[at + high]);
+            let value = cached(cache[at + low]);
+            let value2 = cached(cache[at + high]);
             for (var b = 0u; b < BLOCKS; b += 1u) {
                 let of_token = subgroupBroadcast(share[b], 0u);
                 sums.low[b] = add_token(sums.low[b], of_token, value);
@@ -239,8 +238,8 @@ fn attend(lane: u32, span: Span, low: u32, high: u32) -> Columns {
         }
         {
             let at = subgroupBroadcast(place, 1u);
-            let value = values(cache[at + low]);
-            let value2 = values(cache[at + high]);
+            let value = cached(cache[at + low]);
+            let value2 = cached(cache[at + high]);
             for (var b = 0u; b < BLOCKS; b += 1u) {
                 let of_token = subgroupBroadcast(share[b], 1u);
                 sums.low[b] = add_token(sums.low[b], of_token, value);
@@ -249,8 +248,8 @@ fn attend(lane: u32, span: Span, low: u32, high: u32) -> Columns {
         }
         {
             let at = subgroupBroadcast(place, 2u);
-            let value = values(cache[at + low]);
-            let value2 = values(cache[at + high]);
+            let value = cached(cache[at + low]);
+            let value2 = cached(cache[at + high]);
             for (var b = 0u; b < BLOCKS; b += 1u) {
                 let of_token = subgroupBroadcast(share[b], 2u);
                 sums.low[b] = add_token(sums.low[b], of_token, value);
@@ -259,8 +258,8 @@ fn attend(lane: u32, span: Span, low: u32, high: u32) -> Columns {
         }
         {
             let at = subgroupBroadcast(place, 3u);
-            let value = values(cache[at + low]);
-            let value2 = values(cache[at + high]);
+            let value = cached(cache[at + low]);
+            let value2 = cached(cache[at + high]);
             for (var b = 0u; b < BLOCKS; b += 1u) {
                 let of_token = subgroupBroadcast(share[b], 3u);
                 sums.low[b] = add_token(sums.low[b], of_token, value);
@@ -269,8 +268,8 @@ fn attend(lane: u32, span: Span, low: u32, high: u32) -> Columns {
         }
         {
             let at = subgroupBroadcast(place, 4u);
-            let value = values(cache[at + low]);
-            let value2 = values(cache[at + high]);
+            let value = cached(cache[at + low]);
+            let value2 = cached(cache[at + high]);
             for (var b = 0u; b < BLOCKS; b += 1u) {
                 let of_token = subgroupBroadcast(share[b], 4u);
                 sums.low[b] = add_token(sums.low[b], of_token, value);
@@ -279,8 +278,8 @@ fn attend(lane: u32, span: Span, low: u32, high: u32) -> Columns {
         }
         {
             let at = subgroupBroadcast(place, 5u);
-            let value = values(cache[at + low]);
-            let value2 = values(cache[at + high]);
+            let value = cached(cache[at + low]);
+            let value2 = cached(cache[at + high]);
             for (var b = 0u; b < BLOCKS; b += 1u) {
                 let of_token = subgroupBroadcast(share[b], 5u);
                 sums.low[b] = add_token(sums.low[b], of_token, value);
@@ -289,8 +288,8 @@ fn attend(lane: u32, span: Span, low: u32, high: u32) -> Columns {
         }
         {
             let at = subgroupBroadcast(place, 6u);
-            let value = values(cache[at + low]);
-            let value2 = values(cache[at + high]);
+            let value = cached(cache[at + low]);
+            let value2 = cached(cache[at + high]);
             for (var b = 0u; b < BLOCKS; b += 1u) {
                 let of_token = subgroupBroadcast(share[b], 6u);
                 sums.low[b] = add_token(sums.low[b], of_token, value);
@@ -299,8 +298,8 @@ fn attend(lane: u32, span: Span, low: u32, high: u32) -> Columns {
         }
         {
             let at = subgroupBroadcast(place, 7u);
-            let value = values(cache[at + low]);
-            let value2 = values(cache[at + high]);
+            let value = cached(cache[at + low]);
+            let value2 = cached(cache[at + high]);
             for (var b = 0u; b < BLOCKS; b += 1u) {
                 let of_token = subgroupBroadcast(share[b], 7u);
                 sums.low[b] = add_token(sums.low[b], of_token, value);

@@ -1,10 +1,10 @@
 // latent_write: cache[slot[r]] = [rms_norm(latent[r]), rotate(rope[r])]. One workgroup per row; order of the sum:
-// shared/norm.wgsl. Twin: src/reference/latent.rs
+// shared/norm.wgsl; how values are cached: shared/cache_*.wgsl. Twin: src/reference/latent.rs
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> weight: array<u32>;
 @group(0) @binding(2) var<storage, read> rotary: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> meta_rows: array<vec4<u32>>;
-@group(0) @binding(4) var<storage, read_write> cache: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> cache: array<Cached>;
 
 struct Params {
     // Widths / 4.
@@ -25,10 +25,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     if (slot < p.slots) {
         let place = slot * (p.latent + p.rope);
         for (var quad = lane; quad < p.latent; quad += LANES) {
-            cache[place + quad] = x[start + quad] * scale * norm_weight(p.weight, quad);
+            cache[place + quad] = to_cache(x[start + quad] * scale * norm_weight(p.weight, quad));
         }
         for (var quad = lane; quad < p.rope; quad += LANES) {
-            cache[place + p.latent + quad] = rotate(x[start + p.latent + quad], rotary[row * p.rope + quad]);
+            let turned = rotate(x[start + p.latent + quad], rotary[row * p.rope + quad]);
+            cache[place + p.latent + quad] = to_cache(turned);
         }
     }
 }

@@ -166,12 +166,14 @@ mod tests {
     use std::path::Path;
 
     use tramontane_model::ids::{Fence, Generation, ReplicaId, SequenceId, StepId};
+    use tramontane_model::placement::KvFormat;
 
     use super::*;
 
     const KV: KvShape = KvShape {
         block_tokens: 4,
         blocks: 8,
+        format: KvFormat::F32,
     };
 
     fn spec() -> ModelSpec {

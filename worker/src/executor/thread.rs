@@ -6,6 +6,7 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -36,6 +37,8 @@ pub struct DeviceOptions {
     pub model: Arc<ModelFiles>,
     /// How long the device may take over one piece of work, and another device over its experts.
     pub timeout: Duration,
+    /// Where what drivers make of shaders is kept, if anywhere.
+    pub cache_dir: Option<PathBuf>,
 }
 
 impl DeviceHandle {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tramontane_model::ids::{DeviceIndex, DeviceRef, Fence, ReplicaId, WorkerId};
 use tramontane_model::members::SchedulerLoad;
-use tramontane_model::placement::{PlacementError, Replica};
+use tramontane_model::placement::{KvFormat, PlacementError, Replica};
 use tramontane_model::spec::ModelSpec;
 use tramontane_model::standby::Share;
 use tramontane_proto::Directive;
@@ -163,7 +163,8 @@ impl Assignments {
         if let Some(old) = running.remove(&replica.id) {
             self.end(old).await;
         }
-        tracing::info!(%fence, stages = replica.stages.len(), "assigned");
+        let (stages, kv) = (replica.stages.len(), replica.kv);
+        tracing::info!(%fence, stages, kv_blocks = kv.blocks, kv_format = %kv.format, "assigned");
         match self.start(replica, peers) {
             Ok(started) => {
                 running.insert(fence.replica, started);
@@ -192,7 +193,11 @@ impl Assignments {
             let shares = copies.get(&device.index()).map_or(&[][..], Vec::as_slice);
             let told: Vec<String> = shares.iter().map(ToString::to_string).collect();
             tracing::info!(device = %device.index(), copies = ?told, "stands by");
-            if let Err(error) = device.keep_copies(Copies::of(shares, &self.spec)) {
+            if let Err(error) = device.keep_copies(Copies::of(
+                shares,
+                &self.spec,
+                KvFormat::usual(device.info().is_cpu),
+            )) {
                 tracing::warn!(device = %device.index(), %error, "copies refused");
             }
         }

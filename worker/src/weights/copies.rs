@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use tramontane_model::ids::{DeviceIndex, DeviceRef, WorkerId};
-use tramontane_model::placement::{ExpertRange, KvShape, LayerRange};
+use tramontane_model::placement::{ExpertRange, KvFormat, KvShape, LayerRange};
 use tramontane_model::spec::ModelSpec;
 use tramontane_model::standby::Share;
 use tramontane_model::step::StepBounds;
@@ -14,11 +14,8 @@ use super::slices::{DeviceSlices, ExpertSlice, GroupRoute, StageSlice, WeightSli
 
 /// Most shares that are rehearsed: what drivers compile for one they need not compile for another.
 const MAX_REHEARSALS: usize = 4;
-/// The cache of a rehearsal.
-const REHEARSED: KvShape = KvShape {
-    block_tokens: 16,
-    blocks: 1,
-};
+/// Tokens of the one block of a rehearsal's cache.
+const REHEARSED_TOKENS: u32 = 16;
 
 /// Copies that a device keeps for others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,14 +28,14 @@ pub struct Copies {
 }
 
 impl Copies {
-    /// Copies of these shares.
-    pub fn of(shares: &[Share], spec: &ModelSpec) -> Self {
+    /// Copies of these shares, on a device that is to cache in this format.
+    pub fn of(shares: &[Share], spec: &ModelSpec, format: KvFormat) -> Self {
         let mut seen = BTreeSet::new();
         let weights = shares.iter().flat_map(|share| weights(share, spec));
         let rehearsals = shares.iter().take(MAX_REHEARSALS);
         Self {
             weights: weights.filter(|&slice| seen.insert(slice)).collect(),
-            rehearsals: rehearsals.map(|share| rehearsal(share, spec)).collect(),
+            rehearsals: rehearsals.map(|share| rehearsal(share, spec, format)).collect(),
         }
     }
 }
@@ -67,7 +64,7 @@ fn weights(share: &Share, spec: &ModelSpec) -> Vec<WeightSlice> {
     weights
 }
 
-fn rehearsal(share: &Share, spec: &ModelSpec) -> DeviceSlices {
+fn rehearsal(share: &Share, spec: &ModelSpec, format: KvFormat) -> DeviceSlices {
     let layers = share.layers();
     let held = share.experts().zip(moe_layers(share, spec));
     let experts = held.map(|(experts, layers)| ExpertSlice {
@@ -83,7 +80,11 @@ fn rehearsal(share: &Share, spec: &ModelSpec) -> DeviceSlices {
         first: layers.start() == 0,
         last: layers.end() == spec.n_layers,
         embedding: has_embedding(layers, spec),
-        kv: REHEARSED,
+        kv: KvShape {
+            block_tokens: REHEARSED_TOKENS,
+            blocks: 1,
+            format,
+        },
         groups: share.experts().map_or_else(Vec::new, |own| routes(own, spec)),
     });
     DeviceSlices {
@@ -149,7 +150,11 @@ mod tests {
                 stage((0, 3), "a", &[(0, 8, "a"), (8, 16, "c")]),
                 stage((3, 6), "b", &[(0, 16, "b")]),
             ],
-            kv: REHEARSED,
+            kv: KvShape {
+                block_tokens: 16,
+                blocks: 8,
+                format: KvFormat::F16,
+            },
             steps: StepBounds::default(),
         }
     }
@@ -163,7 +168,7 @@ mod tests {
         assert_eq!(replica.validate(6, 16, 1), Ok(()));
         for name in ["a", "b", "c"] {
             let shares: Vec<Share> = replica.shares_of(&device(name)).collect();
-            let copies = Copies::of(&shares, &spec);
+            let copies = Copies::of(&shares, &spec, KvFormat::F16);
             let held = DeviceSlices::of(&replica, &device(name), &spec).expect("it takes part");
             let sorted = |mut slices: Vec<WeightSlice>| {
                 slices.sort_unstable();
@@ -171,7 +176,7 @@ mod tests {
             };
             assert_eq!(sorted(copies.weights.clone()), sorted(held.weights()), "{name}");
             // Told twice, kept once.
-            let twice = Copies::of(&[shares.clone(), shares].concat(), &spec);
+            let twice = Copies::of(&[shares.clone(), shares].concat(), &spec, KvFormat::F16);
             assert_eq!(twice.weights, copies.weights);
             let [rehearsal] = &copies.rehearsals[..] else {
                 panic!("{:?}", copies.rehearsals);
@@ -180,6 +185,8 @@ mod tests {
             assert_eq!(rehearsal.serves_others(), name == "c");
             let ends = |slices: &DeviceSlices| slices.stage.as_ref().map(|stage| (stage.first, stage.last));
             assert_eq!(ends(rehearsal), ends(&held));
+            let format = |slices: &DeviceSlices| slices.stage.as_ref().map(|stage| stage.kv.format);
+            assert_eq!(format(rehearsal), format(&held));
             let experts = |slices: &DeviceSlices| {
                 let groups = slices.stage.iter().flat_map(|stage| &stage.groups);
                 groups.map(|group| group.experts).collect::<Vec<_>>()

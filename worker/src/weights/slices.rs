@@ -211,7 +211,7 @@ mod tests {
     use std::path::Path;
 
     use tramontane_model::ids::{DeviceIndex, Generation, ReplicaId, WorkerId};
-    use tramontane_model::placement::ExpertGroup;
+    use tramontane_model::placement::{ExpertGroup, KvFormat};
 
     use super::*;
 
@@ -254,6 +254,7 @@ mod tests {
             kv: KvShape {
                 block_tokens: 16,
                 blocks: 8,
+                format: KvFormat::F32,
             },
             steps: StepBounds::default(),
         }

@@ -17,7 +17,7 @@ use tramontane_model::ids::{
     CoordinatorId, DeviceIndex, DeviceRef, Fence, Generation, Origin, ReplicaId, RequestId, WorkerId,
 };
 use tramontane_model::members::{DeviceState, WorkerReport};
-use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
+use tramontane_model::placement::{ExpertGroup, ExpertRange, KvFormat, KvShape, LayerRange, Replica, Stage};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_model::step::StepBounds;
 use tramontane_proto::net::{Identity, Listener, Traffic, channel, server};
@@ -150,6 +150,7 @@ pub(crate) fn replica(generation: u64, stages: &[StagePlan<'_>]) -> Replica {
         kv: KvShape {
             block_tokens: 16,
             blocks: 256,
+            format: KvFormat::F32,
         },
         steps: StepBounds::default(),
     }
@@ -382,6 +383,7 @@ fn worker_config(model_dir: &Path, name: &str, devices: usize, coordinator: Sock
             };
             devices
         ],
+        cache_dir: None,
         drain_grace: Duration::ZERO,
     }
 }

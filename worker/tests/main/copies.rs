@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tramontane_kernels::reference::CpuBackend;
 use tramontane_model::ids::{DeviceIndex, Fence, Generation, ReplicaId, WorkerId};
 use tramontane_model::members::{DeviceState, StandbyReport};
-use tramontane_model::placement::{ExpertRange, LayerRange, Replica};
+use tramontane_model::placement::{ExpertRange, KvFormat, LayerRange, Replica};
 use tramontane_model::standby::Share;
 use tramontane_worker::executor::{Assignment, DeviceHandle, DeviceOptions, LocalLinks};
 use tramontane_worker::weights::{Copies, DeviceSlices, ModelFiles};
@@ -26,6 +26,7 @@ async fn spawn(model: &Arc<ModelFiles>, memory_bytes: u64) -> DeviceHandle {
         index: DeviceIndex(0),
         model: Arc::clone(model),
         timeout: DEADLINE,
+        cache_dir: None,
     };
     let open = move || Ok(CpuBackend::new(memory_bytes, 1 << 30));
     let spawned = tokio::task::spawn_blocking(move || DeviceHandle::spawn(options, open));
@@ -85,7 +86,7 @@ async fn copies_are_kept_beside_what_is_computed_with_and_are_there_when_they_ar
     let all = model.bytes.total(model.spec.n_experts());
     let device = spawn(&model, 8 * all).await;
     device
-        .keep_copies(Copies::of(&halves(), &model.spec))
+        .keep_copies(Copies::of(&halves(), &model.spec, KvFormat::F32))
         .expect("taken");
     let whole = |standby: StandbyReport| standby.total_bytes > 0 && standby.is_whole();
     let kept = until(&device, "copies of everything", whole).await;
@@ -135,7 +136,7 @@ async fn copies_that_do_not_fit_keep_nobody_from_anything() {
     let model = model();
     let half = assignment(&model, &placed(1), "w2/0");
     let planned = half.slices.planned_bytes(&model.spec, &model.bytes);
-    let copied = Copies::of(&halves(), &model.spec);
+    let copied = Copies::of(&halves(), &model.spec, KvFormat::F32);
     let device = spawn(&model, planned).await;
     device.keep_copies(copied.clone()).expect("taken");
     let some = |standby: StandbyReport| standby.loaded_bytes > 0 && !standby.is_whole();

@@ -1,10 +1,11 @@
 //! Recorded tokens and log-probabilities, and equal bits whatever the placement.
 
 use serde::Deserialize;
+use tramontane_model::placement::KvFormat;
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_proto::Ended;
 
-use crate::cluster::{Cluster, replica, repository};
+use crate::cluster::{Cluster, StagePlan, replica, repository};
 
 /// One line of `golden.jsonl`: what an independent implementation computed.
 #[derive(Deserialize)]
@@ -65,29 +66,64 @@ async fn run(cluster: &mut Cluster, records: &[Record]) -> Vec<Vec<SampledToken>
     outputs
 }
 
-/// Greedy tokens equal; log-probabilities of the recorded best five within 0.02 for 99 % of the steps.
-pub(crate) fn check_against(records: &[Record], outputs: &[Vec<SampledToken>]) {
-    let (mut steps, mut off) = (0, 0);
+/// How outputs differ from the records.
+#[derive(Debug, Default)]
+struct Compared {
+    /// Records whose tokens are all as recorded.
+    equal: usize,
+    /// Steps up to each record's first token that is not, but for those at which the router was near to another expert; and
+    /// those of them in which one of the best five is off.
+    steps: usize,
+    steps_off: usize,
+    /// The best five of these steps, and those of them whose log-probability is off by more than 0.02.
+    values: usize,
+    values_off: usize,
+}
+
+fn compare(records: &[Record], outputs: &[Vec<SampledToken>]) -> Compared {
+    let mut compared = Compared::default();
     for (record, output) in records.iter().zip(outputs) {
-        let tokens: Vec<u32> = output.iter().map(|token| token.token).collect();
-        assert_eq!(tokens, record.greedy);
-        for (step, token) in output.iter().enumerate() {
+        let same = output.iter().zip(&record.greedy);
+        let same = same
+            .take_while(|(token, recorded)| token.token == **recorded)
+            .count();
+        compared.equal += usize::from(output.len() == same && record.greedy.len() == same);
+        for (step, token) in output.iter().enumerate().take(same + 1) {
             if is_exempt(record.router_gap.as_ref(), step) {
                 continue;
             }
-            steps += 1;
-            let near = |(id, recorded): &(u32, f64)| {
+            let near = |(id, recorded): &&(u32, f64)| {
                 let found = token.top.iter().find(|(other, _)| other == id);
                 found.is_some_and(|(_, logprob)| (f64::from(*logprob) - recorded).abs() <= 0.02)
             };
-            off += u32::from(!record.top5[step].iter().all(near));
+            let best = &record.top5[step];
+            let off = best.len() - best.iter().filter(near).count();
+            compared.steps += 1;
+            compared.steps_off += usize::from(off > 0);
+            compared.values += best.len();
+            compared.values_off += off;
         }
     }
-    assert!(steps > 50, "only {steps} steps were compared");
-    assert!(
-        off * 100 <= steps,
-        "{off} of {steps} steps differ by more than 0.02"
-    );
+    assert!(compared.steps > 50, "{compared:?}");
+    compared
+}
+
+/// Greedy tokens equal; log-probabilities of the recorded best five within 0.02 for 99 % of the steps.
+pub(crate) fn check_against(records: &[Record], outputs: &[Vec<SampledToken>]) {
+    for (record, output) in records.iter().zip(outputs) {
+        let tokens: Vec<u32> = output.iter().map(|token| token.token).collect();
+        assert_eq!(tokens, record.greedy);
+    }
+    let compared = compare(records, outputs);
+    assert!(compared.steps_off * 100 <= compared.steps, "{compared:?}");
+}
+
+/// As [`check_against`] with a coarser cache: the tokens of 95 % of the records, and 99 % of the log-probabilities.
+fn check_nearly(records: &[Record], outputs: &[Vec<SampledToken>]) {
+    let compared = compare(records, outputs);
+    println!("{compared:?}");
+    assert!(compared.equal * 100 >= records.len() * 95, "{compared:?}");
+    assert!(compared.values_off * 100 <= compared.values, "{compared:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -129,6 +165,39 @@ async fn two_stages_with_remote_experts_give_the_recorded_tokens_and_the_bits_of
         alone,
         "owners that hold a group of each other's stage"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_of_f16_gives_nearly_all_recorded_tokens_and_equal_bits_on_two_stages() {
+    let all = records(600, usize::MAX);
+    let few = records(24, 8);
+    let mut cluster = Cluster::start(&[("w1", 1), ("w2", 1)], 64).await;
+    let placed = |generation, stages: &[StagePlan<'_>], format| {
+        let mut replica = replica(generation, stages);
+        replica.kv.format = format;
+        replica
+    };
+    let whole: &[StagePlan<'_>] = &[(0, 6, "w1/0", &[(16, "w1/0")])];
+    cluster.assign(&placed(1, whole, KvFormat::F32)).await;
+    let as_f32 = run(&mut cluster, &few).await;
+    // The same device, another format.
+    cluster.assign(&placed(2, whole, KvFormat::F16)).await;
+    let as_f16 = run(&mut cluster, &few).await;
+    assert_ne!(as_f16, as_f32, "the format changes nothing");
+    let outputs = run(&mut cluster, &all).await;
+    check_nearly(&all, &outputs);
+    let halves: &[StagePlan<'_>] = &[
+        (0, 3, "w1/0", &[(8, "w1/0"), (16, "w2/0")]),
+        (3, 6, "w2/0", &[(16, "w2/0")]),
+    ];
+    cluster.assign(&placed(3, halves, KvFormat::F16)).await;
+    assert_eq!(
+        run(&mut cluster, &few).await,
+        as_f16,
+        "2 stages, one with 2 groups"
+    );
+    cluster.assign(&placed(4, whole, KvFormat::F32)).await;
+    assert_eq!(run(&mut cluster, &few).await, as_f32, "as f32 again");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,17 +4,16 @@
 //! how fast they load, how fast they are computed. Equal arguments give equal files.
 
 mod codes;
-mod params;
-mod random;
 mod vocabulary;
 mod write;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
+use tramontane_kernels::synthetic::{Format, Shape, changed};
 use tramontane_model::layout::Layout;
-use tramontane_model::spec::{ModelSpec, Quantization};
+use tramontane_model::spec::ModelSpec;
 use tramontane_model::tekken::TEKKEN_FILE;
 use tramontane_model::tensors::language_tensors;
 
@@ -41,48 +40,9 @@ pub(super) struct SynthArgs {
     seed: u64,
 }
 
-/// Models whose dimensions are known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Shape {
-    /// Mistral Large 3, 675 billion parameters.
-    #[value(name = "mistral-large-3")]
-    MistralLarge3,
-    /// Mistral Small 4, 119 billion.
-    #[value(name = "small-4")]
-    Small4,
-    /// Ministral 3 of 8 billion.
-    #[value(name = "ministral-8b")]
-    Ministral8b,
-}
-
-/// Weight formats as they are published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// Everything in BF16.
-    Bf16,
-    /// FP8 with one scale per block.
-    Fp8,
-    /// FP8 with one scale per tensor.
-    Fp8Tensor,
-    /// NVFP4: feed-forwards and experts in four bits, the rest in BF16.
-    Nvfp4,
-}
-
-impl Format {
-    /// What a spec calls it.
-    pub(crate) fn quantization(self) -> Quantization {
-        match self {
-            Self::Bf16 => Quantization::None,
-            Self::Fp8 => Quantization::Fp8Block,
-            Self::Fp8Tensor => Quantization::Fp8Tensor,
-            Self::Nvfp4 => Quantization::Nvfp4,
-        }
-    }
-}
-
 pub(super) fn run(args: &SynthArgs) -> Result<()> {
     let dir = &args.dir;
-    let params = params::of(args.shape, args.layers, args.experts, args.format)?;
+    let params = changed(args.shape.params(), args.layers, args.experts, Some(args.format))?;
     let text = serde_json::to_vec_pretty(&params)?;
     let spec = ModelSpec::from_json(&text, &dir.join(Layout::Consolidated.params_file()))
         .context("a model of these dimensions cannot be served")?;

@@ -7,10 +7,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
+use tramontane_kernels::synthetic::Random;
 use tramontane_model::layout::Layout;
 
 use super::codes::Tensor;
-use super::random::Random;
 use crate::checkpoint::bar;
 
 /// Most bytes of tensors in a file, unless one has more.

@@ -177,6 +177,7 @@ mod tests {
             adapter: String::new(),
             driver: String::new(),
             kind: String::new(),
+            is_cpu: true,
             memory_bytes: 1,
             max_binding_bytes: 1,
         };

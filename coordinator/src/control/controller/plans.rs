@@ -192,6 +192,7 @@ pub(super) fn candidates_of(state: &ClusterState, leaving: &BTreeSet<WorkerId>) 
             memory_bytes: info.memory_bytes,
             max_binding_bytes: info.max_binding_bytes,
             kind: info.kind.clone(),
+            is_cpu: info.is_cpu,
             device,
         })
         .collect()

@@ -182,9 +182,10 @@ fn replica(state: &ClusterState, leader: Option<&Leader>, id: u64, entry: &Repli
         phase: entry.phase.name(),
         reason,
         stages: placement.map_or_else(Vec::new, stages),
-        kv: kv.map_or_else(KvView::default, |KvShape { block_tokens, blocks }| KvView {
-            block_tokens,
-            blocks,
+        kv: kv.map_or_else(KvView::default, |kv: KvShape| KvView {
+            block_tokens: kv.block_tokens,
+            blocks: kv.blocks,
+            format: Some(kv.format.name()),
         }),
         load: leader
             .zip(entry.live())

@@ -154,6 +154,8 @@ pub struct KvView {
     pub block_tokens: u32,
     /// Blocks.
     pub blocks: u32,
+    /// How values are stored, `f16` or `f32`; none without a placement.
+    pub format: Option<&'static str>,
 }
 
 /// What a scheduler does.

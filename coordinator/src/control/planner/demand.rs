@@ -6,6 +6,10 @@
 //! in for bandwidth, which nobody has measured; experts are taken to be visited evenly; links, the cache that attention
 //! reads, embedding and head are left out.
 
+use std::ops::Range;
+
+use tramontane_model::placement::KvFormat;
+
 use crate::control::footprint::{LayerFootprint, ModelFootprint};
 
 #[cfg(test)]
@@ -56,19 +60,12 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// One layer more.
-    pub(super) fn add(&mut self, layer: &LayerFootprint) {
+    fn add(&mut self, layer: &LayerFootprint, format: KvFormat) {
+        let kv_token = u128::from(layer.kv_bytes(format));
         self.owner += u128::from(layer.owner_bytes);
         self.expert += u128::from(layer.expert_bytes);
-        self.kv_token += u128::from(layer.kv_token_bytes);
-        self.kv_largest = self.kv_largest.max(layer.kv_token_bytes.into());
-    }
-
-    /// Sums of all of them.
-    pub(super) fn of(layers: &[LayerFootprint]) -> Self {
-        let mut sums = Self::default();
-        layers.iter().for_each(|layer| sums.add(layer));
-        sums
+        self.kv_token += kv_token;
+        self.kv_largest = self.kv_largest.max(kv_token);
     }
 }
 
@@ -81,10 +78,11 @@ pub(super) struct Fit {
     pub(super) time: u128,
 }
 
-/// A model's demand.
+/// A model's demand, with a cache of one format.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Demand<'a> {
     pub(super) footprint: &'a ModelFootprint,
+    pub(super) format: KvFormat,
 }
 
 impl Demand<'_> {
@@ -93,16 +91,21 @@ impl Demand<'_> {
         self.footprint.layers.len()
     }
 
-    /// Bytes of all weights, each once.
-    pub(super) fn weight_bytes(&self) -> u128 {
-        let sums = Sums::of(&self.footprint.layers);
-        let ends = u128::from(self.footprint.end_bytes(true, true));
-        sums.owner + sums.expert * u128::from(self.footprint.n_experts) + ends
+    /// Sums with one layer more.
+    pub(super) fn add(&self, sums: &mut Sums, layer: usize) {
+        sums.add(&self.footprint.layers[layer], self.format);
+    }
+
+    /// Sums over layers.
+    pub(super) fn sums(&self, layers: Range<usize>) -> Sums {
+        let mut sums = Sums::default();
+        layers.for_each(|layer| self.add(&mut sums, layer));
+        sums
     }
 
     /// Bytes of a cache of so many tokens, in all layers.
     pub(super) fn kv_bytes(&self, tokens: u64) -> u128 {
-        Sums::of(&self.footprint.layers).kv_token * u128::from(tokens)
+        self.sums(0..self.layers()).kv_token * u128::from(tokens)
     }
 
     /// Bytes read for one token in a layer, wherever they lie.
@@ -184,7 +187,7 @@ impl Demand<'_> {
 
     /// Most tokens of cache that the owner of a stage has room for beside the rest.
     pub(super) fn tokens(&self, (start, end): (usize, usize), owner: Room, share: u32) -> u64 {
-        let sums = Sums::of(&self.footprint.layers[start..end]);
+        let sums = self.sums(start..end);
         let taken = self.owner_bytes(&sums, start, end, 0) + sums.expert * u128::from(share);
         let free = u128::from(owner.memory).saturating_sub(taken);
         let by_memory = free.checked_div(sums.kv_token).unwrap_or(u128::MAX);

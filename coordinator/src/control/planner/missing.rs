@@ -19,7 +19,7 @@ impl Search<'_> {
         let owners = count.min(self.tiler.demand.layers()).max(1) as u128;
         let scratch = self.footprint().scratch;
         let scratch = owners * u128::from(scratch.owner_bytes) + u128::from(scratch.head_bytes);
-        let needed = self.tiler.demand.weight_bytes() + self.tiler.demand.kv_bytes(tokens) + scratch;
+        let needed = self.footprint().weight_bytes() + self.tiler.demand.kv_bytes(tokens) + scratch;
         let have = devices.most_memory(count);
         let needs = format!("the model needs {needed} bytes with a cache of {tokens} tokens");
         if let Some(lack) = needed.checked_sub(have).filter(|&lack| lack > 0) {

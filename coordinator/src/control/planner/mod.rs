@@ -18,7 +18,7 @@ mod tests;
 mod tile;
 
 use tramontane_model::ids::{DeviceRef, Generation, ReplicaId};
-use tramontane_model::placement::Replica;
+use tramontane_model::placement::{KvFormat, Replica};
 use tramontane_model::standby::Standby;
 use tramontane_model::step::StepBounds;
 
@@ -36,6 +36,8 @@ pub struct Candidate {
     pub max_binding_bytes: u64,
     /// Adapter, driver version and kernel-set version: equal kinds give equal bits (DET-1).
     pub kind: String,
+    /// Whether it is a processor that emulates a GPU.
+    pub is_cpu: bool,
 }
 
 /// What the planner is asked for. All but the fewest tokens is relaxed where it does not fit.
@@ -51,6 +53,8 @@ pub struct Wishes {
     pub kv_tokens_min: u32,
     /// Most tokens that the KV cache is given.
     pub kv_tokens_max: u32,
+    /// How it stores its values; absent: as f16 where every owner of a stage is a GPU, as f32 elsewhere.
+    pub kv_format: Option<KvFormat>,
 }
 
 impl From<PlacementConfig> for Wishes {
@@ -61,6 +65,7 @@ impl From<PlacementConfig> for Wishes {
             kv_block_tokens: config.kv_block_tokens,
             kv_tokens_min: config.kv_tokens_min,
             kv_tokens_max: config.kv_tokens_max,
+            kv_format: config.kv_format.wish(),
         }
     }
 }
@@ -116,8 +121,37 @@ pub struct Missing {
 ///
 /// Where devices of the previous placement are gone and others keep copies of all that they had, those take their places
 /// and nothing else moves, unless only another placement has the wished shape: it serves without anything being read.
+///
+/// Without a wished format of the cache f16 comes first, and is left where a processor would own a stage.
 pub fn plan(request: &Request<'_>) -> Result<Plan, Missing> {
-    let search = search::Search::new(*request);
+    if let Some(format) = request.wishes.kv_format {
+        return plan_with(request, format);
+    }
+    let (processors, gpus): (Vec<&Candidate>, Vec<&Candidate>) =
+        request.candidates.iter().partition(|candidate| candidate.is_cpu);
+    let is_gpu = |owner: &DeviceRef| processors.iter().all(|candidate| candidate.device != *owner);
+    let on_gpus = |plan: &Plan| plan.replica.stages.iter().all(|stage| is_gpu(&stage.owner));
+    let (f32, f16) = (KvFormat::usual(true), KvFormat::usual(false));
+    if processors.is_empty() {
+        return plan_with(request, f16);
+    }
+    if !gpus.is_empty()
+        && let Ok(plan) = plan_with(request, f16)
+        && on_gpus(&plan)
+    {
+        return Ok(plan);
+    }
+    let mut plan = plan_with(request, f32)?;
+    if on_gpus(&plan) {
+        // What fits as f32 fits as f16.
+        plan.replica.kv.format = f16;
+    }
+    Ok(plan)
+}
+
+/// As [`plan`], with a cache of this format.
+fn plan_with(request: &Request<'_>, format: KvFormat) -> Result<Plan, Missing> {
+    let search = search::Search::new(*request, format);
     let promoted = search.promoted();
     if let Some(plan) = promoted.as_ref().filter(|plan| plan.wishes_met) {
         return Ok(plan.clone());

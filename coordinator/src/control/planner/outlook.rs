@@ -10,7 +10,6 @@ use tramontane_model::placement::Replica;
 use tramontane_model::standby::Standby;
 use tramontane_model::step::StepBounds;
 
-use super::demand::Demand;
 use super::movement::Held;
 use super::standbys::{Spare, fill};
 use super::{Candidate, Missing, Plan, Request, Wishes, plan};
@@ -164,7 +163,7 @@ impl Cluster<'_> {
     /// Bytes of weights that the devices of `after` do not hold of `before`.
     fn read_bytes(&self, before: &Replica, standbys: &[Standby], after: &Replica) -> u64 {
         let footprint = self.footprint;
-        let whole = Demand { footprint }.weight_bytes();
+        let whole = footprint.weight_bytes();
         let kept = Held::new(footprint, Some(before), standbys).kept_by(after);
         let held = |device: &DeviceRef, layer: u32| {
             let placed = before.places().map(|place| (place.device, place.share));

@@ -1,9 +1,9 @@
 //! The search: shapes in order, the first that fits is built.
 
 use tramontane_model::ids::DeviceRef;
-use tramontane_model::placement::{ExpertGroup, ExpertRange, KvShape, LayerRange, Replica, Stage};
+use tramontane_model::placement::{ExpertGroup, ExpertRange, KvFormat, KvShape, LayerRange, Replica, Stage};
 
-use super::demand::{Demand, Limits, Sums};
+use super::demand::{Demand, Limits};
 use super::devices::{Devices, Members};
 use super::movement::Held;
 use super::promote::promote;
@@ -29,9 +29,10 @@ struct Found {
 }
 
 impl<'a> Search<'a> {
-    pub(super) fn new(request: Request<'a>) -> Self {
+    pub(super) fn new(request: Request<'a>, format: KvFormat) -> Self {
         let demand = Demand {
             footprint: request.footprint,
+            format,
         };
         Self {
             request,
@@ -62,7 +63,8 @@ impl<'a> Search<'a> {
 
     pub(super) fn run(&self) -> Result<Plan, Missing> {
         let footprint = self.footprint();
-        let caches = footprint.layers.iter().map(|layer| layer.kv_token_bytes);
+        let format = self.tiler.demand.format;
+        let caches = footprint.layers.iter().map(|layer| layer.kv_bytes(format));
         let smallest = u128::from(caches.min().unwrap_or(0)) * u128::from(self.least_tokens());
         let devices = Devices::new(self.request.candidates, smallest);
         let bounds = Bounds {
@@ -94,7 +96,11 @@ impl<'a> Search<'a> {
         let limits = self.limits();
         let limits = |device: &DeviceRef| limits.get(device).copied();
         let previous = self.request.previous?;
-        if (previous.steps, previous.kv.block_tokens) != (steps, wishes.kv_block_tokens) {
+        let KvShape {
+            block_tokens, format, ..
+        } = previous.kv;
+        let wished = (wishes.kv_block_tokens, self.tiler.demand.format);
+        if (previous.steps, (block_tokens, format)) != (steps, wished) {
             return None;
         }
         let replica = promote(footprint, previous, generation, standbys, limits)?;
@@ -120,7 +126,7 @@ impl<'a> Search<'a> {
         let demand = &self.tiler.demand;
         let scratch = self.footprint().scratch;
         let scratch = stages as u128 * u128::from(scratch.owner_bytes) + u128::from(scratch.head_bytes);
-        let needed = demand.weight_bytes() + demand.kv_bytes(self.least_tokens()) + scratch;
+        let needed = self.footprint().weight_bytes() + demand.kv_bytes(self.least_tokens()) + scratch;
         devices.most_memory(stages * groups) >= needed
     }
 
@@ -253,7 +259,7 @@ impl<'a> Search<'a> {
         let (mut start, mut slowest, mut tokens) = (0, 0, u64::MAX);
         let mut stages = Vec::with_capacity(ends.len());
         for (&end, members) in ends.iter().zip(ordered) {
-            let sums = Sums::of(&self.footprint().layers[start..end]);
+            let sums = self.tiler.demand.sums(start..end);
             let team = Self::rooms(devices, members, 0);
             let fit = self.tiler.demand.fit(&sums, (start, end), &team, limits)?;
             slowest = slowest.max(fit.time);
@@ -289,6 +295,7 @@ impl<'a> Search<'a> {
             kv: KvShape {
                 block_tokens,
                 blocks: blocks.min(most),
+                format: self.tiler.demand.format,
             },
             steps: self.request.steps,
         };

@@ -91,6 +91,7 @@ mod tests {
             kv_block_tokens: 16,
             kv_tokens_min: 16,
             kv_tokens_max: 16,
+            kv_format: None,
         }
     }
 

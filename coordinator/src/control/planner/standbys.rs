@@ -318,7 +318,7 @@ impl<'a> Filling<'a> {
         let last = share.layers().end() == footprint.n_layers();
         let (mut bytes, mut binding) = (footprint.scratch.of_owner(last), 0u64);
         for layer in caches {
-            let cache = layer.kv_token_bytes.saturating_mul(tokens);
+            let cache = layer.kv_bytes(replica.kv.format).saturating_mul(tokens);
             bytes = bytes.saturating_add(cache);
             binding = binding.max(cache);
         }

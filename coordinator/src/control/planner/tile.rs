@@ -33,7 +33,7 @@ impl Tiler<'_> {
         let mut sums = Sums::default();
         let mut found = None;
         for end in start + 1..=cap {
-            sums.add(&self.demand.footprint.layers[end - 1]);
+            self.demand.add(&mut sums, end - 1);
             match self.demand.fit(&sums, (start, end), team, limits) {
                 Some(fit) => found = Some((end, fit)),
                 None => break,
@@ -47,7 +47,7 @@ impl Tiler<'_> {
         let mut sums = Sums::default();
         let mut found = None;
         for start in (floor..end).rev() {
-            sums.add(&self.demand.footprint.layers[start]);
+            self.demand.add(&mut sums, start);
             if self.demand.fit(&sums, (start, end), team, limits).is_none() {
                 break;
             }
@@ -61,7 +61,7 @@ impl Tiler<'_> {
         let ends = self.cut(teams, limits, &[])?;
         let starts = std::iter::once(0).chain(ends.iter().copied());
         let times = starts.zip(&ends).zip(teams).map(|((start, &end), team)| {
-            let sums = Sums::of(&self.demand.footprint.layers[start..end]);
+            let sums = self.demand.sums(start..end);
             let fit = self.demand.fit(&sums, (start, end), team, limits);
             fit.map(|fit| fit.time)
         });

@@ -52,6 +52,7 @@ impl Scenario {
                 kv_block_tokens: 4,
                 kv_tokens_min: 64,
                 kv_tokens_max: 64 + 4 * rng.below(16) as u32,
+                kv_format: None,
             },
             steps: StepBounds {
                 max_rows: 16,

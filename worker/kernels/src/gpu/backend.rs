@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::bindings::Bindings;
-use super::commands::{self, Command, Copy, Dispatch, IMMEDIATE_WORDS};
+use super::cache::PipelineCache;
+use super::commands::{self, Command, Copy, Dispatch, Encode, IMMEDIATE_WORDS};
 use super::device::{Memory, OpenDevice};
 use super::faults::Faults;
 use super::halves;
@@ -60,8 +61,14 @@ impl GpuBackend {
             tuning if open.info.is_cpu => tuning.on_processor(),
             tuning => tuning,
         };
-        let pipelines = Pipelines::compile(&open.device, &tuning);
+        let (began, cache) = (Instant::now(), open.cache.as_ref());
+        let pipelines = Pipelines::compile(&open.device, &tuning, cache.map(PipelineCache::get));
         open.faults.check(&open.info.name)?;
+        let (took, kept) = (began.elapsed(), cache.is_some_and(PipelineCache::was_kept));
+        tracing::info!(adapter = open.info.name, ?took, kept, "pipelines are compiled");
+        if let Some(cache) = cache {
+            cache.keep();
+        }
         Ok(Self {
             device: open.device,
             queue: open.queue,
@@ -108,6 +115,35 @@ impl GpuBackend {
     /// Large tiles of given rows are of the most rows from now on, or of the fewest: for trials.
     pub(super) fn set_enough_tiles(&mut self, tiles: u32) -> u32 {
         std::mem::replace(&mut self.tuning.enough_tiles, tiles)
+    }
+
+    /// Records commands that are no op.
+    pub(super) fn encode(&mut self, encode: impl Fn(&mut wgpu::CommandEncoder) + Send + 'static) {
+        self.recorded.push(Command::Encode(Encode(Box::new(encode))));
+    }
+
+    pub(super) fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    pub(super) fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    /// What the driver has refused since it was last asked.
+    pub(super) fn check(&self) -> Result<(), OpError> {
+        self.faults.check(&self.info.name)
+    }
+
+    pub(super) fn compiled(&self) -> (&Pipelines, &Tuning) {
+        (&self.pipelines, &self.tuning)
+    }
+
+    /// Compiled kernels of other sizes in place of its own, which it gives.
+    pub(super) fn swap_kernels(&mut self, tuning: Tuning, pipelines: Pipelines) -> (Tuning, Pipelines) {
+        self.bindings = Bindings::default();
+        let own = std::mem::replace(&mut self.tuning, tuning);
+        (own, std::mem::replace(&mut self.pipelines, pipelines))
     }
 
     /// Records a dispatch that binds the buffers whole, in the order of the kernel's bindings.

@@ -1,6 +1,8 @@
 //! Which kernels a device gets. For given rows, the best of those that it has and that compute what they must: cooperative
 //! matrices, large tiles, or what generated rows have. One line of the log says which, and why not a better one.
 
+use std::path::Path;
+
 use wgpu::{Adapter, CooperativeScalarType};
 
 use super::backend::GpuBackend;
@@ -12,21 +14,23 @@ use crate::ops::{Backend, OpError};
 
 /// What is asked for instead of what fits the adapter best.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Asked {
+pub(super) struct Asked<'a> {
     /// The kernels of another class.
     pub(super) class: Option<Class>,
     /// These for given rows.
     pub(super) given: Option<Given>,
     /// No decoding by way of f16, even where that is exact.
     pub(super) without_halves: bool,
+    /// Where what the driver makes of the shaders is kept, if anywhere.
+    pub(super) cache_dir: Option<&'a Path>,
 }
 
 /// Opens the adapter that the configuration names, or the best one.
-pub(super) fn open(config: &DeviceConfig, asked: &Asked) -> Result<GpuBackend, OpError> {
+pub(super) fn open(config: &DeviceConfig, asked: &Asked<'_>) -> Result<GpuBackend, OpError> {
     let adapter = adapter::choose(config.adapter.as_deref())?;
     let class = asked.class.unwrap_or_else(|| Class::of(&adapter));
     let open = |given| {
-        let opened = device::open(&adapter, config, class, given)?;
+        let opened = device::open(&adapter, config, (class, given), asked.cache_dir)?;
         GpuBackend::new(opened, !asked.without_halves)
     };
     let plain = Tuning::given(class);

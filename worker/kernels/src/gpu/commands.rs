@@ -1,5 +1,7 @@
 //! What was recorded since the last submit, as plain data, and how it becomes one command buffer.
 
+use std::fmt;
+
 use super::pipelines::{Kernel, Pipelines};
 
 /// Words of immediates that a dispatch can have.
@@ -10,6 +12,16 @@ pub(super) const IMMEDIATE_WORDS: usize = super::device::IMMEDIATE_BYTES as usiz
 pub(super) enum Command {
     Copy(Copy),
     Dispatch(Dispatch),
+    Encode(Encode),
+}
+
+/// What a measurement puts between ops.
+pub(super) struct Encode(pub(super) Box<dyn Fn(&mut wgpu::CommandEncoder) + Send>);
+
+impl fmt::Debug for Encode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Encode")
+    }
 }
 
 /// Bytes from one buffer to another.
@@ -50,6 +62,7 @@ pub(super) fn encode(
                     copy.to_offset,
                     Some(copy.bytes),
                 ),
+                Command::Encode(Encode(encode)) => encode(&mut encoder),
                 Command::Dispatch(dispatch) => {
                     let pass = pass.get_or_insert_with(|| {
                         let descriptor = wgpu::ComputePassDescriptor::default();

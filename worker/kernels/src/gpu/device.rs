@@ -1,12 +1,16 @@
 //! Opens a logical device on an adapter: features, limits, what it is called and how much memory it may use.
 
+use std::path::Path;
+
 use wgpu::{
     Adapter, DeviceDescriptor, DeviceType, ExperimentalFeatures, Features, Limits, MemoryHints, Trace,
 };
 
 use super::DeviceConfig;
+use super::cache::PipelineCache;
 use super::faults::Faults;
 use super::matrices::Given;
+use super::measure::CLOCK_FEATURES;
 use super::{KERNEL_SET, adapter};
 use crate::ops::{DeviceInfo, OpError};
 
@@ -72,6 +76,8 @@ pub(super) struct OpenDevice {
     pub(super) class: Class,
     pub(super) given: Given,
     pub(super) memory: Memory,
+    /// Where its pipelines are kept, if anywhere.
+    pub(super) cache: Option<PipelineCache>,
 }
 
 /// Where the device's memory is.
@@ -96,8 +102,8 @@ impl Memory {
 pub(super) fn open(
     adapter: &Adapter,
     config: &DeviceConfig,
-    class: Class,
-    given: Given,
+    (class, given): (Class, Given),
+    cache_dir: Option<&Path>,
 ) -> Result<OpenDevice, OpError> {
     let memory = config
         .memory_bytes
@@ -122,7 +128,10 @@ pub(super) fn open(
     };
     let descriptor = DeviceDescriptor {
         label: Some("tramontane"),
-        required_features: class.features() | given.features(),
+        // What the device may be asked beside what the kernels need: to keep pipelines, and to read its clock.
+        required_features: class.features()
+            | given.features()
+            | (adapter.features() & (Features::PIPELINE_CACHE | CLOCK_FEATURES)),
         required_limits: limits.clone(),
         experimental_features,
         memory_hints: MemoryHints::Performance,
@@ -131,6 +140,7 @@ pub(super) fn open(
     let opened = pollster::block_on(adapter.request_device(&descriptor));
     let (device, queue) = opened.map_err(|error| refused(error.to_string()))?;
     let faults = Faults::watch(&device);
+    let cache = cache_dir.and_then(|dir| PipelineCache::open(&device, &adapter.get_info(), dir));
     let max_binding_bytes = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
     Ok(OpenDevice {
         device,
@@ -142,6 +152,7 @@ pub(super) fn open(
         class,
         given,
         memory: Memory::of(adapter.get_info().device_type),
+        cache,
     })
 }
 

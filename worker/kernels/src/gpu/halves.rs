@@ -110,8 +110,8 @@ mod tests {
             DeviceConfig::default(),
             adapter::choose(None).expect("an adapter"),
         );
-        let class = device::Class::of(&adapter);
-        let open = device::open(&adapter, &config, class, Given::AsGenerated).expect("a device");
+        let kernels = (device::Class::of(&adapter), Given::AsGenerated);
+        let open = device::open(&adapter, &config, kernels, None).expect("a device");
         let (device, queue) = (&open.device, &open.queue);
         // Finite codes of e4m3 and codes of e2m1, with both signs.
         let patterns = patterns();

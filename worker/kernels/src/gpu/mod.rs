@@ -11,6 +11,7 @@
 mod adapter;
 mod backend;
 mod bindings;
+mod cache;
 mod choice;
 mod commands;
 mod device;
@@ -18,17 +19,23 @@ mod direct;
 mod faults;
 mod halves;
 mod matrices;
+mod measure;
 mod memory;
 mod ops;
 mod pipelines;
 mod readback;
 mod rounding;
 mod staging;
+mod trial;
 mod tuning;
 
 pub use adapter::GPU_MEMORY_PERCENT;
 pub use backend::GpuBackend;
+pub use measure::{Marks, PLAIN_TILES, PlainProduct, PlainTile};
 pub use memory::GpuBuffer;
+pub use trial::{Concerns, Kernels, Trial};
+
+use std::path::Path;
 
 use choice::Asked;
 use serde::Deserialize;
@@ -54,7 +61,18 @@ pub struct DeviceConfig {
 ///
 /// Fails when no adapter matches, with the names of those there are, and when there is none at all.
 pub fn open(config: &DeviceConfig) -> Result<GpuBackend, OpError> {
-    choice::open(config, &Asked::default())
+    open_with_cache(config, None)
+}
+
+/// As [`open`], but what the driver makes of the shaders is kept in a folder, and taken from there the next time.
+pub fn open_with_cache(config: &DeviceConfig, cache_dir: Option<&Path>) -> Result<GpuBackend, OpError> {
+    choice::open(
+        config,
+        &Asked {
+            cache_dir,
+            ..Asked::default()
+        },
+    )
 }
 
 /// As [`open`], but an emulated GPU gets the kernels of real ones: so that they can be tested where there is none.

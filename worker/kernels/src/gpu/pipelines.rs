@@ -1,10 +1,12 @@
 //! The kernels and their pipelines, all compiled when a device is opened.
 //!
-//! One source per op; those of kernels with matrices are put together in [`super::matrices`]. Sizes depend on the class of
-//! the device and are part of its kind, as all that the shaders do.
+//! One source per op, with a part of it per format of the cache; those of kernels with matrices are put together in
+//! [`super::matrices`]. Sizes depend on the class of the device and are part of its kind, as all that the shaders do.
 
 use std::collections::HashMap;
 use std::mem::size_of;
+
+use tramontane_model::placement::KvFormat;
 
 use super::matrices::{self, Codes, Sums, TILED_ROWS, Tiled, Variant};
 use super::ops::{
@@ -24,6 +26,7 @@ pub(super) enum Kernel {
     Attention {
         /// Heads of a workgroup, in fours.
         blocks: u32,
+        cached: KvFormat,
     },
     AttentionMerge,
     Combine,
@@ -31,13 +34,17 @@ pub(super) enum Kernel {
     GateUp(Variant),
     GateUpTiled(Tiled),
     GroupExperts,
-    LatentWrite,
+    LatentWrite {
+        cached: KvFormat,
+    },
     Linear(Variant),
     LinearTiled(Tiled),
     /// Never grouped.
     Queries(Variant),
     RmsNorm,
-    RotateQkv,
+    RotateQkv {
+        cached: KvFormat,
+    },
     Route,
     /// For cooperative matrices.
     RowFactors,
@@ -69,13 +76,14 @@ impl Kernel {
             Self::Combine,
             Self::Embed,
             Self::GroupExperts,
-            Self::LatentWrite,
             Self::RmsNorm,
-            Self::RotateQkv,
             Self::Route,
         ];
         kernels.extend(tuning.lanes_sample.iter().map(|&lanes| Self::Sample { lanes }));
-        kernels.extend(ATTENTION_BLOCKS.map(|blocks| Self::Attention { blocks }));
+        for cached in KvFormat::ALL {
+            kernels.extend([Self::LatentWrite { cached }, Self::RotateQkv { cached }]);
+            kernels.extend(ATTENTION_BLOCKS.map(|blocks| Self::Attention { blocks, cached }));
+        }
         for codes in Codes::ALL {
             let variant = |grouped, rows| Variant { codes, grouped, rows };
             let plain = tuning.tiles.iter().map(|&rows| variant(false, rows));
@@ -104,14 +112,14 @@ impl Kernel {
             Self::Embed => 2,
             Self::GateUp(_) => 3,
             Self::GroupExperts => 4,
-            Self::LatentWrite => 5,
+            Self::LatentWrite { .. } => 5,
             Self::Linear(_) => 6,
             Self::Queries(_) => 7,
             Self::RmsNorm => 8,
             Self::Route => 9,
             Self::Sample { .. } => 10,
             Self::Adjust => 11,
-            Self::RotateQkv => 12,
+            Self::RotateQkv { .. } => 12,
             Self::AttentionMerge => 13,
             Self::GateUpTiled(_) => 14,
             Self::LinearTiled(_) => 15,
@@ -137,8 +145,12 @@ impl Kernel {
             ),
             Self::Attention { .. } => {
                 let sources = match tuning.shares_loads {
-                    true => sources!["attention_subgroup.wgsl", "shared/attention.wgsl"],
-                    false => sources!["attention.wgsl", "shared/attention.wgsl"],
+                    true => sources![
+                        "attention_subgroup.wgsl",
+                        "shared/attention.wgsl",
+                        "shared/loads_u64.wgsl"
+                    ],
+                    false => sources!["attention.wgsl", "shared/attention.wgsl", "shared/loads_u32.wgsl"],
                 };
                 new("attention", sources, 4, 2, size_of::<attention::Params>())
             }
@@ -166,8 +178,13 @@ impl Kernel {
                 let size = size_of::<experts::GroupParams>();
                 new("group_experts", sources!["group_experts.wgsl"], 1, 1, size)
             }
-            Self::LatentWrite => {
-                let sources = sources!["latent_write.wgsl", "shared/norm.wgsl", "shared/rotate.wgsl"];
+            Self::LatentWrite { .. } => {
+                let sources = sources![
+                    "latent_write.wgsl",
+                    "shared/norm.wgsl",
+                    "shared/rotate.wgsl",
+                    "shared/loads_u32.wgsl"
+                ];
                 new("latent_write", sources, 4, 1, size_of::<norm::LatentParams>())
             }
             Self::Linear(_) => {
@@ -191,8 +208,8 @@ impl Kernel {
                 let sources = sources!["rms_norm.wgsl", "shared/norm.wgsl"];
                 new("rms_norm", sources, 3, 1, size_of::<norm::Params>())
             }
-            Self::RotateQkv => {
-                let sources = sources!["rotate_qkv.wgsl", "shared/rotate.wgsl"];
+            Self::RotateQkv { .. } => {
+                let sources = sources!["rotate_qkv.wgsl", "shared/rotate.wgsl", "shared/loads_u32.wgsl"];
                 new("rotate_qkv", sources, 5, 2, size_of::<rotate_qkv::Params>())
             }
             Self::Route => {
@@ -221,9 +238,32 @@ impl Kernel {
             | Self::Combine
             | Self::Embed
             | Self::GroupExperts
-            | Self::LatentWrite
+            | Self::LatentWrite { .. }
             | Self::RmsNorm
-            | Self::RotateQkv
+            | Self::RotateQkv { .. }
+            | Self::Route
+            | Self::RowFactors
+            | Self::Sample { .. } => None,
+        }
+    }
+
+    /// How the cache that it reads or writes stores values, where it does.
+    fn cached(self) -> Option<KvFormat> {
+        match self {
+            Self::Attention { cached, .. } | Self::LatentWrite { cached } | Self::RotateQkv { cached } => {
+                Some(cached)
+            }
+            Self::Adjust
+            | Self::AttentionMerge
+            | Self::Combine
+            | Self::Embed
+            | Self::GateUp(_)
+            | Self::GateUpTiled(_)
+            | Self::GroupExperts
+            | Self::Linear(_)
+            | Self::LinearTiled(_)
+            | Self::Queries(_)
+            | Self::RmsNorm
             | Self::Route
             | Self::RowFactors
             | Self::Sample { .. } => None,
@@ -243,21 +283,25 @@ impl Kernel {
             | Self::Combine
             | Self::Embed
             | Self::GroupExperts
-            | Self::LatentWrite
+            | Self::LatentWrite { .. }
             | Self::RmsNorm
-            | Self::RotateQkv
+            | Self::RotateQkv { .. }
             | Self::Route
             | Self::RowFactors
             | Self::Sample { .. } => None,
         }
     }
 
-    /// The whole source; of a kernel that decodes codes, with what decodes these.
+    /// The whole source: of a kernel that decodes codes or cached values, with what decodes these.
     pub(super) fn source(self, tuning: &Tuning) -> String {
         let mut parts = self.shader(tuning).sources;
         if let Some(codes) = self.codes() {
             parts.extend(codes.sources(tuning.halves));
         }
+        parts.extend(self.cached().map(|format| match format {
+            KvFormat::F32 => include_str!("../../shaders/shared/cache_f32.wgsl"),
+            KvFormat::F16 => include_str!("../../shaders/shared/cache_f16.wgsl"),
+        }));
         parts.join("\n")
     }
 
@@ -274,7 +318,7 @@ impl Kernel {
             ]
         };
         match self {
-            Self::Attention { blocks } => {
+            Self::Attention { blocks, .. } => {
                 let mut constants = lanes(tuning.lanes_attention);
                 constants.push(("BLOCKS", f64::from(blocks)));
                 if tuning.shares_loads {
@@ -287,13 +331,13 @@ impl Kernel {
                 constants
             }
             Self::AttentionMerge => lanes(tuning.lanes_attention),
-            Self::Combine | Self::Embed | Self::RotateQkv => lanes(tuning.lanes_each),
+            Self::Combine | Self::Embed | Self::RotateQkv { .. } => lanes(tuning.lanes_each),
             Self::GateUp(variant) => matrix(variant, tuning.gate_up_lane_outputs()),
             Self::Linear(variant) => matrix(variant, tuning.outputs),
             Self::GateUpTiled(tiled) | Self::LinearTiled(tiled) => vec![("ROWS", f64::from(tiled.rows))],
             Self::Adjust | Self::GroupExperts => lanes(tuning.lanes_wide),
             Self::Sample { lanes: of_row } => lanes(of_row),
-            Self::LatentWrite | Self::RmsNorm | Self::RowFactors => lanes(tuning.lanes_row),
+            Self::LatentWrite { .. } | Self::RmsNorm | Self::RowFactors => lanes(tuning.lanes_row),
             Self::Queries(variant) => {
                 let mut constants = lanes(tuning.lanes_query);
                 constants.push(("ROWS", f64::from(variant.rows)));
@@ -305,7 +349,7 @@ impl Kernel {
 }
 
 /// A compiled kernel.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pipeline {
     pub(super) pipeline: wgpu::ComputePipeline,
     pub(super) bindings: wgpu::BindGroupLayout,
@@ -318,7 +362,7 @@ pub(super) struct Pipelines {
     compiled: HashMap<Kernel, Pipeline>,
 }
 
-/// A module and its layouts, shared by the variants of a shader that decode the same.
+/// A module and its layouts, shared by the variants of a shader that read the same formats.
 struct Module {
     module: wgpu::ShaderModule,
     bindings: wgpu::BindGroupLayout,
@@ -327,13 +371,36 @@ struct Module {
 
 impl Pipelines {
     /// Compiles every kernel. What the driver refuses is reported to the device's error handler.
-    pub(super) fn compile(device: &wgpu::Device, tuning: &Tuning) -> Self {
+    pub(super) fn compile(
+        device: &wgpu::Device,
+        tuning: &Tuning,
+        cache: Option<&wgpu::PipelineCache>,
+    ) -> Self {
+        Self::compile_beside(device, tuning, cache, None)
+    }
+
+    /// The same for other sizes than those of `known`, whose kernels stay that do not depend on them.
+    pub(super) fn resized(device: &wgpu::Device, tuning: &Tuning, known: (&Self, &Tuning)) -> Self {
+        Self::compile_beside(device, tuning, None, Some(known))
+    }
+
+    fn compile_beside(
+        device: &wgpu::Device,
+        tuning: &Tuning,
+        cache: Option<&wgpu::PipelineCache>,
+        known: Option<(&Self, &Tuning)>,
+    ) -> Self {
         let mut modules = HashMap::new();
         let mut compiled = HashMap::new();
         for kernel in Kernel::all(tuning) {
+            let known = known.filter(|(_, of)| kernel.constants(of) == kernel.constants(tuning));
+            if let Some(known) = known.and_then(|(known, _)| known.compiled.get(&kernel)) {
+                compiled.insert(kernel, known.clone());
+                continue;
+            }
             let shader = kernel.shader(tuning);
             let module = modules
-                .entry((kernel.layout(), kernel.codes(), kernel.sums()))
+                .entry((kernel.layout(), kernel.codes(), kernel.cached(), kernel.sums()))
                 .or_insert_with(|| module(device, &shader, kernel.source(tuning)));
             let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(shader.label),
@@ -344,7 +411,7 @@ impl Pipelines {
                     constants: &kernel.constants(tuning),
                     zero_initialize_workgroup_memory: false,
                 },
-                cache: None,
+                cache,
             });
             let pipeline = Pipeline {
                 pipeline,

@@ -7,7 +7,7 @@ use super::matrices::{Given, TILED_ROWS};
 use crate::ops::{COLS_ALIGN, FP8_BLOCK, WeightFormat};
 
 /// Sizes that depend on the class of the device.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Tuning {
     /// Lanes that share a sum over columns.
     pub(super) lanes_k: u32,
@@ -27,6 +27,8 @@ pub(super) struct Tuning {
     pub(super) lanes_query: u32,
     /// Lanes of attention.
     pub(super) lanes_attention: u32,
+    /// Tokens of a split of attention, where that is not left to [`Self::attention_split`].
+    pub(super) split: Option<u32>,
     /// Lanes of the router.
     pub(super) lanes_route: u32,
     /// Lanes of the kernels with one workgroup for very many elements.
@@ -83,6 +85,7 @@ impl Tuning {
         lanes_row: 256,
         lanes_query: 64,
         lanes_attention: 128,
+        split: None,
         lanes_route: 32,
         lanes_wide: 256,
         lanes_sample: &[256],
@@ -104,6 +107,7 @@ impl Tuning {
         lanes_row: 8,
         lanes_query: 32,
         lanes_attention: 128,
+        split: None,
         lanes_route: 8,
         lanes_wide: 16,
         lanes_sample: &[16, 256],
@@ -205,10 +209,11 @@ impl Tuning {
     /// Tokens of a sequence, at multiples of so many, that a workgroup of attention sees: few on GPUs, which have room for
     /// many workgroups. Where lanes share loads, scores of all of them are in workgroup memory, 16 bytes for four heads.
     pub(super) fn attention_split(&self, blocks: u32) -> u32 {
-        match blocks {
-            _ if !self.shares_loads => LEAST_ATTENTION_SPLIT,
-            0..=2 => 4 * LEAST_ATTENTION_SPLIT,
-            _ => 2 * LEAST_ATTENTION_SPLIT,
+        match (self.split, blocks) {
+            (Some(split), _) => split,
+            (None, _) if !self.shares_loads => LEAST_ATTENTION_SPLIT,
+            (None, 0..=2) => 4 * LEAST_ATTENTION_SPLIT,
+            (None, _) => 2 * LEAST_ATTENTION_SPLIT,
         }
     }
 

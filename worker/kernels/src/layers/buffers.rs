@@ -166,12 +166,19 @@ pub fn caches<D: Backend>(
     layers: LayerRange,
     kv: KvShape,
 ) -> Result<Vec<KvCache<D::Buffer>>, OpError> {
-    let (blocks, block_tokens) = (kv.blocks, kv.block_tokens);
+    let KvShape {
+        block_tokens,
+        blocks,
+        format,
+    } = kv;
     let shape = match &spec.attention {
         AttentionSpec::Mla(mla) => {
-            KvCacheShape::latent(blocks, block_tokens, mla.kv_lora_rank, mla.qk_rope_head_dim)
+            let (latent, rope) = (mla.kv_lora_rank, mla.qk_rope_head_dim);
+            KvCacheShape::latent(blocks, block_tokens, latent, rope, format)
         }
-        AttentionSpec::Gqa(gqa) => KvCacheShape::grouped(blocks, block_tokens, gqa.n_kv_heads, gqa.head_dim),
+        AttentionSpec::Gqa(gqa) => {
+            KvCacheShape::grouped(blocks, block_tokens, gqa.n_kv_heads, gqa.head_dim, format)
+        }
     };
     let slots = u64::from(shape.blocks) * u64::from(shape.block_tokens);
     if slots >= u64::from(u32::MAX) {

@@ -1,8 +1,12 @@
-//! The key-value cache of one layer: `[blocks, block_tokens, width]` f32, in one buffer.
+//! The key-value cache of one layer: `[blocks, block_tokens, width]` values of f32 or f16, in one buffer.
 //!
 //! A token's `width` values are its keys, head after head, then its values. Where the values are the first part of the
 //! keys, as in latent attention, they are not stored again. Which block belongs to which sequence is the scheduler's
 //! business; here are only shapes.
+//!
+//! Values of f16 are two to a word, the lower half first. They are rounded as [`KvFormat::F16`] says, on every device alike.
+
+use tramontane_model::placement::KvFormat;
 
 use super::matrix::COLS_ALIGN;
 use super::rows::check_width;
@@ -23,11 +27,13 @@ pub struct KvCacheShape {
     pub value: u32,
     /// Whether a head's value is the first part of its key.
     pub value_in_key: bool,
+    /// How values are stored.
+    pub format: KvFormat,
 }
 
 impl KvCacheShape {
     /// One head for all queries: a normed latent, which is key and value, and the key's rotated part.
-    pub fn latent(blocks: u32, block_tokens: u32, latent: u32, rope: u32) -> Self {
+    pub fn latent(blocks: u32, block_tokens: u32, latent: u32, rope: u32, format: KvFormat) -> Self {
         Self {
             blocks,
             block_tokens,
@@ -35,11 +41,12 @@ impl KvCacheShape {
             key: latent.saturating_add(rope),
             value: latent,
             value_in_key: true,
+            format,
         }
     }
 
     /// Keys and values of several heads, all of one width.
-    pub fn grouped(blocks: u32, block_tokens: u32, heads: u32, head_dim: u32) -> Self {
+    pub fn grouped(blocks: u32, block_tokens: u32, heads: u32, head_dim: u32, format: KvFormat) -> Self {
         Self {
             blocks,
             block_tokens,
@@ -47,6 +54,7 @@ impl KvCacheShape {
             key: head_dim,
             value: head_dim,
             value_in_key: false,
+            format,
         }
     }
 
@@ -74,7 +82,7 @@ impl KvCacheShape {
 
     /// Bytes of one block.
     pub fn block_bytes(&self) -> u64 {
-        u64::from(self.block_tokens) * u64::from(self.width()) * 4
+        u64::from(self.block_tokens) * u64::from(self.width()) * self.format.value_bytes()
     }
 
     /// Bytes of the whole cache.

@@ -1,7 +1,7 @@
 //! Twin of `shaders/attention.wgsl` and `attention_subgroup.wgsl`: two passes over the whole sequence, no tiles.
 
-use super::CpuBuffer;
 use super::latent::metas;
+use super::{CpuBuffer, cache};
 use crate::ops::Attention;
 
 pub(super) fn run(op: &Attention<'_, CpuBuffer>) {
@@ -13,7 +13,7 @@ pub(super) fn run(op: &Attention<'_, CpuBuffer>) {
     let rows = op.rows.total() as usize;
     let tables = op.tables.u32s(op.table_rows as usize * op.table_width as usize);
     let queries = op.queries.f32s(rows * heads * key);
-    let cache = op.cache.buffer().f32s(usize::MAX);
+    let cache = cache::values(op.cache);
     for (row, meta) in metas(op.meta, rows).into_iter().enumerate() {
         let table = (meta.table as usize).min(op.table_rows as usize - 1) * op.table_width as usize;
         let table = &tables[table..table + op.table_width as usize];

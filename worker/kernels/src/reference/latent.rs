@@ -1,7 +1,7 @@
 //! Twin of `shaders/latent_write.wgsl`.
 
 use super::rms_norm::norm;
-use super::{CpuBuffer, decode};
+use super::{CpuBuffer, cache, decode};
 use crate::ops::{LatentWrite, RowMeta};
 
 /// Interleaved rotation: pairs `(2i, 2i + 1)` by `rotary = cos 0, sin 0, cos 1, ..`.
@@ -45,10 +45,8 @@ pub(super) fn run(op: &LatentWrite<'_, CpuBuffer>) {
         }
         let x = &input[row * width..(row + 1) * width];
         let start = meta.slot as usize * width;
-        op.cache
-            .buffer()
-            .store(start, &norm(&x[..latent], &weight, op.eps));
+        cache::store(op.cache, start, &norm(&x[..latent], &weight, op.eps));
         let turned = rotate(&x[latent..], &rotary[row * rope..(row + 1) * rope]);
-        op.cache.buffer().store(start + latent, &turned);
+        cache::store(op.cache, start + latent, &turned);
     }
 }

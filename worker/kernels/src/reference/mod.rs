@@ -7,6 +7,7 @@ mod adjust;
 mod attention;
 mod backend;
 mod buffer;
+mod cache;
 mod combine;
 mod decode;
 mod embed;

@@ -1,7 +1,7 @@
 //! Twin of `shaders/rotate_qkv.wgsl`.
 
-use super::CpuBuffer;
 use super::latent::{metas, rotate};
+use super::{CpuBuffer, cache};
 use crate::ops::RotateQkv;
 
 pub(super) fn run(op: &RotateQkv<'_, CpuBuffer>) {
@@ -25,10 +25,9 @@ pub(super) fn run(op: &RotateQkv<'_, CpuBuffer>) {
         op.output.store(row * heads * head_dim, &scaled);
         if meta.slot < shape.slots() {
             let place = meta.slot as usize * shape.width() as usize;
-            let cache = op.cache.buffer();
-            cache.store(place, &turned(&keys, shared));
+            cache::store(op.cache, place, &turned(&keys, shared));
             let width = shared * head_dim;
-            cache.store(place + width, &values[row * width..][..width]);
+            cache::store(op.cache, place + width, &values[row * width..][..width]);
         }
     }
 }

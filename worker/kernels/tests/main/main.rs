@@ -1,3 +1,4 @@
-//! Ops on a Vulkan adapter against their twins.
+//! Ops on a Vulkan adapter against their twins, and the program that measures them.
 
+mod bench;
 mod ops;

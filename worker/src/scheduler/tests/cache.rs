@@ -1,7 +1,7 @@
 //! Blocks: admission, preemption, and when a block comes free.
 
 use tramontane_model::ids::{RequestId, SequenceId};
-use tramontane_model::placement::KvShape;
+use tramontane_model::placement::{KvFormat, KvShape};
 
 use super::world::World;
 use super::{config, prompt, submission};
@@ -12,6 +12,7 @@ fn world(blocks: u32, steps_in_flight: usize) -> World {
         kv: KvShape {
             block_tokens: 4,
             blocks,
+            format: KvFormat::F32,
         },
         steps_in_flight,
         ..config()

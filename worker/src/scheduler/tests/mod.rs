@@ -13,7 +13,7 @@ mod world;
 
 use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::{Fence, Generation, Origin, ReplicaId, RequestId};
-use tramontane_model::placement::KvShape;
+use tramontane_model::placement::{KvFormat, KvShape};
 use tramontane_model::sampling::SamplingParams;
 use tramontane_model::time::Tick;
 
@@ -33,6 +33,7 @@ fn config() -> SchedulerConfig {
         kv: KvShape {
             block_tokens: 4,
             blocks: 256,
+            format: KvFormat::F32,
         },
         steps_in_flight: 1,
         capacity: StepCapacity {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::RequestId;
-use tramontane_model::placement::KvShape;
+use tramontane_model::placement::{KvFormat, KvShape};
 use tramontane_model::step::{RowRole, StepBatch};
 
 use super::world::World;
@@ -56,6 +56,7 @@ impl Timed {
             kv: KvShape {
                 block_tokens: 16,
                 blocks: 256,
+                format: KvFormat::F32,
             },
             capacity: StepCapacity {
                 rows: 256,

@@ -1,7 +1,7 @@
 //! The prefix cache: what is found, what is not, and when it goes.
 
 use tramontane_model::ids::RequestId;
-use tramontane_model::placement::KvShape;
+use tramontane_model::placement::{KvFormat, KvShape};
 use tramontane_model::step::{RowRole, StepBatch};
 
 use super::world::World;
@@ -13,6 +13,7 @@ fn world(blocks: u32, steps_in_flight: usize) -> World {
         kv: KvShape {
             block_tokens: 4,
             blocks,
+            format: KvFormat::F32,
         },
         steps_in_flight,
         prefix_cache: true,

@@ -1,7 +1,7 @@
 //! Who is served first, and who gives way.
 
 use tramontane_model::ids::RequestId;
-use tramontane_model::placement::KvShape;
+use tramontane_model::placement::{KvFormat, KvShape};
 
 use super::world::World;
 use super::{config, prompt, submission};
@@ -19,6 +19,7 @@ fn world(blocks: u32, max_sequences: usize) -> World {
         kv: KvShape {
             block_tokens: 4,
             blocks,
+            format: KvFormat::F32,
         },
         max_sequences,
         ..config()

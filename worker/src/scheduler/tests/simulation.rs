@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::{Fence, Generation, Origin, RequestId, SequenceId, StepId};
-use tramontane_model::placement::KvShape;
+use tramontane_model::placement::{KvFormat, KvShape};
 use tramontane_model::sampling::SamplingParams;
 use tramontane_model::step::StepResult;
 
@@ -86,7 +86,11 @@ fn configs() -> impl Strategy<Value = (SchedulerConfig, usize)> {
         let (max_prefill_rows, max_sequences, max_waiting, max_positions) = limits;
         let steps_in_flight = stages + spare_steps;
         let config = SchedulerConfig {
-            kv: KvShape { block_tokens, blocks },
+            kv: KvShape {
+                block_tokens,
+                blocks,
+                format: KvFormat::F32,
+            },
             steps_in_flight,
             capacity: StepCapacity {
                 rows: max_prefill_rows as u32 + capacity.0,

@@ -9,6 +9,7 @@ use tramontane_kernels::gpu::DeviceConfig;
 use tramontane_kernels::ops::Backend;
 use tramontane_kernels::reference::CpuBackend;
 use tramontane_model::checkpoint::Checkpoint;
+use tramontane_model::placement::KvFormat;
 use tramontane_worker::executor::{Executor, ExecutorOptions};
 use tramontane_worker::weights::{DeviceSlices, LoadProgress, LoadWatch, ModelFiles, WeightStore};
 
@@ -61,12 +62,14 @@ fn devices_hold_the_planned_bytes_of_weights_and_hardly_more_than_the_files() {
 
 #[test]
 fn devices_hold_the_planned_bytes_with_cache_and_buffers() {
-    for fixture in FIXTURES {
+    let cases = FIXTURES.into_iter().zip(KvFormat::ALL.into_iter().cycle());
+    for (fixture, format) in cases {
         let model = Arc::new(ModelFiles::open(&folder(fixture)).expect("a model"));
         // Half of the experts elsewhere, so that every buffer is needed.
         let (layers, experts) = (model.spec.n_layers, model.spec.n_experts());
         let groups = [(experts / 2, "w1/0"), (experts, "w2/0")];
-        let replica = replica(1, &[(0, layers, "w1/0", &groups)]);
+        let mut replica = replica(1, &[(0, layers, "w1/0", &groups)]);
+        replica.kv.format = format;
         let slices = DeviceSlices::of(&replica, &replica.stages[0].owner, &model.spec).expect("slices");
         let planned = slices.planned_bytes(&model.spec, &model.bytes);
         // A device with exactly so much memory, to show that loading needs no more.
@@ -86,7 +89,7 @@ fn devices_hold_the_planned_bytes_with_cache_and_buffers() {
         let held = executor.held_bytes();
         assert!(
             held <= planned && held * 100 >= planned * 97,
-            "{fixture}: {held} of {planned}"
+            "{fixture} with a cache of {format}: {held} of {planned}"
         );
     }
 }

@@ -35,7 +35,10 @@ fn the_command_line_reads_it() {
     );
     assert_eq!(replica.stages[1].layers, (3, 6));
     assert_eq!(replica.stages[0].groups[1].experts, (8, 16));
-    assert_eq!(replica.kv.blocks, 64);
+    assert_eq!(
+        (replica.kv.blocks, replica.kv.format.as_deref()),
+        (64, Some("f32"))
+    );
     cluster.all_ready(1);
     let status: view::Status = serde_json::from_str(&json(&cluster)).unwrap();
     assert_eq!(status.missing, None);

@@ -1,5 +1,6 @@
 //! The planner against its promises.
 
+mod formats;
 mod kept;
 mod large;
 mod outlook;
@@ -8,7 +9,7 @@ mod shapes;
 mod standbys;
 
 use tramontane_model::ids::{DeviceIndex, DeviceRef, Generation, ReplicaId, WorkerId};
-use tramontane_model::placement::Replica;
+use tramontane_model::placement::{KvFormat, Replica};
 use tramontane_model::step::StepBounds;
 
 use super::{Candidate, Missing, Plan, Request, Wishes, plan};
@@ -20,6 +21,7 @@ const WISHES: Wishes = Wishes {
     kv_block_tokens: 16,
     kv_tokens_min: 64,
     kv_tokens_max: 1024,
+    kv_format: None,
 };
 
 fn device(worker: &str, index: u32) -> DeviceRef {
@@ -35,6 +37,7 @@ fn candidate(worker: &str, index: u32, memory_bytes: u64) -> Candidate {
         memory_bytes,
         max_binding_bytes: 1 << 40,
         kind: "test".to_owned(),
+        is_cpu: true,
     }
 }
 

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::planner::demand::{Demand, Limits, Room, Sums};
+use crate::control::planner::demand::{Demand, Limits, Room};
 
 /// The shortest slowest stage over every choice, order and cut, without expert groups; `None` if nothing fits.
 fn brute_force(footprint: &ModelFootprint, devices: &[Candidate], stages: usize) -> Option<u128> {
@@ -28,7 +28,7 @@ fn brute_force(footprint: &ModelFootprint, devices: &[Candidate], stages: usize)
                 binding: devices[index].max_binding_bytes,
             };
             for end in start + 1..=layers {
-                let sums = Sums::of(&demand.footprint.layers[start..end]);
+                let sums = demand.sums(start..end);
                 let limits = Limits::new(u128::MAX, 64);
                 let Some(fit) = demand.fit(&sums, (start, end), &[room], limits) else {
                     continue;
@@ -44,11 +44,18 @@ fn brute_force(footprint: &ModelFootprint, devices: &[Candidate], stages: usize)
         }
         best
     }
-    go(&Demand { footprint }, devices, &mut Vec::new(), 0, stages)
+    let demand = Demand {
+        footprint,
+        format: KvFormat::F32,
+    };
+    go(&demand, devices, &mut Vec::new(), 0, stages)
 }
 
 fn slowest(footprint: &ModelFootprint, devices: &[Candidate], replica: &Replica) -> u128 {
-    let demand = Demand { footprint };
+    let demand = Demand {
+        footprint,
+        format: KvFormat::F32,
+    };
     let room = |device: &DeviceRef| {
         let known = devices.iter().find(|one| one.device == *device).unwrap();
         Room {
@@ -59,7 +66,7 @@ fn slowest(footprint: &ModelFootprint, devices: &[Candidate], replica: &Replica)
     let limits = Limits::new(u128::MAX, 64);
     let time = |stage: &tramontane_model::placement::Stage| {
         let range = (stage.layers.start() as usize, stage.layers.end() as usize);
-        let sums = Sums::of(&footprint.layers[range.0..range.1]);
+        let sums = demand.sums(range.0..range.1);
         demand
             .fit(&sums, range, &[room(&stage.owner)], limits)
             .unwrap()
@@ -108,14 +115,16 @@ fn any_devices(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Candi
         prop_oneof![Just(4000u64), Just(9000), 500u64..20_000],
         0u32..8,
         40u64..4000,
+        any::<bool>(),
     );
     proptest::collection::vec(one, count).prop_map(|devices| {
         let mut next = std::collections::BTreeMap::new();
-        let device = |(memory_bytes, worker, max_binding_bytes): (u64, u32, u64)| {
+        let device = |(memory_bytes, worker, max_binding_bytes, is_cpu): (u64, u32, u64, bool)| {
             let index: &mut u32 = next.entry(worker).or_default();
             *index += 1;
             Candidate {
                 max_binding_bytes,
+                is_cpu,
                 ..candidate(&format!("w{worker}"), *index - 1, memory_bytes)
             }
         };
@@ -130,14 +139,16 @@ fn any_wishes() -> impl Strategy<Value = Wishes> {
         1u32..20,
         1u32..200,
         0u32..400,
+        proptest::option::of(prop_oneof![Just(KvFormat::F32), Just(KvFormat::F16)]),
     )
         .prop_map(
-            |(stages, expert_groups, kv_block_tokens, kv_tokens_min, more)| Wishes {
+            |(stages, expert_groups, kv_block_tokens, kv_tokens_min, more, kv_format)| Wishes {
                 stages,
                 expert_groups,
                 kv_block_tokens,
                 kv_tokens_min,
                 kv_tokens_max: kv_tokens_min + more,
+                kv_format,
             },
         )
 }
@@ -158,6 +169,10 @@ proptest! {
             let tokens = replica.kv.blocks * replica.kv.block_tokens;
             prop_assert!(tokens >= wishes.kv_tokens_min);
             prop_assert!(tokens < wishes.kv_tokens_max + wishes.kv_block_tokens);
+            let is_gpu = |owner: &DeviceRef| devices.iter().any(|one| one.device == *owner && !one.is_cpu);
+            let on_gpus = replica.stages.iter().all(|stage| is_gpu(&stage.owner));
+            let usual = KvFormat::usual(!on_gpus);
+            prop_assert_eq!(replica.kv.format, wishes.kv_format.unwrap_or(usual));
             let again = run(&footprint, &devices, wishes, Some(&replica)).unwrap();
             prop_assert_eq!(again.wishes_met, first.wishes_met);
             let mut left = devices.clone();
@@ -174,7 +189,8 @@ proptest! {
         devices in any_devices(1..5),
         stages in 1u32..4,
     ) {
-        let wishes = Wishes { stages: Some(stages), expert_groups: Some(1), ..WISHES };
+        let any_shape = Wishes { kv_format: Some(KvFormat::F32), ..WISHES };
+        let wishes = Wishes { stages: Some(stages), expert_groups: Some(1), ..any_shape };
         let count = stages as usize;
         let best = (count <= devices.len()).then(|| brute_force(&footprint, &devices, count)).flatten();
         let found = run(&footprint, &devices, wishes, None);
@@ -187,7 +203,7 @@ proptest! {
         }
         let any = (1..=devices.len()).any(|count| brute_force(&footprint, &devices, count).is_some());
         if any {
-            prop_assert!(run(&footprint, &devices, WISHES, None).is_ok());
+            prop_assert!(run(&footprint, &devices, any_shape, None).is_ok());
         }
     }
 }

@@ -3,7 +3,7 @@
 use tramontane_coordinator::control::footprint::ModelFootprint;
 use tramontane_coordinator::control::state::ClusterState;
 use tramontane_model::ids::DeviceRef;
-use tramontane_model::placement::Replica;
+use tramontane_model::placement::{KvFormat, Replica};
 
 use super::{Checked, ensure};
 
@@ -25,7 +25,11 @@ pub(super) fn bytes(model: &ModelFootprint, replica: &Replica, device: &DeviceRe
     for (index, stage) in replica.stages.iter().enumerate() {
         let layers = || stage.layers.iter().map(|layer| &model.layers[layer as usize]);
         if stage.owner == *device {
-            let own = layers().map(|layer| layer.owner_bytes + layer.kv_token_bytes * tokens);
+            let token = |bytes: u64| match replica.kv.format {
+                KvFormat::F32 => bytes,
+                KvFormat::F16 => bytes / 2,
+            };
+            let own = layers().map(|layer| layer.owner_bytes + token(layer.kv_token_bytes) * tokens);
             bytes += own.sum::<u64>() + model.scratch.owner_bytes;
             bytes += if index == 0 { model.embedding_bytes } else { 0 };
             bytes += if index + 1 == replica.stages.len() {

@@ -106,6 +106,7 @@ impl Worker {
                 adapter: "hash".to_owned(),
                 driver: "1".to_owned(),
                 kind: "hash".to_owned(),
+                is_cpu: number_of(&self.name).is_multiple_of(2),
                 memory_bytes: self.memory,
                 max_binding_bytes: 1 << 20,
             }],

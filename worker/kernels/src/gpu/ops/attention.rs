@@ -57,6 +57,10 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Attention<'_, GpuBuf
     }
     let group = op.heads / shape.heads;
     let blocks = Tuning::attention_blocks(group);
+    let kernel = Kernel::Attention {
+        blocks,
+        cached: shape.format,
+    };
     let tiles = group.div_ceil(4 * blocks);
     let reach = op.table_width.saturating_mul(shape.block_tokens);
     let split = tuning.attention_split(blocks);
@@ -99,7 +103,7 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Attention<'_, GpuBuf
         let inputs = [op.queries, op.meta, op.tables, op.cache.buffer()];
         let buffers = [inputs[0], inputs[1], inputs[2], inputs[3], op.output, op.partials];
         let groups = [piece.tiles.end - piece.tiles.start, rows, splits];
-        backend.dispatch(Kernel::Attention { blocks }, &buffers, &params, groups)?;
+        backend.dispatch(kernel, &buffers, &params, groups)?;
         if splits > 1 {
             let buffers = [op.meta, op.partials, op.output];
             backend.dispatch(

@@ -57,5 +57,6 @@ pub(in crate::gpu) fn latent_write(
         slots: shape.slots(),
     };
     let buffers = [op.input, op.norm.buffer(), op.rotary, op.meta, op.cache.buffer()];
-    backend.dispatch(Kernel::LatentWrite, &buffers, &params, [op.rows.total(), 1, 1])
+    let kernel = Kernel::LatentWrite { cached: shape.format };
+    backend.dispatch(kernel, &buffers, &params, [op.rows.total(), 1, 1])
 }

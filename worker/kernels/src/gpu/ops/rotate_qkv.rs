@@ -35,5 +35,6 @@ pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &RotateQkv<'_, GpuBuf
         op.output,
         op.cache.buffer(),
     ];
-    backend.dispatch(Kernel::RotateQkv, &buffers, &params, groups)
+    let cached = shape.format;
+    backend.dispatch(Kernel::RotateQkv { cached }, &buffers, &params, groups)
 }

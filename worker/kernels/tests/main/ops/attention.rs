@@ -1,11 +1,13 @@
 //! Cache writes and attention, of both kinds: each row is the last of a sequence of its own.
 
+use half::f16;
 use tramontane_kernels::ops::{
     Attention, Backend, KvCache, KvCacheShape, LatentWrite, NO_ROW, OpError, RotateQkv, RowMeta, Rows,
 };
 use tramontane_model::footprint::{LEAST_ATTENTION_SPLIT, MOST_TILE_HEADS, attention_partial_words};
+use tramontane_model::placement::KvFormat;
 
-use super::rig::{Case, Numbers, Rig, check, device, roles};
+use super::rig::{Case, Numbers, Rig, cached, check, device, on_every_kernel, roles, stored};
 
 /// Tokens of a block.
 pub(super) const BLOCK: u32 = 16;
@@ -85,7 +87,7 @@ impl AttentionCase {
             rotary: numbers.rows(rows, turned as usize),
             queries: numbers.rows(rows, (heads * shape.key) as usize),
             written,
-            cache: numbers.floats((shape.bytes() / 4) as usize),
+            cache: numbers.floats((shape.bytes() / shape.format.value_bytes()) as usize),
             tables: (0..rows as u32).map(table).collect(),
         }
     }
@@ -113,7 +115,7 @@ impl Case for AttentionCase {
 
     fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], in_parts: bool) -> Vec<Vec<u32>> {
         let shape = self.shape;
-        let buffer = rig.words(&self.cache);
+        let buffer = rig.words(&stored(&self.cache, shape.format));
         let cache = KvCache::new(shape, buffer).expect("well formed");
         let meta = order.iter().enumerate();
         let meta: Vec<RowMeta> = meta.map(|(table, &row)| self.meta(table, row)).collect();
@@ -169,26 +171,32 @@ impl Case for AttentionCase {
             rows,
         };
         rig.0.attention(&op).expect("valid");
-        let slots = rig.rows(cache.buffer(), usize::MAX, shape.width() as usize);
+        let slots = cached(&rig.read(cache.buffer()), shape.format);
+        let slots: Vec<&[u32]> = slots.chunks(shape.width() as usize).collect();
         let queries = rig.rows(&queries, order.len(), self.queries[0].len());
         let attended = rig.rows(&output, order.len(), width).into_iter().zip(queries);
         let of_row = |((attended, query), &row): ((Vec<u32>, Vec<u32>), &usize)| {
-            [attended, query, slots[self.slot(row) as usize].clone()].concat()
+            [&attended, &query, slots[self.slot(row) as usize]].concat()
         };
         attended.zip(order).map(of_row).collect()
     }
 }
 
+/// Formats of the cache, and how far a device and its twin may differ: where a value is near the middle between two halves
+/// they may take one each.
+const FORMATS: [(KvFormat, f32); 2] = [(KvFormat::F32, 5e-5), (KvFormat::F16, 1e-3)];
 const POSITIONS: [u32; 12] = [0, 15, 16, 31, 32, 33, 63, 64, 65, 127, 129, 600];
 
 #[test]
 fn latent_write_and_attention() {
     let numbers = &mut Numbers::new(12);
     for (latent, rope, heads) in [(64, 16, 8), (144, 32, 3), (512, 64, 5)] {
-        let shape = |blocks| KvCacheShape::latent(blocks, BLOCK, latent, rope);
-        let case = AttentionCase::new(numbers, shape, heads, &POSITIONS);
-        let name = format!("attention {latent} + {rope}, {heads} heads");
-        check(&name, &case, 5e-5);
+        for (format, tolerance) in FORMATS {
+            let shape = |blocks| KvCacheShape::latent(blocks, BLOCK, latent, rope, format);
+            let case = AttentionCase::new(numbers, shape, heads, &POSITIONS);
+            let name = format!("attention {latent} + {rope} in {format}, {heads} heads");
+            check(&name, &case, tolerance);
+        }
     }
 }
 
@@ -204,11 +212,114 @@ fn rotate_qkv_and_attention() {
         (64, 1, 11),
         (272, 3, 15),
     ] {
-        let shape = |blocks| KvCacheShape::grouped(blocks, BLOCK, kv_heads, head_dim);
-        let case = AttentionCase::new(numbers, shape, heads, &POSITIONS);
-        let name = format!("attention {head_dim}, {heads} heads over {kv_heads}");
-        check(&name, &case, 5e-5);
+        for (format, tolerance) in FORMATS {
+            let shape = |blocks| KvCacheShape::grouped(blocks, BLOCK, kv_heads, head_dim, format);
+            let case = AttentionCase::new(numbers, shape, heads, &POSITIONS);
+            let name = format!("attention {head_dim} in {format}, {heads} heads over {kv_heads}");
+            check(&name, &case, tolerance);
+        }
     }
+}
+
+/// Values that f16 has, lies between, cannot reach, or counts as nearly nothing.
+fn awkward_values() -> Vec<f32> {
+    let numbers = &mut Numbers::new(19);
+    let unit = 2f32.powi(-24);
+    let ends = [
+        0.0,
+        unit / 2.0,
+        unit,
+        1.5 * unit,
+        2f32.powi(-14),
+        2f32.powi(-14) - unit / 2.0,
+        65_504.0,
+    ];
+    let beyond = [65_519.9, 65_520.0, 1e6, f32::MAX, 1e-30];
+    // The middles between neighbours, of which the even one is to be taken, and their nearest numbers.
+    let middles = (0..200).flat_map(|_| {
+        let below = f16::from_bits(numbers.bits() as u16 % 0x7bff);
+        let above = f16::from_bits(below.to_bits() + 1);
+        let middle = f32::midpoint(below.to_f32(), above.to_f32());
+        [below.to_f32(), middle.next_down(), middle, middle.next_up()]
+    });
+    let middles: Vec<f32> = middles.collect();
+    let all = ends.into_iter().chain(beyond).chain(middles);
+    let mut all: Vec<f32> = all.flat_map(|value| [value, -value]).collect();
+    all.resize(all.len().next_multiple_of(16), 1.0);
+    all
+}
+
+#[test]
+fn values_are_cached_as_the_nearest_half_and_attended_as_that() {
+    let values = awkward_values();
+    let nearest = |&value: &f32| f16::from_f32(value.clamp(-65_504.0, 65_504.0));
+    let nearest: Vec<f16> = values.iter().map(nearest).collect();
+    on_every_kernel(|device| {
+        let rig = &mut Rig(device);
+        let width = 16;
+        let rows = values.len() as u32 / width;
+        let shape = KvCacheShape::grouped(rows, 1, 1, width, KvFormat::F16);
+        let buffer = rig.zeros((shape.bytes() / 4) as usize);
+        let cache = KvCache::new(shape, buffer).expect("well formed");
+        // Each row sees the token that it writes, and no other.
+        let meta: Vec<RowMeta> = (0..rows)
+            .map(|row| RowMeta {
+                position: 0,
+                slot: row,
+                table: row,
+                query_scale: 1.0,
+            })
+            .collect();
+        let meta = rig.words(&meta);
+        let (zeros, turned) = (rig.zeros(values.len()), rig.zeros(values.len()));
+        let write = RotateQkv {
+            queries: &zeros,
+            keys: &zeros,
+            values: &rig.words(&values),
+            heads: 1,
+            rotary: &zeros,
+            meta: &meta,
+            cache: &cache,
+            output: &turned,
+            rows: Rows::new(0, rows),
+        };
+        rig.0.rotate_qkv(&write).expect("valid");
+        let found = rig.read(cache.buffer());
+        let tokens = found.chunks_exact(width as usize);
+        let halves = tokens.flat_map(|token| cached(&token[token.len() / 2..], KvFormat::F16));
+        for ((value, nearest), found) in values.iter().zip(&nearest).zip(halves) {
+            assert_eq!(
+                found,
+                nearest.to_f32().to_bits(),
+                "{value} became {}",
+                f32::from_bits(found)
+            );
+        }
+        let output = rig.zeros(values.len());
+        let attend = Attention {
+            queries: &turned,
+            meta: &meta,
+            tables: &rig.words(&(0..rows).collect::<Vec<u32>>()),
+            table_rows: rows,
+            table_width: 1,
+            cache: &cache,
+            heads: 1,
+            scale: 1.0,
+            partials: &rig.zeros(AMPLE),
+            output: &output,
+            rows: Rows::new(0, rows),
+        };
+        rig.0.attention(&attend).expect("valid");
+        for (nearest, found) in nearest.iter().zip(rig.read(&output)) {
+            let (nearest, found) = (nearest.to_f32(), f32::from_bits(found));
+            // A device may take subnormal halves for zero, and need not divide by one exactly.
+            let unit = if rig.0.info().is_cpu { 0.0 } else { 2f32.powi(-14) };
+            assert!(
+                (found - nearest).abs() <= unit + nearest.abs() * 1e-6,
+                "{nearest}: {found}"
+            );
+        }
+    });
 }
 
 #[test]
@@ -216,7 +327,7 @@ fn caches_and_heads_that_do_not_fit_together_are_refused() {
     let mut device = device();
     let rig = &mut Rig(&mut *device);
     let buffer = rig.zeros(4096);
-    let grouped = KvCacheShape::grouped(2, BLOCK, 2, 16);
+    let grouped = KvCacheShape::grouped(2, BLOCK, 2, 16, KvFormat::F32);
     for (shape, expected) in [
         (KvCacheShape { heads: 0, ..grouped }, "heads is 0"),
         (KvCacheShape { key: 24, ..grouped }, "key is 24"),
@@ -248,7 +359,8 @@ fn caches_and_heads_that_do_not_fit_together_are_refused() {
         assert!(error.contains(expected), "{error}");
     }
     let grouped = KvCache::new(grouped, buffer.clone()).expect("well formed");
-    let latent = KvCache::new(KvCacheShape::latent(2, BLOCK, 32, 16), buffer.clone()).expect("well formed");
+    let latent = KvCacheShape::latent(2, BLOCK, 32, 16, KvFormat::F16);
+    let latent = KvCache::new(latent, buffer.clone()).expect("well formed");
     let rows = Rows::new(0, 1);
     let rotate = |cache, heads| RotateQkv {
         queries: &buffer,

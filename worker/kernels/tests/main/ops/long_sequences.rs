@@ -3,8 +3,10 @@
 use tramontane_kernels::gpu::GpuBackend;
 use tramontane_kernels::ops::{Attention, Backend, KvCache, KvCacheShape, NO_ROW, RowMeta};
 
+use tramontane_model::placement::KvFormat;
+
 use super::attention::{BLOCK, partials};
-use super::rig::{Case, Numbers, Rig, check, device, on_every_kernel, roles};
+use super::rig::{Case, Numbers, Rig, check, device, on_every_kernel, roles, stored};
 
 /// Rows of one sequence whose cache is there already.
 struct LongCase {
@@ -30,7 +32,7 @@ impl LongCase {
             heads,
             positions: positions.to_vec(),
             queries: numbers.rows(positions.len(), (heads * shape.key) as usize),
-            cache: numbers.floats((shape.bytes() / 4) as usize),
+            cache: numbers.floats((shape.bytes() / shape.format.value_bytes()) as usize),
             table: (0..blocks).rev().collect(),
         }
     }
@@ -42,7 +44,8 @@ impl Case for LongCase {
     }
 
     fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], in_parts: bool) -> Vec<Vec<u32>> {
-        let cache = KvCache::new(self.shape, rig.words(&self.cache)).expect("well formed");
+        let cache = KvCache::new(self.shape, rig.words(&stored(&self.cache, self.shape.format)));
+        let cache = cache.expect("well formed");
         let meta = order.iter().map(|&row| RowMeta {
             position: self.positions[row],
             slot: NO_ROW,
@@ -75,14 +78,20 @@ impl Case for LongCase {
 #[test]
 fn attention_over_long_sequences_of_latents() {
     let numbers = &mut Numbers::new(16);
-    for (heads, positions) in [
+    for (format, heads, positions) in [
         // Mistral Large 3's heads; then some that fill no workgroup evenly.
-        (128, &[0, 1022, 255, 1023, 256, 1024, 5999, 19_999][..]),
-        (5, &[1024, 0, 5999][..]),
+        (
+            KvFormat::F32,
+            128,
+            &[0, 1022, 255, 1023, 256, 1024, 5999, 19_999][..],
+        ),
+        (KvFormat::F16, 128, &[255, 1024, 5999][..]),
+        (KvFormat::F32, 5, &[1024, 0, 5999][..]),
+        (KvFormat::F16, 5, &[1024, 0, 19_999][..]),
     ] {
-        let shape = |blocks| KvCacheShape::latent(blocks, BLOCK, 512, 64);
+        let shape = |blocks| KvCacheShape::latent(blocks, BLOCK, 512, 64, format);
         let case = LongCase::new(numbers, shape, heads, positions);
-        check(&format!("long sequences, {heads} heads"), &case, 5e-5);
+        check(&format!("long sequences in {format}, {heads} heads"), &case, 5e-5);
     }
 }
 
@@ -95,16 +104,18 @@ fn attention_over_long_sequences_of_grouped_queries() {
         (64, 1, 11, &[1024, 0, 5999][..]),
         (48, 2, 6, &[1024, 0, 19_999][..]),
     ] {
-        let shape = |blocks| KvCacheShape::grouped(blocks, BLOCK, kv_heads, head_dim);
-        let case = LongCase::new(numbers, shape, heads, positions);
-        let name = format!("long sequences of {head_dim}, {heads} heads over {kv_heads}");
-        check(&name, &case, 5e-5);
+        for format in KvFormat::ALL {
+            let shape = |blocks| KvCacheShape::grouped(blocks, BLOCK, kv_heads, head_dim, format);
+            let case = LongCase::new(numbers, shape, heads, positions);
+            let name = format!("long sequences of {head_dim} in {format}, {heads} heads over {kv_heads}");
+            check(&name, &case, 5e-5);
+        }
     }
 }
 
 /// One row over `tokens` tokens of a cache of two blocks that take turns.
 fn attend_in_turns<B: Backend>(rig: &mut Rig<'_, B>, tokens: u32) -> Vec<f32> {
-    let shape = KvCacheShape::latent(2, BLOCK, 512, 64);
+    let shape = KvCacheShape::latent(2, BLOCK, 512, 64, KvFormat::F32);
     let numbers = &mut Numbers::new(18);
     let cache = KvCache::new(shape, rig.words(&numbers.floats((shape.bytes() / 4) as usize)));
     let cache = cache.expect("well formed");
@@ -157,7 +168,7 @@ fn a_sequence_of_256k_tokens_is_attended_whole() {
 fn what_the_device_would_leave_half_done_and_scratch_that_is_too_small_are_refused() {
     let rig = &mut Rig(&mut *device());
     let mut attend = |rope: u32, blocks: u32, partials: usize| {
-        let shape = KvCacheShape::latent(2, BLOCK, 512, rope);
+        let shape = KvCacheShape::latent(2, BLOCK, 512, rope, KvFormat::F32);
         let buffer = rig.zeros((shape.bytes() / 4) as usize);
         let cache = KvCache::new(shape, buffer).expect("well formed");
         let heads = 4;

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use half::f16;
 use tramontane_kernels::gpu::DeviceConfig;
 use tramontane_kernels::gpu::{self, GpuBackend};
 use tramontane_kernels::ops::{
@@ -11,6 +12,7 @@ use tramontane_kernels::ops::{
     Rows, Scales, Vector, WeightFormat,
 };
 use tramontane_kernels::reference::CpuBackend;
+use tramontane_model::placement::KvFormat;
 
 /// Bytes before everything that may start at an offset: a multiple of 32, and of nothing larger.
 const PADDING: u64 = 96;
@@ -100,6 +102,30 @@ impl Numbers {
     pub(crate) fn bf16s(&mut self, count: usize) -> Vec<u8> {
         let codes = (0..count).map(|_| (self.float().to_bits() >> 16) as u16);
         codes.flat_map(u16::to_le_bytes).collect()
+    }
+}
+
+/// Values as the words of a cache.
+pub(crate) fn stored(values: &[f32], format: KvFormat) -> Vec<u32> {
+    let half = |&value: &f32| u32::from(f16::from_f32(value).to_bits());
+    match format {
+        KvFormat::F32 => values.iter().map(|value| value.to_bits()).collect(),
+        KvFormat::F16 => {
+            let pairs = values.chunks_exact(2);
+            pairs.map(|pair| half(&pair[0]) | half(&pair[1]) << 16).collect()
+        }
+    }
+}
+
+/// The values of a cache's words, as bits of f32.
+pub(crate) fn cached(words: &[u32], format: KvFormat) -> Vec<u32> {
+    let value = |half: u32| f16::from_bits(half as u16).to_f32().to_bits();
+    match format {
+        KvFormat::F32 => words.to_vec(),
+        KvFormat::F16 => {
+            let pairs = words.iter().flat_map(|&word| [value(word), value(word >> 16)]);
+            pairs.collect()
+        }
     }
 }
 

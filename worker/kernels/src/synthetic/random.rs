@@ -2,11 +2,11 @@
 
 /// Numbers that look random: SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators").
 #[derive(Debug)]
-pub(super) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
     /// One sequence for each name and seed.
-    pub(super) fn of(seed: u64, name: &str) -> Self {
+    pub fn of(seed: u64, name: &str) -> Self {
         let mut random = Self(seed);
         for byte in name.bytes() {
             random.0 = random.next() ^ u64::from(byte);
@@ -23,11 +23,12 @@ impl Random {
     }
 
     /// From 0 to 1.
-    pub(super) fn unit(&mut self) -> f32 {
+    pub fn unit(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1 << 24) as f32
     }
 
-    pub(super) fn bytes(&mut self, bytes: &mut [u8]) {
+    /// Fills the bytes.
+    pub fn bytes(&mut self, bytes: &mut [u8]) {
         for step in bytes.chunks_mut(8) {
             let random = self.next().to_le_bytes();
             step.copy_from_slice(&random[..step.len()]);

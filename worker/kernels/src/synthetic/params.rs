@@ -1,27 +1,35 @@
-//! params.json of a model with fewer layers and experts than the published one.
+//! params.json of a model with fewer layers and experts than the published one, or with weights stored in another way.
 
-use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
-use super::{Format, Shape};
+use super::Format;
 
-const LARGE_3: &str = include_str!("../../../assets/shapes/mistral-large-3.json");
-const SMALL_4: &str = include_str!("../../../assets/shapes/small-4.json");
-const MINISTRAL_8B: &str = include_str!("../../../assets/shapes/ministral-8b.json");
+/// Parameters that cannot be changed as was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ParamsError {
+    /// They are no JSON.
+    #[error("no parameters of a model: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A model without experts has no number of them.
+    #[error("--experts: this model has none")]
+    NoExperts,
+}
 
-/// The parameters, without the vision tower.
-pub(super) fn of(shape: Shape, layers: Option<u32>, experts: Option<u32>, format: Format) -> Result<Value> {
-    let text = match shape {
-        Shape::MistralLarge3 => LARGE_3,
-        Shape::Small4 => SMALL_4,
-        Shape::Ministral8b => MINISTRAL_8B,
-    };
-    let mut params: Value = serde_json::from_str(text)?;
+/// The parameters without the vision tower. What is not given stays as it is.
+pub fn changed(
+    params: &str,
+    layers: Option<u32>,
+    experts: Option<u32>,
+    format: Option<Format>,
+) -> Result<Value, ParamsError> {
+    let mut params: Value = serde_json::from_str(params)?;
     if let Some(all) = params.as_object_mut() {
         all.remove("vision_encoder");
-        all.remove("quantization");
-        if let Some(quantization) = quantization(format) {
-            all.insert("quantization".to_owned(), quantization);
+        if let Some(format) = format {
+            all.remove("quantization");
+            if let Some(quantization) = quantization(format) {
+                all.insert("quantization".to_owned(), quantization);
+            }
         }
     }
     if let Some(layers) = layers {
@@ -32,10 +40,8 @@ pub(super) fn of(shape: Shape, layers: Option<u32>, experts: Option<u32>, format
         }
     }
     if let Some(experts) = experts {
-        let Some(known) = params.pointer_mut("/moe/num_experts") else {
-            bail!("--experts: this model has none");
-        };
-        *known = json!(experts);
+        let known = params.pointer_mut("/moe/num_experts");
+        *known.ok_or(ParamsError::NoExperts)? = json!(experts);
     }
     Ok(params)
 }
@@ -74,19 +80,20 @@ fn quantization(format: Format) -> Option<Value> {
 mod tests {
     use std::path::Path;
 
+    use super::super::Shape;
     use super::*;
 
     #[test]
     fn shapes_are_those_of_the_published_models() {
-        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/params");
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/params");
         for (name, shape) in [
-            ("large-3", LARGE_3),
-            ("small-4-119b", SMALL_4),
-            ("ministral-3-8b", MINISTRAL_8B),
+            ("large-3", Shape::MistralLarge3),
+            ("small-4-119b", Shape::Small4),
+            ("ministral-3-8b", Shape::Ministral8b),
         ] {
             let text = std::fs::read_to_string(fixtures.join(format!("{name}.json"))).expect("a fixture");
             let published: Value = serde_json::from_str(&text).expect("JSON");
-            let known: Value = serde_json::from_str(shape).expect("JSON");
+            let known: Value = serde_json::from_str(shape.params()).expect("JSON");
             assert_eq!(known, published, "{name}");
         }
     }
@@ -101,7 +108,7 @@ mod tests {
                 (Shape::Ministral8b, None),
             ] {
                 for layers in [Some(1), Some(5), None] {
-                    let params = of(shape, layers, experts, *format).expect("parameters");
+                    let params = changed(shape.params(), layers, experts, Some(*format)).expect("parameters");
                     let text = serde_json::to_vec(&params).expect("JSON");
                     let spec = tramontane_model::spec::ModelSpec::from_json(&text, Path::new("params.json"));
                     let spec = spec.expect("served");
@@ -110,6 +117,10 @@ mod tests {
                 }
             }
         }
-        assert!(of(Shape::Ministral8b, None, Some(8), Format::Fp8).is_err());
+        let dense = Shape::Ministral8b.params();
+        assert!(matches!(
+            changed(dense, None, Some(8), None),
+            Err(ParamsError::NoExperts)
+        ));
     }
 }
