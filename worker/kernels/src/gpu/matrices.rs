@@ -192,6 +192,7 @@ impl Tiled {
 
 #[cfg(test)]
 mod tests {
+    use wgpu::naga::AddressSpace;
     use wgpu::naga::back::{PipelineConstants, pipeline_constants, spv};
     use wgpu::naga::front::wgsl::{Frontend, Options};
     use wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -208,8 +209,8 @@ mod tests {
     /// `OpCooperativeMatrixMulAddKHR`.
     const MULTIPLY_ADD: u32 = 4459;
 
-    /// What a driver would get, or why it would get nothing.
-    fn compile(kernel: Kernel, tuning: &Tuning) -> Result<Vec<u32>, String> {
+    /// What a driver would get, and the bytes of workgroup memory that it takes; or why it would get nothing.
+    fn compile(kernel: Kernel, tuning: &Tuning) -> Result<(Vec<u32>, u32), String> {
         let mut options = Options::new();
         options.capabilities = CAPABILITIES;
         let source = kernel.source(tuning);
@@ -245,7 +246,13 @@ mod tests {
             shader_stage: stage,
             entry_point: "main".to_owned(),
         };
-        spv::write_vec(&module, &info, &options, Some(&pipeline)).map_err(|error| error.to_string())
+        let variables = module.global_variables.iter().map(|(_, variable)| variable);
+        let memory = variables
+            .filter(|variable| variable.space == AddressSpace::WorkGroup)
+            .map(|variable| module.types[variable.ty].inner.size(module.to_ctx()))
+            .sum();
+        let words = spv::write_vec(&module, &info, &options, Some(&pipeline));
+        Ok((words.map_err(|error| error.to_string())?, memory))
     }
 
     /// Operation codes in order, after the five words of the header.
@@ -267,19 +274,18 @@ mod tests {
                 let (Kernel::LinearTiled(tiled) | Kernel::GateUpTiled(tiled)) = kernel else {
                     continue;
                 };
-                let words = compile(kernel, &tuning).unwrap_or_else(|error| panic!("{kernel:?}: {error}"));
-                if let Some(folder) = std::env::var_os("SPIRV_FOLDER") {
-                    let path = std::path::Path::new(&folder).join(format!("{seen}.spv"));
-                    std::fs::write(path, bytemuck::cast_slice(&words)).expect("written");
-                }
+                let (words, memory) =
+                    compile(kernel, &tuning).unwrap_or_else(|error| panic!("{kernel:?}: {error}"));
                 let multiplied = operations(&words)
                     .iter()
                     .filter(|&&op| op == MULTIPLY_ADD)
                     .count();
-                let expected = match tiled.sums {
-                    Sums::Cooperative => 4,
-                    Sums::Plain | Sums::Halves => 0,
+                // What is asked of an adapter, or what every one has.
+                let (expected, room) = match tiled.sums {
+                    Sums::Cooperative => (4, COOPERATIVE_BYTES),
+                    Sums::Plain | Sums::Halves => (0, 16_384),
                 };
+                assert!(memory <= room, "{kernel:?}: {memory} bytes of workgroup memory");
                 assert_eq!(multiplied, expected, "{kernel:?}");
                 seen += 1;
             }

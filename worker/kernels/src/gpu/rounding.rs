@@ -177,8 +177,9 @@ fn check_tiles(device: &mut GpuBackend) -> Result<(), String> {
 fn compare(format: WeightFormat, found: &[f32], expected: &[f32], sizes: &[f32]) -> Result<(), String> {
     for (place, ((&found, &expected), &size)) in found.iter().zip(expected).zip(sizes).enumerate() {
         let difference = (f64::from(found) - f64::from(expected)).abs();
-        // Not a number is not near either.
-        if !(difference <= BOUND * f64::from(size)) {
+        // What is not a number is not near either.
+        let is_near = difference <= BOUND * f64::from(size);
+        if !is_near {
             let (row, output) = (place / OUTPUTS as usize, place % OUTPUTS as usize);
             return Err(format!(
                 "{format}: output {output} of row {row} is {found:e}, {expected:e} is right"
