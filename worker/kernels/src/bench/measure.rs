@@ -39,13 +39,16 @@ pub(super) struct Bench<'a> {
     pub(super) trials: Option<Trials>,
 }
 
+/// Records something for the layer with an index.
+pub(super) type RecordLayer<'w> = dyn Fn(&mut Probe<GpuBackend>, usize) -> Result<(), OpError> + 'w;
+
 /// What a case is measured with: ops in turn, or all of them.
 pub(super) struct Work<'w> {
     pub(super) part: Part,
     pub(super) case: Case,
     pub(super) names: Vec<(usize, &'static str)>,
     /// Records everything for the layer with this index.
-    pub(super) record: &'w dyn Fn(&mut Probe<GpuBackend>, usize) -> Result<(), OpError>,
+    pub(super) record: &'w RecordLayer<'w>,
     /// Puts back what ops change that others depend on, before each call.
     pub(super) restore: &'w dyn Fn(&mut Probe<GpuBackend>) -> Result<(), OpError>,
     /// How many layers there are.
