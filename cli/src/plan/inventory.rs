@@ -93,7 +93,7 @@ impl FileLink {
         }
         Ok(Link {
             bytes_per_s: bandwidth as f64,
-            latency_s: self.latency_us * 1e-6,
+            latency_s: self.latency_us / 1e6,
         })
     }
 }
