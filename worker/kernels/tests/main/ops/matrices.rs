@@ -30,6 +30,10 @@ impl Case for LinearCase {
         self.generated
     }
 
+    fn has_own_kernels(&self) -> bool {
+        true
+    }
+
     fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], split: bool) -> Vec<Vec<u32>> {
         let step = if split {
             self.weights.rows.div_ceil(3)
@@ -114,6 +118,10 @@ impl Case for GateUpCase {
         self.generated
     }
 
+    fn has_own_kernels(&self) -> bool {
+        true
+    }
+
     fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], split: bool) -> Vec<Vec<u32>> {
         let step = if split { self.w1.rows.div_ceil(3) } else { WHOLE };
         let (w1, w3) = (rig.matrix(&self.w1, step), rig.matrix(&self.w3, step));
@@ -164,6 +172,10 @@ impl Case for HeadsCase {
 
     fn generated(&self) -> usize {
         self.generated
+    }
+
+    fn has_own_kernels(&self) -> bool {
+        true
     }
 
     fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], split: bool) -> Vec<Vec<u32>> {
@@ -259,6 +271,10 @@ impl Case for ExpertsCase {
 
     fn generated(&self) -> usize {
         self.generated
+    }
+
+    fn has_own_kernels(&self) -> bool {
+        true
     }
 
     fn run<B: Backend>(&self, rig: &mut Rig<'_, B>, order: &[usize], split: bool) -> Vec<Vec<u32>> {

@@ -93,6 +93,11 @@ pub(super) struct RouteCase {
 }
 
 impl Case for RouteCase {
+    /// The gate is a matrix.
+    fn has_own_kernels(&self) -> bool {
+        true
+    }
+
     fn rows(&self) -> usize {
         self.input.len()
     }
