@@ -41,11 +41,17 @@ const CHUNK_BYTES: u64 = 4 << 20;
 pub(super) fn chunks(view: &TensorView<'_>) -> impl Iterator<Item = Range<u32>> + use<> {
     let rows = u32::try_from(view.row_count()).unwrap_or(u32::MAX);
     let row_bytes = (view.bytes().len() as u64).checked_div(u64::from(rows));
+    chunks_of(0..rows, row_bytes.unwrap_or(0))
+}
+
+/// As [`chunks`], of some rows.
+pub(super) fn chunks_of(rows: Range<u32>, row_bytes: u64) -> impl Iterator<Item = Range<u32>> {
     // Whole words, whatever a row has.
-    let step = CHUNK_BYTES / row_bytes.unwrap_or(0).max(1) / 4 * 4;
+    let step = CHUNK_BYTES / row_bytes.max(1) / 4 * 4;
     let step = u32::try_from(step).unwrap_or(u32::MAX / 4 * 4).max(4);
-    let starts = (0..rows).step_by(step as usize);
-    starts.map(move |start| start..start.saturating_add(step).min(rows))
+    let end = rows.end;
+    let starts = rows.step_by(step as usize);
+    starts.map(move |start| start..start.saturating_add(step).min(end))
 }
 
 /// What is read, and how far readers and who loads have come.

@@ -12,7 +12,7 @@ use tramontane_model::placement::ExpertRange;
 use tramontane_model::spec::AttentionSpec;
 use tramontane_model::tensors::{FfnMatrix, HalfSplit, LayerTensor, Shape, TensorId};
 
-use super::ahead::{Ahead, chunks};
+use super::ahead::{Ahead, chunks, chunks_of};
 use super::{LoadProgress, LoadWatch, MirrorError, ModelFiles, WeightError, WeightSlice};
 use tramontane_kernels::layers::{
     FeedForward, GroupedAttention, Head, LatentAttention, LayerAttention, LayerFeedForward, OwnerLayer,
@@ -21,9 +21,6 @@ use tramontane_kernels::ops::{
     Backend, BankPart, DeviceBuffer, ExpertBank, ExpertLayout, Matrix, MatrixPart, OpError, PART_ALIGN,
     Scales, Vector, WeightFormat, split_rows,
 };
-
-/// Most bytes of rows that are put in order, checked and written at once.
-const CHUNK_BYTES: u64 = 8 << 20;
 
 /// What the values of some rows must be.
 type Check<'v> = fn(&TensorView<'v>) -> Result<(), BadValue>;
@@ -420,19 +417,16 @@ impl<'a, D: Backend> Loader<'a, D> {
     ) -> Result<(), WeightError> {
         let row_bytes = (view.bytes().len() as u64)
             .checked_div(view.row_count())
-            .unwrap_or(0)
-            .max(1);
-        let step = u32::try_from(CHUNK_BYTES / row_bytes).unwrap_or(u32::MAX);
-        let step = (step / 4 * 4).max(4);
-        for start in range.clone().step_by(step as usize) {
+            .unwrap_or(0);
+        for rows in chunks_of(range.clone(), row_bytes) {
+            let at = offset + u64::from(rows.start - range.start) * row_bytes;
             let mut chunk = Vec::new();
-            for row in start..start.saturating_add(step).min(range.end) {
+            for row in rows {
                 let stored = split.stored(row);
                 let row = view.rows(stored..stored + 1)?;
                 check(&row)?;
                 chunk.extend_from_slice(row.bytes());
             }
-            let at = offset + u64::from(start - range.start) * row_bytes;
             self.put(id, &chunk, buffer, at)?;
         }
         Ok(())
