@@ -31,6 +31,8 @@ pub struct StepCapacity {
     pub rows: u32,
     /// Sequences of a step, at most [`MAX_STEP_SEQUENCES`].
     pub sequences: u32,
+    /// [`crate::step::StepBounds::expanded_group`]: with 0 no row is expanded, and nothing is held for it.
+    pub expanded_group: u32,
 }
 
 impl Default for StepCapacity {
@@ -39,6 +41,7 @@ impl Default for StepCapacity {
         Self {
             rows: 512,
             sequences: 128,
+            expanded_group: 0,
         }
     }
 }
@@ -91,6 +94,11 @@ pub const MOST_PARTIAL_ROWS: u32 = 64;
 /// Bytes at most of what splits come to before they are merged, as long as that suffices for [`MOST_TILE_HEADS`] of a row.
 pub const MOST_PARTIAL_BYTES: u64 = 64 << 20;
 
+/// Tokens of a context that are expanded at once, at multiples of it from position 0.
+pub const EXPANDED_TOKENS: u32 = 512;
+/// Words of how far a head of an expanded row has come: the largest score and the sum of shares, by fours.
+pub const EXPANDED_STATE_WORDS: u32 = 4;
+
 /// Words of what one head comes to in one split: sums, the largest score, the sum of shares; by fours.
 pub const fn attention_partial_words(value: u32) -> u64 {
     value as u64 + 4
@@ -133,6 +141,13 @@ pub struct OwnerScratch {
     pub context: u64,
     /// Values of attention over latents, `[rows, heads * v]`.
     pub attended: u64,
+    /// Latents of [`EXPANDED_TOKENS`] tokens, `[tokens, kv_lora_rank]`. This and what follows only where rows are expanded:
+    /// [`StepCapacity::expanded_group`].
+    pub expanded_latents: u64,
+    /// Their keys and values, `[tokens, heads * (nope + v)]`, and the keys' rotated parts, `[tokens, rope]`.
+    pub expanded_tokens: u64,
+    /// How far rows have come in their contexts, `[rows, heads, 4]`.
+    pub expanded_state: u64,
     /// Hidden layer of the dense or shared feed-forward, `[rows, hidden]`.
     pub gated: u64,
     /// Result of the shared experts, `[rows, dim]`.
@@ -218,6 +233,9 @@ struct AttentionWidths {
     queries: u32,
     context: u32,
     attended: u32,
+    /// What expanding reads and gives of a token.
+    expanded_latent: u32,
+    expanded_token: u32,
     heads: u32,
 }
 
@@ -231,6 +249,10 @@ impl AttentionWidths {
                 queries: mla.n_heads.saturating_mul(mla.kv_values()),
                 context: mla.n_heads.saturating_mul(mla.kv_lora_rank),
                 attended: mla.n_heads * mla.v_head_dim,
+                expanded_latent: mla.kv_lora_rank,
+                expanded_token: (mla.qk_nope_head_dim + mla.v_head_dim)
+                    .saturating_mul(mla.n_heads)
+                    .saturating_add(mla.qk_rope_head_dim),
                 heads: mla.n_heads,
                 ..Self::default()
             },
@@ -268,6 +290,10 @@ impl OwnerScratch {
     pub fn new(spec: &ModelSpec, capacity: StepCapacity, kv: KvShape) -> Self {
         let rows = |width: u32| words(u64::from(capacity.rows), u64::from(width));
         let attention = AttentionWidths::new(&spec.attention);
+        let tokens = |width: u32| match (capacity.expanded_group, attention.expanded_token) {
+            (0, _) | (_, 0) => words(1, 1),
+            _ => words(EXPANDED_TOKENS.into(), width.into()),
+        };
         let pairs = u64::from(capacity.rows) * expert_sizes(spec).0;
         let shared_hidden = spec.moe.as_ref().map_or(0, |moe| moe.shared_hidden_dim());
         Self {
@@ -290,6 +316,12 @@ impl OwnerScratch {
             partials: attention.partials(capacity, max_table_width(spec, kv), kv.block_tokens),
             context: rows(attention.context),
             attended: rows(attention.attended),
+            expanded_latents: tokens(attention.expanded_latent),
+            expanded_tokens: tokens(attention.expanded_token),
+            expanded_state: match capacity.expanded_group {
+                0 => words(1, 1),
+                _ => rows(attention.expanded_token.min(1) * attention.heads * EXPANDED_STATE_WORDS),
+            },
             gated: rows(spec.dense_hidden_dim.max(shared_hidden)),
             shared: rows(spec.dim),
             router_logits: rows(spec.n_experts()),
@@ -300,7 +332,7 @@ impl OwnerScratch {
     }
 
     /// All buffers with their names.
-    pub fn each(&self) -> [(&'static str, u64); 22] {
+    pub fn each(&self) -> [(&'static str, u64); 25] {
         [
             ("tokens", self.tokens),
             ("row meta", self.meta),
@@ -318,6 +350,9 @@ impl OwnerScratch {
             ("attention partials", self.partials),
             ("attention context", self.context),
             ("attention values", self.attended),
+            ("latents to expand", self.expanded_latents),
+            ("expanded keys and values", self.expanded_tokens),
+            ("state of expanded rows", self.expanded_state),
             ("gated", self.gated),
             ("shared expert result", self.shared),
             ("router logits", self.router_logits),
@@ -467,6 +502,7 @@ mod tests {
     const CAPACITY: StepCapacity = StepCapacity {
         rows: 100,
         sequences: 10,
+        expanded_group: 0,
     };
     const KV: KvShape = KvShape {
         block_tokens: 16,
@@ -548,7 +584,12 @@ mod tests {
     fn capacities_are_bounded() {
         assert_eq!(StepCapacity::default().validate(), Ok(()));
         for (rows, sequences) in [(0, 1), (1, 0), (8193, 1), (1, 1025)] {
-            assert!(StepCapacity { rows, sequences }.validate().is_err());
+            let capacity = StepCapacity {
+                rows,
+                sequences,
+                expanded_group: 0,
+            };
+            assert!(capacity.validate().is_err());
         }
     }
 }

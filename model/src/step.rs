@@ -50,6 +50,10 @@ pub struct StepBounds {
     /// Milliseconds that a step with prompt rows may take while sequences decode; where a step without takes more than half
     /// of it, twice what that takes. Prompts are cut accordingly, which never changes a token.
     pub target_ms: u32,
+    /// Prompt rows in whole groups of so many, counted from position 0, attend to expanded keys and values
+    /// ([`RowRole::Expanded`]), and a step has all rows of such a group or none. 0: none do. No more than
+    /// `max_prefill_rows`.
+    pub expanded_group: u32,
 }
 
 impl Default for StepBounds {
@@ -62,6 +66,7 @@ impl Default for StepBounds {
             max_waiting_tokens: 1 << 22,
             prefix_cache: true,
             target_ms: 40,
+            expanded_group: 0,
         }
     }
 }
@@ -79,6 +84,7 @@ impl StepBounds {
         within("max_sequences", self.max_sequences, 1, MAX_RUNNING_SEQUENCES);
         within("max_waiting", self.max_waiting, 1, MAX_WAITING_SEQUENCES);
         within("target_ms", self.target_ms, 1, MAX_TARGET_MS);
+        within("expanded_group", self.expanded_group, 0, self.max_prefill_rows);
         let key = format!("{key}.max_waiting_tokens");
         faults.within(&key, self.max_waiting_tokens, 1, MAX_WAITING_TOKENS);
     }
@@ -89,18 +95,40 @@ impl StepBounds {
         StepCapacity {
             rows: self.max_rows,
             sequences: self.max_sequences.min(most),
+            expanded_group: self.expanded_group,
         }
     }
 }
 
 /// Which kernels compute a row (DET-1): prompt rows the prefill kernels, generated rows the decode kernels, also
-/// when they are computed again after a failure or a preemption.
+/// when they are computed again after a failure or a preemption. Roles of a sequence are in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RowRole {
-    /// The row is a token of the prompt.
+    /// The row is a token of the prompt, in a whole group of [`StepBounds::expanded_group`]: latent attention expands keys
+    /// and values of its context, which for many rows is less work than the absorbed form. Elsewhere as [`Self::Given`].
+    Expanded,
+    /// The row is another token of the prompt.
     Given,
     /// The row is a token that the model emitted.
     Generated,
+}
+
+impl RowRole {
+    /// Whether the row is of the prompt.
+    pub fn is_prompt(self) -> bool {
+        match self {
+            Self::Expanded | Self::Given => true,
+            Self::Generated => false,
+        }
+    }
+}
+
+/// Tokens at the front of a prompt that are in whole groups of `group`; 0 if nothing is grouped.
+pub const fn expanded_tokens(prompt: usize, group: u32) -> usize {
+    match prompt.checked_rem(group as usize) {
+        Some(rest) => prompt - rest,
+        None => 0,
+    }
 }
 
 /// What the last stage needs to sample a sequence, beside the rows that follow.

@@ -67,6 +67,9 @@ pub struct StepBounds {
     pub prefix_cache: bool,
     #[prost(uint32, tag = "7")]
     pub target_ms: u32,
+    /// Prompt rows in whole groups of so many attend to expanded keys and values; 0: none.
+    #[prost(uint32, tag = "8")]
+    pub expanded_group: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KvShape {
@@ -2913,6 +2916,8 @@ pub enum RowRole {
     Unspecified = 0,
     Given = 1,
     Generated = 2,
+    /// Of the prompt, in a whole group of expanded_group.
+    Expanded = 3,
 }
 impl RowRole {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -2924,6 +2929,7 @@ impl RowRole {
             Self::Unspecified => "ROW_ROLE_UNSPECIFIED",
             Self::Given => "ROW_ROLE_GIVEN",
             Self::Generated => "ROW_ROLE_GENERATED",
+            Self::Expanded => "ROW_ROLE_EXPANDED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -2932,6 +2938,7 @@ impl RowRole {
             "ROW_ROLE_UNSPECIFIED" => Some(Self::Unspecified),
             "ROW_ROLE_GIVEN" => Some(Self::Given),
             "ROW_ROLE_GENERATED" => Some(Self::Generated),
+            "ROW_ROLE_EXPANDED" => Some(Self::Expanded),
             _ => None,
         }
     }

@@ -133,6 +133,7 @@ impl TryFrom<pb::StepBounds> for StepBounds {
             max_waiting_tokens: wire.max_waiting_tokens,
             prefix_cache: wire.prefix_cache,
             target_ms: wire.target_ms,
+            expanded_group: wire.expanded_group,
         };
         let mut faults = Faults::default();
         steps.check("steps", &mut faults);
@@ -154,6 +155,7 @@ impl From<StepBounds> for pb::StepBounds {
             max_waiting_tokens: steps.max_waiting_tokens,
             prefix_cache: steps.prefix_cache,
             target_ms: steps.target_ms,
+            expanded_group: steps.expanded_group,
         }
     }
 }

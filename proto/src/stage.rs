@@ -92,7 +92,10 @@ impl TryFrom<pb::SequenceChunk> for SequenceChunk {
         let role = match wire.role() {
             pb::RowRole::Given => RowRole::Given,
             pb::RowRole::Generated => RowRole::Generated,
-            pb::RowRole::Unspecified => return Err(invalid("chunk.role", "it must be given or generated")),
+            pb::RowRole::Expanded => RowRole::Expanded,
+            pb::RowRole::Unspecified => {
+                return Err(invalid("chunk.role", "it must be given, expanded or generated"));
+            }
         };
         at_most("chunk.tokens", "rows", wire.tokens.len(), MAX_STEP_ROWS)?;
         at_most(
@@ -120,6 +123,7 @@ impl From<SequenceChunk> for pb::SequenceChunk {
         let role = match chunk.role {
             RowRole::Given => pb::RowRole::Given,
             RowRole::Generated => pb::RowRole::Generated,
+            RowRole::Expanded => pb::RowRole::Expanded,
         };
         Self {
             sequence: chunk.sequence.0,

@@ -60,6 +60,7 @@ fn replica() -> Replica {
             max_waiting_tokens: 1 << 33,
             prefix_cache: true,
             target_ms: 25,
+            expanded_group: 8,
         },
     }
 }
@@ -396,6 +397,7 @@ fn what_does_not_convert_names_its_field() {
                 max_waiting_tokens: 1,
                 prefix_cache: false,
                 target_ms: 40,
+                expanded_group: 0,
             }),
             ..good()
         }),

@@ -19,10 +19,7 @@ pub fn mix(state: u64, value: u64) -> u64 {
 /// The state after a stage has read these rows.
 pub fn read(state: u64, stage: usize, cells: impl Iterator<Item = Cell>) -> u64 {
     cells.fold(mix(state, stage as u64), |state, (token, role)| {
-        mix(
-            state,
-            u64::from(token) * 2 + u64::from(role == RowRole::Generated),
-        )
+        mix(state, u64::from(token) * 3 + role as u64)
     })
 }
 

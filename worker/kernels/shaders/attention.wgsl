@@ -5,13 +5,6 @@
 // columns of all heads; where lanes are left they share the tokens, and are added at the end. Nothing depends on other rows.
 // How values are cached: shared/cache_*.wgsl. Twin: src/reference/attention.rs
 override LANES: u32 = 128;
-// Heads by fours, at most 4.
-override BLOCKS: u32 = 4;
-override TILE: u32 = 64;
-// Groups of 4 columns of keys in workgroup memory at a time.
-override CHUNK: u32 = 8;
-// Lanes that score one block: LANES / BLOCKS.
-override BLOCK_LANES: u32 = 32;
 @group(0) @binding(0) var<storage, read> queries: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> meta_rows: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> tables: array<u32>;
@@ -19,22 +12,10 @@ override BLOCK_LANES: u32 = 32;
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> partials: array<vec4<f32>>;
 
-// Keys of a tile, padded; what lanes add up, at most four values of each.
-var<workgroup> staged: array<vec4<f32>, TILE * (CHUNK + 1)>;
-// Per block and token: shares of four heads. Where a token's row of the cache begins.
-var<workgroup> shares: array<vec4<f32>, TILE * BLOCKS>;
+// Where a token's row of the cache begins.
 var<workgroup> places: array<u32, TILE>;
-// Per block: what is kept of the sums so far; at the end the largest score and the sum of shares.
-var<workgroup> kept: array<vec4<f32>, BLOCKS>;
-var<workgroup> totals: array<vec4<f32>, BLOCKS>;
-
-// Sums of four heads.
-struct Heads {
-    a: vec4<f32>,
-    b: vec4<f32>,
-    c: vec4<f32>,
-    d: vec4<f32>,
-}
+// Where the keys of this workgroup's heads begin in it.
+var<private> first_key: u32;
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -51,7 +32,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let shared_head = tile_index / p.tiles;
     let last_head = (shared_head + 1u) * p.group - 1u;
     let first_head = shared_head * p.group + tile_index % p.tiles * 4u * BLOCKS;
-    let first_key = shared_head * p.key;
+    first_key = shared_head * p.key;
     let first_value = p.first_value + shared_head * p.value;
     let block = lane / BLOCK_LANES;
     let query = (four(first_head + block * 4u, last_head) + row * p.heads) * p.key;
@@ -70,7 +51,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             places[lane] = ((slot << p.block_bits) + (token & ((1u << p.block_bits) - 1u))) * p.width;
         }
         workgroupBarrier();
-        let mine = score(lane, query, first_key);
+        let mine = score(lane, query);
         let highest = max(largest, block_max(lane, max(mine[0], mine[1])));
         let fading = exp(largest - highest);
         largest = highest;
@@ -127,11 +108,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
 }
 
-// Four heads from `first` on. Those beyond the last repeat it, and store what it stores.
-fn four(first: u32, last: u32) -> vec4<u32> {
-    return min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last));
-}
-
 fn store_partial(workgroup: vec3<u32>, head: u32, quad: u32, sum: vec4<f32>, largest: f32, total: f32) {
     let place = partial_place(workgroup.y, workgroup.z, head);
     partials[place + quad] = sum;
@@ -141,103 +117,13 @@ fn store_partial(workgroup: vec3<u32>, head: u32, quad: u32, sum: vec4<f32>, lar
 }
 
 // Of the tokens that this lane scores, the first and, where a tile has more of them than a block has lanes, the second.
-fn score(lane: u32, query: vec4<u32>, first_key: u32) -> array<vec4<f32>, 2> {
-    let token = (lane % BLOCK_LANES) % TILE;
-    let token2 = (token + BLOCK_LANES) % TILE;
-    var sum: array<vec4<f32>, 2>;
-    for (var start = 0u; start < p.key; start += CHUNK) {
-        for (var i = lane; i < TILE * CHUNK; i += LANES) {
-            let column = min(start + i % CHUNK, p.key - 1u);
-            let place = places[i / CHUNK] + first_key + column;
-            staged[i / CHUNK * (CHUNK + 1u) + i % CHUNK] = cached(cache[place]);
-        }
-        workgroupBarrier();
-        for (var quad = 0u; quad < min(CHUNK, p.key - start); quad += 1u) {
-            let at = query + vec4<u32>(start + quad);
-            let a = queries[at.x];
-            let b = queries[at.y];
-            let c = queries[at.z];
-            let d = queries[at.w];
-            sum[0] = add_key(staged[token * (CHUNK + 1u) + quad], a, b, c, d, sum[0]);
-            if (TILE > BLOCK_LANES) {
-                sum[1] = add_key(staged[token2 * (CHUNK + 1u) + quad], a, b, c, d, sum[1]);
-            }
-        }
-        workgroupBarrier();
-    }
-    sum[0] *= p.scale;
-    sum[1] = select(sum[0], sum[1] * p.scale, vec4<bool>(TILE > BLOCK_LANES));
-    return sum;
+fn score(lane: u32, query: vec4<u32>) -> array<vec4<f32>, 2> {
+    var sums: array<vec4<f32>, 2>;
+    sums = add_columns(sums, lane, query, 0u, p.key);
+    return scaled(sums);
 }
 
-fn add_key(
-    key: vec4<f32>,
-    a: vec4<f32>,
-    b: vec4<f32>,
-    c: vec4<f32>,
-    d: vec4<f32>,
-    start: vec4<f32>,
-) -> vec4<f32> {
-    return vec4<f32>(add4(key, a, start.x), add4(key, b, start.y), add4(key, c, start.z), add4(key, d, start.w));
-}
-
-fn add4(a: vec4<f32>, b: vec4<f32>, start: f32) -> f32 {
-    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, start))));
-}
-
-fn add_token(sum: Heads, share: vec4<f32>, value: vec4<f32>) -> Heads {
-    return Heads(
-        fma(vec4<f32>(share.x), value, sum.a),
-        fma(vec4<f32>(share.y), value, sum.b),
-        fma(vec4<f32>(share.z), value, sum.c),
-        fma(vec4<f32>(share.w), value, sum.d),
-    );
-}
-
-// The largest of what the lanes of a block hold.
-fn block_max(lane: u32, value: vec4<f32>) -> vec4<f32> {
-    staged[lane] = value;
-    for (var step = BLOCK_LANES / 2u; step > 0u; step /= 2u) {
-        workgroupBarrier();
-        if (lane % BLOCK_LANES < step) {
-            staged[lane] = max(staged[lane], staged[lane + step]);
-        }
-    }
-    workgroupBarrier();
-    return staged[lane / BLOCK_LANES * BLOCK_LANES];
-}
-
-// The sum of what the lanes of a block hold.
-fn block_sum(lane: u32, value: vec4<f32>) -> vec4<f32> {
-    staged[lane] = value;
-    for (var step = BLOCK_LANES / 2u; step > 0u; step /= 2u) {
-        workgroupBarrier();
-        if (lane % BLOCK_LANES < step) {
-            staged[lane] += staged[lane + step];
-        }
-    }
-    workgroupBarrier();
-    return staged[lane / BLOCK_LANES * BLOCK_LANES];
-}
-
-// Adds what the lanes of the same columns hold, in order; right in the first of them.
-fn add_parts(lane: u32, mine: Heads) -> Heads {
-    if (p.value * 2u > LANES) {
-        return mine;
-    }
-    workgroupBarrier();
-    staged[lane] = mine.a;
-    staged[LANES + lane] = mine.b;
-    staged[2u * LANES + lane] = mine.c;
-    staged[3u * LANES + lane] = mine.d;
-    workgroupBarrier();
-    var sum = mine;
-    for (var part = 1u; part < LANES / p.value; part += 1u) {
-        let place = part * p.value + lane % p.value;
-        sum.a += staged[place];
-        sum.b += staged[LANES + place];
-        sum.c += staged[2u * LANES + place];
-        sum.d += staged[3u * LANES + place];
-    }
-    return sum;
+// Where the key of a token of the tile begins.
+fn place_of_key(token: u32, part: u32) -> u32 {
+    return places[token] + first_key;
 }

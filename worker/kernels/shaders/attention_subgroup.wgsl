@@ -6,41 +6,12 @@
 // where tokens are and their shares. Nothing depends on other rows. How values are cached: shared/cache_*.wgsl.
 // Twin: src/reference/attention.rs
 override LANES: u32 = 8;
-// Heads by fours, at most 4.
-override BLOCKS: u32 = 1;
-// Tokens of a split: p.split.
-override SPLIT: u32 = 512;
-const BLOCKS_AT_MOST: u32 = 4;
 @group(0) @binding(0) var<storage, read> queries: array<Words>;
 @group(0) @binding(1) var<storage, read> meta_rows: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> tables: array<u32>;
 @group(0) @binding(3) var<storage, read> cache: array<Cached>;
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> partials: array<vec4<f32>>;
-
-// Per token and block: scores, then shares, of four heads. Each is touched by one lane only.
-var<workgroup> scores: array<Words, SPLIT * BLOCKS>;
-
-// Of four heads.
-struct Heads {
-    a: vec4<f32>,
-    b: vec4<f32>,
-    c: vec4<f32>,
-    d: vec4<f32>,
-}
-
-// Sums of all heads for two groups of columns.
-struct Columns {
-    low: array<Heads, BLOCKS_AT_MOST>,
-    high: array<Heads, BLOCKS_AT_MOST>,
-}
-
-// The split's tokens, and where the sequence's table begins.
-struct Span {
-    first: u32,
-    end: u32,
-    table: u32,
-}
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -114,20 +85,14 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
 }
 
-// Four heads from `first` on. Those beyond the last repeat it, and store what it stores.
-fn four(first: u32, last: u32) -> vec4<u32> {
-    return min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last));
-}
-
 // Where a token's row of the cache begins; tokens beyond the last repeat it.
 fn place_of(span: Span, any_token: u32) -> u32 {
     let token = min(any_token, span.end - 1u);
-    let block = min(tables[span.table + (token >> p.block_bits)], p.blocks - 1u);
+    let block = min(tables[span.base + (token >> p.block_bits)], p.blocks - 1u);
     return ((block << p.block_bits) + (token & ((1u << p.block_bits) - 1u))) * p.width;
 }
 
-// Scores of this lane's tokens, to workgroup memory, two at a time; gives the largest of them. The widths are multiples of
-// 16: groups of columns come in twos.
+// Scores of this lane's tokens, to workgroup memory; gives the largest of them.
 fn score(
     lane: u32,
     span: Span,
@@ -148,187 +113,18 @@ fn score(
         let token = start + lane;
         let place = place_of(span, token) + first_key;
         let place2 = place_of(span, token + 8u) + first_key;
-        var sum: array<vec4<f32>, BLOCKS_AT_MOST>;
-        var sum2: array<vec4<f32>, BLOCKS_AT_MOST>;
-        for (var quad = 0u; quad < p.key; quad += 2u) {
-            let key = cached(cache[place + quad]);
-            let next = cached(cache[place + quad + 1u]);
-            let key2 = cached(cache[place2 + quad]);
-            let next2 = cached(cache[place2 + quad + 1u]);
-            for (var b = 0u; b < BLOCKS; b += 1u) {
-                let part = values(queries[query[b] + quad]);
-                let first = four_heads(part);
-                let second = four_more(part);
-                sum[b] = add_key(next, second, add_key(key, first, sum[b]));
-                sum2[b] = add_key(next2, second, add_key(key2, first, sum2[b]));
-            }
-        }
+        var sums: Scores;
+        sums = add_columns(sums, query, 0u, vec2<u32>(place, place2), p.key);
         for (var b = 0u; b < BLOCKS; b += 1u) {
             let place = (token - span.first) * BLOCKS + b;
-            let scaled = sum[b] * p.scale;
-            let scaled2 = sum2[b] * p.scale;
+            let scaled = sums.even[b] * p.scale;
+            let scaled2 = sums.odd[b] * p.scale;
             scores[place] = packed(scaled);
             scores[place + 8u * BLOCKS] = packed(scaled2);
             largest[b] = max(largest[b], max(scaled, scaled2));
         }
     }
     return largest;
-}
-
-// Of what the lanes hold of a query each, those of the first four lanes, and of the others.
-fn four_heads(part: vec4<f32>) -> Heads {
-    return Heads(
-        subgroupBroadcast(part, 0u),
-        subgroupBroadcast(part, 1u),
-        subgroupBroadcast(part, 2u),
-        subgroupBroadcast(part, 3u),
-    );
-}
-
-fn four_more(part: vec4<f32>) -> Heads {
-    return Heads(
-        subgroupBroadcast(part, 4u),
-        subgroupBroadcast(part, 5u),
-        subgroupBroadcast(part, 6u),
-        subgroupBroadcast(part, 7u),
-    );
-}
-
-fn add_key(key: vec4<f32>, query: Heads, start: vec4<f32>) -> vec4<f32> {
-    return vec4<f32>(
-        add4(key, query.a, start.x),
-        add4(key, query.b, start.y),
-        add4(key, query.c, start.z),
-        add4(key, query.d, start.w),
-    );
-}
-
-fn add4(a: vec4<f32>, b: vec4<f32>, start: f32) -> f32 {
-    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, start))));
-}
-
-fn values(loaded: Words) -> vec4<f32> {
-    return bitcast<vec4<f32>>(words(loaded));
-}
-
-fn packed(given: vec4<f32>) -> Words {
-    let bits = bitcast<vec4<u32>>(given);
-    return vec2<u64>(u64(bits.x) | (u64(bits.y) << 32u), u64(bits.z) | (u64(bits.w) << 32u));
-}
-
-// Sums over the split's tokens for the groups of columns at `low` and `high`.
-fn attend(lane: u32, span: Span, low: u32, high: u32) -> Columns {
-    var sums: Columns;
-    for (var start = span.first; start < span.end; start += 8u) {
-        let token = start + lane;
-        let place = place_of(span, token);
-        var share: array<vec4<f32>, BLOCKS_AT_MOST>;
-        for (var b = 0u; b < BLOCKS; b += 1u) {
-            share[b] = values(scores[(token - span.first) * BLOCKS + b]);
-        }
-        {
-            let at = subgroupBroadcast(place, 0u);
-            let value = cached(cache[at + low]);
-            let value2 = cached(cache[at + high]);
-            for (var b = 0u; b < BLOCKS; b += 1u) {
-                let of_token = subgroupBroadcast(share[b], 0u);
-                sums.low[b] = add_token(sums.low[b], of_token, value);
-                sums.high[b] = add_token(sums.high[b], of_token, value2);
-            }
-        }
-        {
-            let at = subgroupBroadcast(place, 1u);
-            let value = cached(cache[at + low]);
-            let value2 = cached(cache[at + high]);
-            for (var b = 0u; b < BLOCKS; b += 1u) {
-                let of_token = subgroupBroadcast(share[b], 1u);
-                sums.low[b] = add_token(sums.low[b], of_token, value);
-                sums.high[b] = add_token(sums.high[b], of_token, value2);
-            }
-        }
-        {
-            let at = subgroupBroadcast(place, 2u);
-            let value = cached(cache[at + low]);
-            let value2 = cached(cache[at + high]);
-            for (var b = 0u; b < BLOCKS; b += 1u) {
-                let of_token = subgroupBroadcast(share[b], 2u);
-                sums.low[b] = add_token(sums.low[b], of_token, value);
-                sums.high[b] = add_token(sums.high[b], of_token, value2);
-            }
-        }
-        {
-            let at = subgroupBroadcast(place, 3u);
-            let value = cached(cache[at + low]);
-            let value2 = cached(cache[at + high]);
-            for (var b = 0u; b < BLOCKS; b += 1u) {
-                let of_token = subgroupBroadcast(share[b], 3u);
-                sums.low[b] = add_token(sums.low[b], of_token, value);
-                sums.high[b] = add_token(sums.high[b], of_token, value2);
-            }
-        }
-        {
-            let at = subgroupBroadcast(place, 4u);
-            let value = cached(cache[at + low]);
-            let value2 = cached(cache[at + high]);
-            for (var b = 0u; b < BLOCKS; b += 1u) {
-                let of_token = subgroupBroadcast(share[b], 4u);
-                sums.low[b] = add_token(sums.low[b], of_token, value);
-                sums.high[b] = add_token(sums.high[b], of_token, value2);
-            }
-        }
-        {
-            let at = subgroupBroadcast(place, 5u);
-            let value = cached(cache[at + low]);
-            let value2 = cached(cache[at + high]);
-            for (var b = 0u; b < BLOCKS; b += 1u) {
-                let of_token = subgroupBroadcast(share[b], 5u);
-                sums.low[b] = add_token(sums.low[b], of_token, value);
-                sums.high[b] = add_token(sums.high[b], of_token, value2);
-            }
-        }
-        {
-            let at = subgroupBroadcast(place, 6u);
-            let value = cached(cache[at + low]);
-            let value2 = cached(cache[at + high]);
-            for (var b = 0u; b < BLOCKS; b += 1u) {
-                let of_token = subgroupBroadcast(share[b], 6u);
-                sums.low[b] = add_token(sums.low[b], of_token, value);
-                sums.high[b] = add_token(sums.high[b], of_token, value2);
-            }
-        }
-        {
-            let at = subgroupBroadcast(place, 7u);
-            let value = cached(cache[at + low]);
-            let value2 = cached(cache[at + high]);
-            for (var b = 0u; b < BLOCKS; b += 1u) {
-                let of_token = subgroupBroadcast(share[b], 7u);
-                sums.low[b] = add_token(sums.low[b], of_token, value);
-                sums.high[b] = add_token(sums.high[b], of_token, value2);
-            }
-        }
-    }
-    return sums;
-}
-
-fn add_token(sum: Heads, share: vec4<f32>, value: vec4<f32>) -> Heads {
-    return Heads(
-        fma(vec4<f32>(share.x), value, sum.a),
-        fma(vec4<f32>(share.y), value, sum.b),
-        fma(vec4<f32>(share.z), value, sum.c),
-        fma(vec4<f32>(share.w), value, sum.d),
-    );
-}
-
-fn sum_lanes(of_lane: vec4<f32>) -> vec4<f32> {
-    var sum = subgroupBroadcast(of_lane, 0u);
-    sum += subgroupBroadcast(of_lane, 1u);
-    sum += subgroupBroadcast(of_lane, 2u);
-    sum += subgroupBroadcast(of_lane, 3u);
-    sum += subgroupBroadcast(of_lane, 4u);
-    sum += subgroupBroadcast(of_lane, 5u);
-    sum += subgroupBroadcast(of_lane, 6u);
-    sum += subgroupBroadcast(of_lane, 7u);
-    return sum;
 }
 
 fn store(sum: Heads, total: vec4<f32>, place: vec4<u32>) {

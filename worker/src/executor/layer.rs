@@ -32,6 +32,7 @@ impl<D: Backend> StageRun<'_, D> {
             spec: &self.device.model.spec,
             buffers: &self.stage.buffers,
             rows: self.plan.rows,
+            expanded: &self.plan.expanded,
             table_rows: self.plan.table_rows,
             table_width: self.plan.table_width,
         }

@@ -1,16 +1,16 @@
 //! What a step asks of the device, laid out for its ops.
 //!
 //! Pure: from a checked step and the model to the arrays that are uploaded. On the device generated rows come before
-//! given ones; `order` says which row of the step each of them is.
+//! given ones, and these before expanded ones; `order` says which row of the step each of them is.
 
 use tramontane_model::footprint::StepCapacity;
 use tramontane_model::placement::KvShape;
 use tramontane_model::rope::{RotaryTable, query_scale};
-use tramontane_model::spec::ModelSpec;
+use tramontane_model::spec::{AttentionSpec, ModelSpec};
 use tramontane_model::step::{RowRole, SequenceChunk, StepBatch, StepLimits};
 
 use super::DeviceError;
-use tramontane_kernels::ops::{RowMeta, Rows};
+use tramontane_kernels::ops::{PromptRows, RowMeta, Rows};
 
 /// A row whose logits are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,10 @@ pub(super) struct SampledRow {
 /// A step, laid out.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct StepPlan {
+    /// Expanded rows are given ones.
     pub(super) rows: Rows,
+    /// The expanded ones, which are the last: each chunk's.
+    pub(super) expanded: Vec<PromptRows>,
     /// The step's row of each row on the device.
     pub(super) order: Vec<u32>,
     pub(super) tokens: Vec<u32>,
@@ -73,6 +76,17 @@ pub(super) fn check(
             });
         }
     }
+    let expanded = |chunk: &&SequenceChunk| chunk.role == RowRole::Expanded;
+    if capacity.expanded_group == 0
+        && let Some(chunk) = batch.chunks.iter().find(expanded)
+    {
+        return Err(DeviceError::Capacity {
+            step: batch.step,
+            what: "expanded rows",
+            found: chunk.tokens.len(),
+            limit: 0,
+        });
+    }
     Ok(batch.validate(&limits(spec, kv))?)
 }
 
@@ -84,6 +98,7 @@ impl StepPlan {
         let width = batch.chunks.iter().map(used).max().unwrap_or(0);
         let mut plan = Self {
             rows: Rows::new(0, 0),
+            expanded: Vec::new(),
             order: Vec::with_capacity(total),
             tokens: Vec::with_capacity(total),
             meta: Vec::with_capacity(total),
@@ -97,10 +112,10 @@ impl StepPlan {
             let blocks = used(chunk);
             table[..blocks].copy_from_slice(&chunk.block_table[..blocks]);
         }
-        for role in [RowRole::Generated, RowRole::Given] {
+        for role in [RowRole::Generated, RowRole::Given, RowRole::Expanded] {
             let mut first_row = 0_u32;
             for (index, chunk) in batch.chunks.iter().enumerate() {
-                if chunk.role == role {
+                if role_of(chunk, spec) == role {
                     plan.add(index, first_row, chunk, spec, kv);
                 }
                 first_row += chunk.tokens.len() as u32;
@@ -108,7 +123,9 @@ impl StepPlan {
             let rows = plan.order.len() as u32;
             plan.rows = match role {
                 RowRole::Generated => Rows::new(rows, 0),
-                RowRole::Given => Rows::new(plan.rows.generated, rows - plan.rows.generated),
+                RowRole::Given | RowRole::Expanded => {
+                    Rows::new(plan.rows.generated, rows - plan.rows.generated)
+                }
             };
         }
         let row_len = rotary.row_len().max(1);
@@ -121,6 +138,14 @@ impl StepPlan {
     fn add(&mut self, index: usize, first_row: u32, chunk: &SequenceChunk, spec: &ModelSpec, kv: KvShape) {
         let positions = chunk.first_position..;
         let first = self.order.len() as u32;
+        if role_of(chunk, spec) == RowRole::Expanded {
+            self.expanded.push(PromptRows {
+                first_row: first,
+                rows: chunk.tokens.len() as u32,
+                first_position: chunk.first_position,
+                table: index as u32,
+            });
+        }
         for ((token, position), row) in chunk.tokens.iter().zip(positions).zip(first_row..) {
             let block = chunk.block_table[(position / kv.block_tokens) as usize];
             self.order.push(row);
@@ -152,6 +177,14 @@ impl StepPlan {
     /// Whether the rows on the device are in the order of the step.
     pub(super) fn is_in_order(&self) -> bool {
         self.order.iter().zip(0..).all(|(&row, index)| row == index)
+    }
+}
+
+/// As what a chunk's rows are computed: grouped-query attention has no absorbed form, so nothing to expand.
+fn role_of(chunk: &SequenceChunk, spec: &ModelSpec) -> RowRole {
+    match (chunk.role, &spec.attention) {
+        (RowRole::Expanded, AttentionSpec::Gqa(_)) => RowRole::Given,
+        (role, AttentionSpec::Mla(_) | AttentionSpec::Gqa(_)) => role,
     }
 }
 
@@ -212,6 +245,7 @@ mod tests {
         let batch = batch(vec![
             chunk(3, &[10, 11, 12], RowRole::Given, &[5, 2]),
             chunk(9, &[20], RowRole::Generated, &[7, 6, 1]),
+            chunk(4, &[50, 51], RowRole::Expanded, &[0, 6]),
             chunk(300, &[30], RowRole::Given, &[3; 76]),
             SequenceChunk {
                 sample: false,
@@ -220,16 +254,33 @@ mod tests {
             },
         ]);
         let plan = StepPlan::new(&batch, &spec, KV, &RotaryTable::new(&spec.rope));
-        assert_eq!(plan.rows, Rows::new(1, 6));
-        assert_eq!(plan.order, [3, 0, 1, 2, 4, 5, 6]);
-        assert_eq!(plan.tokens, [20, 10, 11, 12, 30, 40, 41]);
+        assert_eq!(plan.rows, Rows::new(1, 8));
+        assert_eq!(plan.order, [3, 0, 1, 2, 6, 7, 8, 4, 5]);
+        assert_eq!(plan.tokens, [20, 10, 11, 12, 30, 40, 41, 50, 51]);
+        let expanded = PromptRows {
+            first_row: 7,
+            rows: 2,
+            first_position: 4,
+            table: 2,
+        };
+        assert_eq!(plan.expanded, [expanded]);
         assert!(!plan.is_in_order());
         let slots: Vec<u32> = plan.meta.iter().map(|meta| meta.slot).collect();
         assert_eq!(
             slots,
-            [4 + 1, 5 * 4 + 3, 2 * 4, 2 * 4 + 1, 3 * 4, 4 * 4, 4 * 4 + 1]
+            [
+                4 + 1,
+                5 * 4 + 3,
+                2 * 4,
+                2 * 4 + 1,
+                3 * 4,
+                4 * 4,
+                4 * 4 + 1,
+                6 * 4,
+                6 * 4 + 1
+            ]
         );
-        assert_eq!((plan.table_rows, plan.table_width), (4, 76));
+        assert_eq!((plan.table_rows, plan.table_width), (5, 76));
         assert_eq!(plan.tables[..3], [5, 2, 0]);
         assert_eq!(plan.tables[76..80], [7, 6, 1, 0]);
         let looked_at = plan.samples.iter();
@@ -240,9 +291,10 @@ mod tests {
             [
                 (0, 1, None),
                 (3, 0, None),
-                (4, 2, None),
-                (5, 3, Some(41)),
-                (6, 3, Some(42))
+                (4, 3, None),
+                (5, 4, Some(41)),
+                (6, 4, Some(42)),
+                (8, 2, None)
             ]
         );
         // The miniature's queries grow at position 256.
@@ -256,6 +308,7 @@ mod tests {
         let capacity = StepCapacity {
             rows: 3,
             sequences: 2,
+            expanded_group: 0,
         };
         let row = |position| chunk(position, &[1], RowRole::Generated, &[0]);
         let check = |chunks| check(&batch(chunks), &spec, KV, capacity);
@@ -273,5 +326,9 @@ mod tests {
             Err(DeviceError::Capacity { what: "rows", .. })
         ));
         assert!(matches!(check(vec![row(4)]), Err(DeviceError::Step(_))));
+        let expanded = chunk(0, &[1], RowRole::Expanded, &[0]);
+        let what = "expanded rows";
+        let refused = check(vec![expanded]);
+        assert!(matches!(refused, Err(DeviceError::Capacity { what: found, .. }) if found == what));
     }
 }

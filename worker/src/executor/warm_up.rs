@@ -20,7 +20,7 @@ use tramontane_kernels::ops::Backend;
 const GIVEN_ROWS: u32 = 5;
 
 impl<D: Backend> Executor<D> {
-    /// Runs what the device is placed for once: a step of prompt rows, a step of an emitted row, and experts for others.
+    /// Runs what the device is placed for once: a step of rows of each role, and experts for others.
     /// Other devices are not asked for theirs.
     pub fn warm_up(&mut self) -> Result<(), DeviceError> {
         let deadline = Instant::now() + self.timeout();
@@ -53,22 +53,22 @@ impl<D: Backend> Executor<D> {
         let slice = placed.stage.as_ref().map(|stage| &stage.slice);
         let batches = slice.map(|slice| {
             let given = GIVEN_ROWS.min(slice.kv.block_tokens).min(placed.capacity.rows);
-            let batch = |step, chunks, closed| StepBatch {
-                fence: placed.fence,
-                step: StepId(step),
-                chunks,
-                closed,
+            let roles = match placed.capacity.expanded_group {
+                0 => [RowRole::Given, RowRole::Generated].as_slice(),
+                _ => &[RowRole::Expanded, RowRole::Given, RowRole::Generated],
             };
-            let (prompt, emitted) = (SequenceId(u64::MAX), SequenceId(u64::MAX - 1));
-            vec![
-                batch(u64::MAX - 2, vec![chunk(prompt, RowRole::Given, given)], vec![]),
-                batch(
-                    u64::MAX - 1,
-                    vec![chunk(emitted, RowRole::Generated, 1)],
-                    vec![prompt],
-                ),
-                batch(u64::MAX, vec![], vec![emitted]),
-            ]
+            let sequence = |at: usize| SequenceId(u64::MAX - at as u64);
+            let batch = |at: usize, chunks| StepBatch {
+                fence: placed.fence,
+                step: StepId(u64::MAX - (roles.len() - at) as u64),
+                chunks,
+                closed: at.checked_sub(1).map(sequence).into_iter().collect(),
+            };
+            let steps = roles.iter().enumerate().map(|(at, &role)| {
+                let rows = if role.is_prompt() { given } else { 1 };
+                batch(at, vec![chunk(sequence(at), role, rows)])
+            });
+            steps.chain([batch(roles.len(), vec![])]).collect()
         });
         let foreign = placed.experts.iter().flat_map(|held| &held.slices);
         let foreign = foreign.filter(|slice| !slice.own_stage).min();
@@ -98,10 +98,7 @@ struct Duties {
 
 fn chunk(sequence: SequenceId, role: RowRole, rows: u32) -> SequenceChunk {
     let tokens = vec![0; rows as usize];
-    let prompt_tokens = match role {
-        RowRole::Given => tokens.len(),
-        RowRole::Generated => 0,
-    };
+    let prompt_tokens = if role.is_prompt() { tokens.len() } else { 0 };
     let sampling = SamplingParams {
         logit_bias: vec![(0, 1.0)],
         ..SamplingParams::GREEDY

@@ -220,6 +220,7 @@ impl BlockPool {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::prefix::Roles;
     use super::*;
 
     #[test]
@@ -259,7 +260,10 @@ mod tests {
                 before,
                 salt: &salt,
                 tokens,
-                given: 1,
+                roles: Roles {
+                    expanded: 0,
+                    prompt: 1,
+                },
             };
             let own = content.hash(&[0; 16], hash);
             let offered = pool.offer(table, at, own, &content);

@@ -8,6 +8,8 @@ use tramontane_model::ids::SequenceId;
 
 use super::Scheduler;
 use super::blocks::BlockTable;
+#[cfg(test)]
+use super::prefix::Roles;
 
 /// An invariant that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,15 +30,15 @@ impl Scheduler {
         self.check_steps()
     }
 
-    /// What every block of the prefix cache holds: its tokens, and how many of them were given.
+    /// What every block of the prefix cache holds: its tokens, and their roles.
     #[cfg(test)]
-    pub(super) fn cached_blocks(&self) -> Vec<(u32, Vec<u32>, usize)> {
+    pub(super) fn cached_blocks(&self) -> Vec<(u32, Vec<u32>, Roles)> {
         let index = self.blocks.index();
         let contents = index
             .blocks()
             .filter_map(|block| Some((block, index.content(block)?)));
         contents
-            .map(|(block, content)| (block, content.tokens.to_vec(), content.given))
+            .map(|(block, content)| (block, content.tokens.to_vec(), content.roles))
             .collect()
     }
 

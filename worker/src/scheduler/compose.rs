@@ -27,7 +27,7 @@ struct Plan {
     decodes: usize,
     /// Rows other than decode rows.
     fed_rows: usize,
-    /// Rows other than decode rows that may still be added.
+    /// Rows other than decode rows that may still be added; a first group of expanded rows may be more.
     feed_rows: usize,
 }
 
@@ -105,7 +105,6 @@ impl Scheduler {
         plan.decodes = plan.chunks.len();
         self.add_feeds(&mut plan, share.sequences);
         self.add_waiting(&mut plan, share.sequences);
-        plan.fed_rows = feed_rows - plan.feed_rows;
         plan
     }
 
@@ -170,7 +169,9 @@ impl Scheduler {
             let Some(place) = self.start_first() else {
                 return;
             };
-            self.feed(place, plan);
+            if self.feed(place, plan) == 0 {
+                return;
+            }
         }
     }
 
@@ -220,10 +221,22 @@ impl Scheduler {
         true
     }
 
-    /// Adds the next rows of a sequence whose known tokens have their blocks, as far as the step has room.
-    fn feed(&mut self, place: Place, plan: &mut Plan) {
-        let rows = self.add_chunk(place, plan.feed_rows, plan);
-        plan.feed_rows -= rows;
+    /// Adds the next rows of a sequence whose known tokens have their blocks, as far as the step has room; gives how many.
+    ///
+    /// A group of expanded rows is not cut: the first rows of a step may be such a group whatever time they take, because
+    /// its parts would take nearly as long each.
+    fn feed(&mut self, place: Place, plan: &mut Plan) -> usize {
+        let group = self.config.capacity.expanded_group;
+        let rows = self.running.get(&place).map_or(0, |running| {
+            running.chunk_rows(plan.feed_rows, group, plan.fed_rows == 0)
+        });
+        if rows == 0 {
+            return 0;
+        }
+        let rows = self.add_chunk(place, rows, plan);
+        plan.feed_rows = plan.feed_rows.saturating_sub(rows);
+        plan.fed_rows += rows;
+        rows
     }
 
     fn add_chunk(&mut self, place: Place, max_rows: usize, plan: &mut Plan) -> usize {

@@ -86,6 +86,12 @@ impl SchedulerConfig {
                 "max_prefill_rows is {prefill}, it must be at least 1 and below the {rows} rows of a step"
             ));
         }
+        let group = self.capacity.expanded_group;
+        if group as usize > prefill {
+            faults.push(format!(
+                "expanded_group is {group}, it must be at most max_prefill_rows, which is {prefill}"
+            ));
+        }
         if faults.is_empty() && self.token_limit() < 2 {
             faults.push("max_positions and kv leave no room for one token beside a prompt".to_owned());
         }

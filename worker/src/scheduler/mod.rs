@@ -196,7 +196,7 @@ impl Scheduler {
             }
             Some(live) => Some(live.place),
         };
-        let submitted = Request::new(submission, self.token_limit);
+        let submitted = Request::new(submission, self.token_limit, self.config.capacity.expanded_group);
         let completion = submitted.completion(self.token_limit);
         let gives_place = replaced.is_some_and(|earlier| self.waiting.get(earlier).is_some());
         if !gives_place && completion.is_none() {
@@ -327,9 +327,11 @@ impl Scheduler {
     }
 
     /// Gives a sequence's blocks back, at once or with the last step that still uses them (KV-2), and lets the last
-    /// stage know.
+    /// stage know, if it has heard of it.
     fn leave_cache(&mut self, running: Running) -> Request {
-        self.closed.push(running.sequence);
+        if running.is_open() {
+            self.closed.push(running.sequence);
+        }
         let last = running.in_flight.back().copied();
         let is_last = |flight: &&mut InFlight| Some(flight.step) == last;
         match self.in_flight.iter_mut().find(is_last) {

@@ -4,7 +4,7 @@
 //! scheduler, so that nobody can construct two prompts of one hash or tell from outside what others have asked.
 //!
 //! A hash only finds a candidate. What is served is compared in full: the block before, the salt, the tokens, and how
-//! many of them were given (DET-1: keys and values of a generated row are not those of the same token given). A block
+//! many of them were of which role (DET-1: keys and values of a generated row are not those of the same token given). A block
 //! stays in the index no longer than the block before it does, so that this comparison reaches back to the first token.
 
 use std::collections::BTreeMap;
@@ -28,8 +28,16 @@ pub(super) struct Content<'a> {
     /// Keeps tenants apart: sequences share blocks only under the same salt.
     pub(super) salt: &'a Arc<[u8]>,
     pub(super) tokens: &'a [u32],
-    /// How many of the tokens are prompt; those after them were emitted.
-    pub(super) given: usize,
+    /// What the tokens were computed as.
+    pub(super) roles: Roles,
+}
+
+/// How many tokens of a block are prompt, those after them were emitted; and how many of these are expanded, from the
+/// first on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Roles {
+    pub(super) expanded: usize,
+    pub(super) prompt: usize,
 }
 
 impl Content<'_> {
@@ -47,7 +55,8 @@ impl Content<'_> {
                 hasher.write_u128(before);
             }
         }
-        hasher.write_u64(self.given as u64);
+        hasher.write_u64(self.roles.expanded as u64);
+        hasher.write_u64(self.roles.prompt as u64);
         for &token in self.tokens {
             hasher.write_u32(token);
         }
@@ -61,7 +70,7 @@ struct Entry {
     before: Option<u32>,
     salt: Arc<[u8]>,
     tokens: Box<[u32]>,
-    given: usize,
+    roles: Roles,
 }
 
 impl Entry {
@@ -70,7 +79,7 @@ impl Entry {
             before: self.before,
             salt: &self.salt,
             tokens: &self.tokens,
-            given: self.given,
+            roles: self.roles,
         }
     }
 }
@@ -123,7 +132,7 @@ impl PrefixIndex {
             before: content.before,
             salt: Arc::clone(content.salt),
             tokens: content.tokens.into(),
-            given: content.given,
+            roles: content.roles,
         };
         self.by_hash.insert(hash, block);
         self.entries.insert(block, entry);
@@ -142,12 +151,22 @@ mod tests {
 
     const KEY: CacheKey = [7; 16];
 
+    impl Content<'_> {
+        fn with_roles(self, expanded: usize, prompt: usize) -> Self {
+            let roles = Roles { expanded, prompt };
+            Self { roles, ..self }
+        }
+    }
+
     fn content<'a>(salt: &'a Arc<[u8]>, tokens: &'a [u32]) -> Content<'a> {
         Content {
             before: None,
             salt,
             tokens,
-            given: tokens.len(),
+            roles: Roles {
+                expanded: 0,
+                prompt: tokens.len(),
+            },
         }
     }
 
@@ -163,7 +182,8 @@ mod tests {
             plain.hash(&KEY, Some(hash)),
             content(&other, &tokens).hash(&KEY, None),
             content(&salt, &[3, 4, 6]).hash(&KEY, None),
-            Content { given: 2, ..plain }.hash(&KEY, None),
+            plain.with_roles(0, 2).hash(&KEY, None),
+            plain.with_roles(2, 3).hash(&KEY, None),
         ];
         for (index, other) in others.iter().enumerate() {
             assert_ne!(hash, *other, "change {index} is not in the hash");
@@ -183,7 +203,8 @@ mod tests {
         let others = [
             content(&other, &tokens),
             content(&salt, &[3, 4, 6]),
-            Content { given: 2, ..held },
+            held.with_roles(0, 2),
+            held.with_roles(2, 3),
             Content {
                 before: Some(1),
                 ..held

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use tramontane_model::ids::{Origin, RequestId, SequenceId, StepId, TraceId};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
-use tramontane_model::step::{Opening, RowRole, SequenceChunk};
+use tramontane_model::step::{Opening, RowRole, SequenceChunk, expanded_tokens};
 use tramontane_model::time::Tick;
 
 use super::blocks::{BlockPool, BlockTable};
 use super::event::EndReason;
-use super::prefix::{BlockHash, CacheKey, Content};
+use super::prefix::{BlockHash, CacheKey, Content, Roles};
 use super::submission::Submission;
 
 /// Order of service: the lower priority number, then the earlier submission. Kept over preemption.
@@ -47,8 +47,9 @@ pub(super) struct Request {
     salt: Arc<[u8]>,
     /// The prompt, then every emitted token.
     tokens: Vec<u32>,
-    /// How many of `tokens` are the prompt.
+    /// How many of `tokens` are the prompt, and how many of the prompt are in whole groups and so expanded.
     prompt: usize,
+    expanded: usize,
     /// Tokens at the front of the prompt whose log-probabilities nobody waits for, or no longer.
     scored: usize,
     /// Most tokens that the sequence may come to.
@@ -59,8 +60,8 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// `token_limit`: the most tokens of a sequence.
-    pub(super) fn new(submission: Submission, token_limit: usize) -> Self {
+    /// `token_limit`: the most tokens of a sequence; `expanded_group`: as in [`StepBounds`](tramontane_model::step::StepBounds).
+    pub(super) fn new(submission: Submission, token_limit: usize, expanded_group: u32) -> Self {
         let Submission {
             request,
             trace,
@@ -92,6 +93,7 @@ impl Request {
             salt: cache_salt.into(),
             tokens,
             prompt,
+            expanded: expanded_tokens(prompt, expanded_group),
             most_tokens: prompt.saturating_add(max_tokens).min(token_limit),
             hashes: Vec::new(),
             cached_prompt: CachedPrompt::Unknown,
@@ -174,7 +176,10 @@ impl Request {
             before,
             salt: &self.salt,
             tokens: &self.tokens[start..start + block_tokens],
-            given: self.prompt.saturating_sub(start).min(block_tokens),
+            roles: Roles {
+                expanded: self.expanded.saturating_sub(start).min(block_tokens),
+                prompt: self.prompt.saturating_sub(start).min(block_tokens),
+            },
         }
     }
 
@@ -260,6 +265,11 @@ impl Running {
         self.in_flight.is_empty()
     }
 
+    /// Whether a step has had rows of it: not while its first group waits for one that has room.
+    pub(super) fn is_open(&self) -> bool {
+        self.computed > self.start
+    }
+
     /// Whether there are known tokens that no step has computed: the next chunk needs no result of the one before.
     pub(super) fn is_ready(&self) -> bool {
         self.computed < self.request.known()
@@ -275,17 +285,37 @@ impl Running {
         self.request.known() - self.computed
     }
 
-    /// The next rows, at most so many, which are then in flight. One role: a chunk ends where the prompt does.
+    /// Rows that the next chunk may have: expanded rows of its group only if all of them are among `rows`, or, where `whole`,
+    /// just the rest of the group.
+    pub(super) fn chunk_rows(&self, rows: usize, group: u32, whole: bool) -> usize {
+        if self.computed >= self.request.expanded {
+            return rows;
+        }
+        // Rows are expanded only with a group, and up to a multiple of it.
+        let group = group.max(1) as usize;
+        let first = group - self.computed % group;
+        match rows.checked_sub(first) {
+            Some(more) => first + more / group * group,
+            None if whole => first,
+            None => 0,
+        }
+    }
+
+    /// The next rows, at most so many, which are then in flight. One role: a chunk ends where the prompt or its expanded
+    /// part does.
     pub(super) fn next_chunk(&mut self, step: StepId, max_rows: usize, blocks: &BlockPool) -> SequenceChunk {
         let Request {
             tokens,
             prompt,
+            expanded,
             sampling,
             scored,
             ..
         } = &self.request;
         let start = self.computed;
-        let (role, role_end) = if start < *prompt {
+        let (role, role_end) = if start < *expanded {
+            (RowRole::Expanded, *expanded)
+        } else if start < *prompt {
             (RowRole::Given, *prompt)
         } else {
             (RowRole::Generated, tokens.len())

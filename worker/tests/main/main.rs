@@ -6,6 +6,7 @@ mod choosing;
 mod cluster;
 mod constrained;
 mod copies;
+mod expanded;
 mod family;
 mod formats;
 mod golden;

@@ -11,7 +11,7 @@ impl World {
     pub(super) fn new_client(&mut self, at: u64) {
         let client = self.clients.len();
         self.clients.push(Client {
-            request: Arc::new(Request::random(&mut self.rng)),
+            request: Arc::new(Request::random(&mut self.rng, self.scenario.steps)),
             tries: 0,
             at: None,
             task: None,

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tramontane_coordinator::gateway::{Event, Finish, Gateway, GatewayError, NewRequest, Together};
 use tramontane_model::ids::{Origin, RequestId};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
-use tramontane_model::step::RowRole;
+use tramontane_model::step::{RowRole, StepBounds, expanded_tokens};
 use tramontane_sim::Rng;
 use tramontane_sim::cache::{Cell, read};
 
@@ -59,13 +59,15 @@ pub(super) struct Request {
     pub(super) timeout_ms: u64,
     pub(super) priority: i32,
     pub(super) salt: Vec<u8>,
+    /// Rows of the prompt up to here are expanded.
+    expanded: usize,
     /// The client goes away after so many tokens.
     pub(super) leaves_after: Option<usize>,
     expected: OnceLock<Vec<u32>>,
 }
 
 impl Request {
-    pub(super) fn random(rng: &mut Rng) -> Self {
+    pub(super) fn random(rng: &mut Rng, steps: StepBounds) -> Self {
         let length = 1 + rng.below(28);
         let common = rng.chance(50);
         let mut token = |at: u64| {
@@ -75,7 +77,7 @@ impl Request {
                 1 + rng.below(u64::from(VOCAB) - 1) as u32
             }
         };
-        let prompt = (0..length).map(&mut token).collect();
+        let prompt: Vec<u32> = (0..length).map(&mut token).collect();
         let greedy = SamplingParams::GREEDY;
         let sampling = SamplingParams {
             temperature: if rng.chance(30) { 0.0 } else { 0.8 },
@@ -87,6 +89,7 @@ impl Request {
             ..greedy
         };
         Self {
+            expanded: expanded_tokens(prompt.len(), steps.expanded_group),
             prompt,
             sampling,
             max_tokens: 1 + rng.below(24) as u32,
@@ -111,7 +114,14 @@ impl Request {
     fn alone(&self) -> Vec<u32> {
         let room = MAX_POSITIONS as usize - self.prompt.len();
         let most = room.min(self.max_tokens as usize);
-        let mut cells: Vec<Cell> = self.prompt.iter().map(|&token| (token, RowRole::Given)).collect();
+        let role = |at| {
+            if at < self.expanded {
+                RowRole::Expanded
+            } else {
+                RowRole::Given
+            }
+        };
+        let mut cells: Vec<Cell> = self.prompt.iter().copied().zip((0..).map(role)).collect();
         let mut emitted: Vec<u32> = Vec::new();
         while emitted.len() < most && (self.ignore_eos || emitted.last() != Some(&STOP)) {
             let layers = 0..LAYERS as usize;

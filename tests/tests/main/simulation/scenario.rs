@@ -38,7 +38,7 @@ impl Scenario {
     pub(super) fn new(rng: &mut Rng) -> Self {
         let workers = 3 + rng.below(3);
         let memory = (0..workers).map(|_| 4_500 + rng.below(7_500)).collect();
-        Self {
+        let mut scenario = Self {
             coordinators: match rng.below(10) {
                 0 => 1,
                 1 => 5,
@@ -62,12 +62,19 @@ impl Scenario {
                 max_waiting_tokens: 400,
                 prefix_cache: !rng.chance(10),
                 target_ms: 40,
+                expanded_group: 0,
             },
             standbys: rng.chance(70),
             replans: rng.chance(30),
             requests: 16 + rng.below(32) as usize,
             fault_ms: 6_000 + rng.below(20_000),
-        }
+        };
+        scenario.steps.expanded_group = match scenario.steps.max_prefill_rows % 4 {
+            1 => 3,
+            3 => 4,
+            _ => 0,
+        };
+        scenario
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::Seen;
 use crate::ops::{
-    Attention, Combine, DeviceBuffer, Embed, Experts, GateUp, LatentWrite, Linear, Matrix, Queries, RmsNorm,
-    RotateQkv, Route, Sample, SampleResult, Values, Vector,
+    Attention, Combine, DeviceBuffer, Embed, ExpandedAttention, Experts, GateUp, LatentWrite, Linear, Matrix,
+    Queries, RmsNorm, RotateQkv, Route, Sample, SampleResult, Values, Vector,
 };
 
 /// Bytes of one value of a buffer.
@@ -153,6 +153,33 @@ pub(super) fn attention<B: DeviceBuffer>(op: &Attention<'_, B>, seen: &Seen) -> 
         flops: 2 * seen.row_tokens * heads * u64::from(shape.key + shape.value),
         ..Cost::default()
     }
+}
+
+/// Latents count once; what they are expanded to stays within the op.
+pub(super) fn expanded_attention<B: DeviceBuffer>(op: &ExpandedAttention<'_, B>) -> Cost {
+    let (dims, heads) = (&op.dims, u64::from(op.dims.heads));
+    let each = op.sequences.iter().map(|piece| {
+        let (rows, context) = (u64::from(piece.rows), u64::from(piece.context()));
+        let first = u64::from(piece.first_position);
+        // Tokens that the rows see, all together.
+        let row_tokens = rows * first + rows * (rows + 1) / 2;
+        let expanding = context * heads * u64::from(dims.head_rows()) * u64::from(dims.latent);
+        let attending = row_tokens * heads * u64::from(dims.nope + dims.rope + dims.v);
+        Cost {
+            cache_bytes: context * token_bytes(op.cache),
+            input_bytes: words(rows * heads, dims.nope + dims.rope)
+                + words(rows, dims.rope)
+                + rows * META_WORDS * WORD,
+            output_bytes: words(rows * heads, dims.v),
+            flops: 2 * (expanding + attending),
+            ..Cost::default()
+        }
+    });
+    let weights = Cost {
+        weight_bytes: matrix(op.wkv_b),
+        ..Cost::default()
+    };
+    each.fold(weights, Cost::and)
 }
 
 pub(super) fn values<B: DeviceBuffer>(op: &Values<'_, B>) -> Cost {

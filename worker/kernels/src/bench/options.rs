@@ -187,6 +187,7 @@ impl Options {
                 let capacity = StepCapacity {
                     rows,
                     sequences: if option == "--rows" { rows } else { 1 },
+                    expanded_group: 0,
                 };
                 capacity
                     .validate()

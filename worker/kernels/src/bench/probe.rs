@@ -6,8 +6,8 @@ use std::time::Instant;
 use super::Seen;
 use super::cost::{self, Cost};
 use crate::ops::{
-    Adjust, Attention, Backend, Combine, DeviceBuffer, DeviceInfo, Embed, Experts, GateUp, LatentWrite,
-    Linear, OpError, Queries, ReadRange, RmsNorm, RotateQkv, Route, Sample, Values,
+    Adjust, Attention, Backend, Combine, DeviceBuffer, DeviceInfo, Embed, ExpandedAttention, Experts, GateUp,
+    LatentWrite, Linear, OpError, Queries, ReadRange, RmsNorm, RotateQkv, Route, Sample, Values,
 };
 
 /// An op that was recorded.
@@ -228,6 +228,15 @@ impl<D: Backend> Backend for Probe<D> {
         let (rows, cost) = (op.rows.total(), cost::attention(op, &self.seen));
         match self.note("attention", 0, cost, rows, op.output) {
             true => self.inner.attention(op),
+            false => Ok(()),
+        }
+    }
+
+    fn expanded_attention(&mut self, op: &ExpandedAttention<'_, D::Buffer>) -> Result<(), OpError> {
+        let cost = cost::expanded_attention(op);
+        let rows = op.sequences.iter().map(|piece| piece.rows).sum();
+        match self.note("expanded_attention", place(op.wkv_b), cost, rows, op.output) {
+            true => self.inner.expanded_attention(op),
             false => Ok(()),
         }
     }

@@ -85,6 +85,7 @@ impl<B: DeviceBuffer> Layers<B> {
     ) -> Result<(), OpError> {
         let (owner, cache) = (&self.owners[index], &step.caches[index]);
         let mut pass = LayerPass {
+            expanded: &[],
             backend,
             spec,
             buffers: &step.buffers,
@@ -144,6 +145,7 @@ impl<B: DeviceBuffer> Step<B> {
         let capacity = StepCapacity {
             rows: case.rows,
             sequences,
+            expanded_group: 0,
         };
         let width = case.context.div_ceil(BLOCK_TOKENS);
         let kv = KvShape {

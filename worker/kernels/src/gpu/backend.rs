@@ -16,8 +16,8 @@ use super::staging::Staging;
 use super::tuning::Tuning;
 use super::{direct, ops, staging};
 use crate::ops::{
-    Adjust, Attention, Backend, Combine, DeviceBuffer, DeviceInfo, Embed, Experts, GateUp, LatentWrite,
-    Linear, OpError, Queries, ReadRange, RmsNorm, RotateQkv, Route, Sample, Values,
+    Adjust, Attention, Backend, Combine, DeviceBuffer, DeviceInfo, Embed, ExpandedAttention, Experts, GateUp,
+    LatentWrite, Linear, OpError, Queries, ReadRange, RmsNorm, RotateQkv, Route, Sample, Values,
 };
 
 /// Most workgroups in one dimension: what every Vulkan device has.
@@ -428,6 +428,10 @@ impl Backend for GpuBackend {
 
     fn attention(&mut self, op: &Attention<'_, GpuBuffer>) -> Result<(), OpError> {
         ops::attention::record(self, op)
+    }
+
+    fn expanded_attention(&mut self, op: &ExpandedAttention<'_, GpuBuffer>) -> Result<(), OpError> {
+        ops::expanded_attention::record(self, op)
     }
 
     fn values(&mut self, op: &Values<'_, GpuBuffer>) -> Result<(), OpError> {

@@ -6,11 +6,13 @@
 use std::collections::HashMap;
 use std::mem::size_of;
 
+use tramontane_model::footprint::EXPANDED_TOKENS;
 use tramontane_model::placement::KvFormat;
 
 use super::matrices::{self, Codes, Sums, TILED_ROWS, Tiled, Variant};
 use super::ops::{
-    adjust, attention, elementwise, experts, matmul, norm, queries, rotate_qkv, route, row_factors, sample,
+    adjust, attention, elementwise, expanded_attention, experts, matmul, norm, queries, rotate_qkv, route,
+    row_factors, sample,
 };
 use super::tuning::{ATTENTION_BLOCKS, Tuning};
 
@@ -31,6 +33,13 @@ pub(super) enum Kernel {
     AttentionMerge,
     Combine,
     Embed,
+    ExpandGather {
+        cached: KvFormat,
+    },
+    ExpandedAttention {
+        /// Rows of a workgroup, in fours.
+        blocks: u32,
+    },
     GateUp(Variant),
     GateUpTiled(Tiled),
     GroupExperts,
@@ -51,6 +60,7 @@ pub(super) enum Kernel {
     Sample {
         lanes: u32,
     },
+    TurnQueries,
 }
 
 /// What all variants of a shader have in common.
@@ -78,10 +88,16 @@ impl Kernel {
             Self::GroupExperts,
             Self::RmsNorm,
             Self::Route,
+            Self::TurnQueries,
         ];
+        kernels.extend(ATTENTION_BLOCKS.map(|blocks| Self::ExpandedAttention { blocks }));
         kernels.extend(tuning.lanes_sample.iter().map(|&lanes| Self::Sample { lanes }));
         for cached in KvFormat::ALL {
-            kernels.extend([Self::LatentWrite { cached }, Self::RotateQkv { cached }]);
+            kernels.extend([
+                Self::ExpandGather { cached },
+                Self::LatentWrite { cached },
+                Self::RotateQkv { cached },
+            ]);
             kernels.extend(ATTENTION_BLOCKS.map(|blocks| Self::Attention { blocks, cached }));
         }
         for codes in Codes::ALL {
@@ -124,6 +140,9 @@ impl Kernel {
             Self::GateUpTiled(_) => 14,
             Self::LinearTiled(_) => 15,
             Self::RowFactors => 16,
+            Self::ExpandGather { .. } => 17,
+            Self::ExpandedAttention { .. } => 18,
+            Self::TurnQueries => 19,
         }
     }
 
@@ -148,9 +167,15 @@ impl Kernel {
                     true => sources![
                         "attention_subgroup.wgsl",
                         "shared/attention.wgsl",
+                        "shared/attention_subgroup.wgsl",
                         "shared/loads_u64.wgsl"
                     ],
-                    false => sources!["attention.wgsl", "shared/attention.wgsl", "shared/loads_u32.wgsl"],
+                    false => sources![
+                        "attention.wgsl",
+                        "shared/attention.wgsl",
+                        "shared/attention_lanes.wgsl",
+                        "shared/loads_u32.wgsl"
+                    ],
                 };
                 new("attention", sources, 4, 2, size_of::<attention::Params>())
             }
@@ -165,6 +190,29 @@ impl Kernel {
             Self::Embed => {
                 let size = size_of::<elementwise::EmbedParams>();
                 new("embed", sources!["embed.wgsl"], 2, 1, size)
+            }
+            Self::ExpandGather { .. } => {
+                let sources = sources!["expand_gather.wgsl", "shared/loads_u32.wgsl"];
+                let size = size_of::<expanded_attention::GatherParams>();
+                new("expand_gather", sources, 2, 2, size)
+            }
+            Self::ExpandedAttention { .. } => {
+                let sources = match tuning.shares_loads {
+                    true => sources![
+                        "expanded_attention_subgroup.wgsl",
+                        "shared/expanded.wgsl",
+                        "shared/attention_subgroup.wgsl",
+                        "shared/loads_u64.wgsl"
+                    ],
+                    false => sources![
+                        "expanded_attention.wgsl",
+                        "shared/expanded.wgsl",
+                        "shared/attention_lanes.wgsl",
+                        "shared/loads_u32.wgsl"
+                    ],
+                };
+                let size = size_of::<expanded_attention::Params>();
+                new("expanded_attention", sources, 2, 2, size)
             }
             Self::GateUp(_) => {
                 let sources = matrices::sources(include_str!("../../shaders/gate_up.wgsl"), tuning);
@@ -224,6 +272,16 @@ impl Kernel {
                 let sources = sources!["sample.wgsl", "shared/reduce.wgsl", "shared/philox.wgsl"];
                 new("sample", sources, 2, 1, size_of::<sample::Params>())
             }
+            Self::TurnQueries => {
+                let size = size_of::<expanded_attention::TurnParams>();
+                new(
+                    "turn_queries",
+                    sources!["turn_queries.wgsl", "shared/rotate.wgsl"],
+                    3,
+                    1,
+                    size,
+                )
+            }
         }
     }
 
@@ -237,22 +295,28 @@ impl Kernel {
             | Self::AttentionMerge
             | Self::Combine
             | Self::Embed
+            | Self::ExpandGather { .. }
+            | Self::ExpandedAttention { .. }
             | Self::GroupExperts
             | Self::LatentWrite { .. }
             | Self::RmsNorm
             | Self::RotateQkv { .. }
             | Self::Route
             | Self::RowFactors
-            | Self::Sample { .. } => None,
+            | Self::Sample { .. }
+            | Self::TurnQueries => None,
         }
     }
 
     /// How the cache that it reads or writes stores values, where it does.
     fn cached(self) -> Option<KvFormat> {
         match self {
-            Self::Attention { cached, .. } | Self::LatentWrite { cached } | Self::RotateQkv { cached } => {
-                Some(cached)
-            }
+            Self::Attention { cached, .. }
+            | Self::ExpandGather { cached }
+            | Self::LatentWrite { cached }
+            | Self::RotateQkv { cached } => Some(cached),
+            // Of what is expanded, which is like a cache of f32.
+            Self::ExpandedAttention { .. } => Some(KvFormat::F32),
             Self::Adjust
             | Self::AttentionMerge
             | Self::Combine
@@ -266,7 +330,8 @@ impl Kernel {
             | Self::RmsNorm
             | Self::Route
             | Self::RowFactors
-            | Self::Sample { .. } => None,
+            | Self::Sample { .. }
+            | Self::TurnQueries => None,
         }
     }
 
@@ -282,13 +347,16 @@ impl Kernel {
             | Self::AttentionMerge
             | Self::Combine
             | Self::Embed
+            | Self::ExpandGather { .. }
+            | Self::ExpandedAttention { .. }
             | Self::GroupExperts
             | Self::LatentWrite { .. }
             | Self::RmsNorm
             | Self::RotateQkv { .. }
             | Self::Route
             | Self::RowFactors
-            | Self::Sample { .. } => None,
+            | Self::Sample { .. }
+            | Self::TurnQueries => None,
         }
     }
 
@@ -319,19 +387,15 @@ impl Kernel {
         };
         match self {
             Self::Attention { blocks, .. } => {
-                let mut constants = lanes(tuning.lanes_attention);
-                constants.push(("BLOCKS", f64::from(blocks)));
-                if tuning.shares_loads {
-                    constants.push(("SPLIT", f64::from(tuning.attention_split(blocks))));
-                } else {
-                    constants.push(("BLOCK_LANES", f64::from(tuning.lanes_attention / blocks)));
-                    constants.push(("TILE", f64::from(tuning.attention_tile(blocks))));
-                    constants.push(("CHUNK", f64::from(tuning.attention_chunk(blocks))));
-                }
-                constants
+                attention_constants(tuning, blocks, tuning.attention_split(blocks))
             }
+            Self::ExpandedAttention { blocks } => attention_constants(tuning, blocks, EXPANDED_TOKENS),
             Self::AttentionMerge => lanes(tuning.lanes_attention),
-            Self::Combine | Self::Embed | Self::RotateQkv { .. } => lanes(tuning.lanes_each),
+            Self::Combine
+            | Self::Embed
+            | Self::ExpandGather { .. }
+            | Self::RotateQkv { .. }
+            | Self::TurnQueries => lanes(tuning.lanes_each),
             Self::GateUp(variant) => matrix(variant, tuning.gate_up_lane_outputs()),
             Self::Linear(variant) => matrix(variant, tuning.outputs),
             Self::GateUpTiled(tiled) | Self::LinearTiled(tiled) => vec![("ROWS", f64::from(tiled.rows))],
@@ -346,6 +410,22 @@ impl Kernel {
             Self::Route => lanes(tuning.lanes_route),
         }
     }
+}
+
+/// Those of attention with so many tokens for a workgroup.
+fn attention_constants(tuning: &Tuning, blocks: u32, tokens: u32) -> Vec<(&'static str, f64)> {
+    let lanes = tuning.lanes_attention;
+    let mut constants = vec![("LANES", lanes), ("BLOCKS", blocks)];
+    match tuning.shares_loads {
+        true => constants.push(("SPLIT", tokens)),
+        false => constants.extend([
+            ("BLOCK_LANES", lanes / blocks),
+            ("TILE", tuning.attention_tile(blocks)),
+            ("CHUNK", tuning.attention_chunk(blocks)),
+        ]),
+    }
+    let each = constants.into_iter();
+    each.map(|(name, value)| (name, f64::from(value))).collect()
 }
 
 /// A compiled kernel.

@@ -206,6 +206,15 @@ impl Tuning {
         }
     }
 
+    /// Rows of a workgroup of expanded attention, in fours, where a sequence has so many. Where lanes share loads sums are the
+    /// same with any number; elsewhere their order is by how many lanes a block has.
+    pub(super) fn expanded_blocks(&self, rows: u32) -> u32 {
+        match self.shares_loads {
+            true => Self::attention_blocks(rows),
+            false => MOST_ATTENTION_BLOCKS,
+        }
+    }
+
     /// Tokens of a sequence, at multiples of so many, that a workgroup of attention sees: few on GPUs, which have room for
     /// many workgroups. Where lanes share loads, scores of all of them are in workgroup memory, 16 bytes for four heads.
     pub(super) fn attention_split(&self, blocks: u32) -> u32 {

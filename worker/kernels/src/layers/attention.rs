@@ -1,12 +1,16 @@
 //! Attention of a layer, from its normed rows to what `wo` reads: projections, cache write, attention.
 //!
-//! Latent attention in its absorbed form (DeepSeek-V2, appendix C), or grouped-query attention.
+//! Latent attention in its absorbed form (DeepSeek-V2, appendix C) or, for expanded rows, as it is defined there; or
+//! grouped-query attention.
 
 use tramontane_model::spec::MlaSpec;
 
 use super::pass::LayerPass;
 use super::weights::{GroupedAttention, LatentAttention};
-use crate::ops::{Attention, Backend, KvCache, LatentWrite, MlaDims, OpError, Queries, RotateQkv, Values};
+use crate::ops::{
+    Attention, Backend, ExpandedAttention, KvCache, LatentWrite, MlaDims, OpError, Queries, RotateQkv, Rows,
+    Values,
+};
 
 impl<'a, D: Backend> LayerPass<'a, D> {
     /// Latent attention; gives the buffer of the values.
@@ -43,6 +47,41 @@ impl<'a, D: Backend> LayerPass<'a, D> {
             cache,
             rows,
         })?;
+        let expanded: u32 = self.expanded.iter().map(|piece| piece.rows).sum();
+        let absorbed = Rows::new(rows.generated, rows.given.saturating_sub(expanded));
+        if absorbed.total() > 0 {
+            self.absorbed(weights, dims, cache, absorbed)?;
+        }
+        if expanded > 0 {
+            self.backend.expanded_attention(&ExpandedAttention {
+                input: &buffers.expanded,
+                queries: &buffers.queries,
+                wkv_b: &weights.wkv_b,
+                dims,
+                rotary: &buffers.rotary,
+                meta: &buffers.meta,
+                tables: &buffers.tables,
+                table_rows: self.table_rows,
+                table_width: self.table_width,
+                cache,
+                scale: spec.attention.softmax_scale(),
+                scratch: &buffers.expansion,
+                output: &buffers.attended,
+                sequences: self.expanded,
+            })?;
+        }
+        Ok(&buffers.attended)
+    }
+
+    /// Attention of the first rows over the latents themselves.
+    fn absorbed(
+        &mut self,
+        weights: &LatentAttention<D::Buffer>,
+        dims: MlaDims,
+        cache: &KvCache<D::Buffer>,
+        rows: Rows,
+    ) -> Result<(), OpError> {
+        let buffers = self.buffers;
         self.backend.queries(&Queries {
             input: &buffers.expanded,
             wkv_b: &weights.wkv_b,
@@ -52,15 +91,14 @@ impl<'a, D: Backend> LayerPass<'a, D> {
             output: &buffers.queries,
             rows,
         })?;
-        self.attend(dims.heads, cache)?;
+        self.attend(dims.heads, cache, rows)?;
         self.backend.values(&Values {
             input: &buffers.context,
             wkv_b: &weights.wkv_b,
             dims,
             output: &buffers.attended,
             rows,
-        })?;
-        Ok(&buffers.attended)
+        })
     }
 
     /// Grouped-query attention; gives the buffer of the values.
@@ -85,11 +123,11 @@ impl<'a, D: Backend> LayerPass<'a, D> {
             output: &buffers.queries,
             rows: self.rows,
         })?;
-        self.attend(heads, cache)?;
+        self.attend(heads, cache, self.rows)?;
         Ok(&buffers.context)
     }
 
-    fn attend(&mut self, heads: u32, cache: &KvCache<D::Buffer>) -> Result<(), OpError> {
+    fn attend(&mut self, heads: u32, cache: &KvCache<D::Buffer>, rows: Rows) -> Result<(), OpError> {
         let buffers = self.buffers;
         self.backend.attention(&Attention {
             queries: &buffers.queries,
@@ -102,7 +140,7 @@ impl<'a, D: Backend> LayerPass<'a, D> {
             scale: self.spec.attention.softmax_scale(),
             partials: &buffers.partials,
             output: &buffers.context,
-            rows: self.rows,
+            rows,
         })
     }
 }

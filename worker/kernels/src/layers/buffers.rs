@@ -5,7 +5,9 @@ use tramontane_model::footprint::{
 };
 use tramontane_model::spec::{AttentionSpec, ModelSpec};
 
-use crate::ops::{Backend, DeviceBuffer, ExpertScratch, KvCache, KvCacheShape, OpError, SampleResult};
+use crate::ops::{
+    Backend, DeviceBuffer, ExpandedScratch, ExpertScratch, KvCache, KvCacheShape, OpError, SampleResult,
+};
 use tramontane_model::placement::{KvShape, LayerRange};
 
 const _: () = assert!(SampleResult::bytes(1) == SAMPLE_RESULT_WORDS * 4);
@@ -30,6 +32,7 @@ pub struct OwnerBuffers<B> {
     pub partials: B,
     pub context: B,
     pub attended: B,
+    pub expansion: ExpandedScratch<B>,
     pub gated: B,
     pub shared: B,
     pub router_logits: B,
@@ -101,6 +104,11 @@ impl<B: DeviceBuffer> OwnerBuffers<B> {
             partials: new("attention partials", bytes.partials)?,
             context: new("attention context", bytes.context)?,
             attended: new("attention values", bytes.attended)?,
+            expansion: ExpandedScratch {
+                latents: new("latents to expand", bytes.expanded_latents)?,
+                keys_values: new("expanded keys and values", bytes.expanded_tokens)?,
+                state: new("state of expanded rows", bytes.expanded_state)?,
+            },
             gated: new("gated", bytes.gated)?,
             shared: new("shared expert result", bytes.shared)?,
             router_logits: new("router logits", bytes.router_logits)?,

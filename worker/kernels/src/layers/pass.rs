@@ -6,8 +6,8 @@ use tramontane_model::spec::{AttentionSpec, ModelSpec, MoeSpec};
 use super::buffers::OwnerBuffers;
 use super::weights::{FeedForward, LayerAttention, OwnerLayer};
 use crate::ops::{
-    Backend, Combine, ExpertBank, ExpertScratch, Experts, GateUp, KvCache, Linear, Matrix, OpError, RmsNorm,
-    Route, Rows, Vector,
+    Backend, Combine, ExpertBank, ExpertScratch, Experts, GateUp, KvCache, Linear, Matrix, OpError,
+    PromptRows, RmsNorm, Route, Rows, Vector,
 };
 
 /// The rows of a step on their way through the layers of a stage. Nothing is read back.
@@ -21,6 +21,8 @@ pub struct LayerPass<'a, D: Backend> {
     pub buffers: &'a OwnerBuffers<D::Buffer>,
     /// The rows of the step.
     pub rows: Rows,
+    /// The last of them, as far as they are expanded: each chunk's.
+    pub expanded: &'a [PromptRows],
     /// Rows of the block tables.
     pub table_rows: u32,
     /// Blocks of a row of the block tables.

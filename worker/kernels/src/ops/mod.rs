@@ -16,6 +16,7 @@ mod cache;
 mod combine;
 mod embed;
 mod error;
+mod expanded_attention;
 mod expert_bank;
 mod experts;
 mod gate_up;
@@ -38,6 +39,7 @@ pub use cache::{KvCache, KvCacheShape};
 pub use combine::Combine;
 pub use embed::Embed;
 pub use error::OpError;
+pub use expanded_attention::{ExpandedAttention, ExpandedScratch, PromptRows};
 pub use expert_bank::{BankPart, ExpertBank, ExpertLayout};
 pub use experts::{ExpertScratch, Experts};
 pub use gate_up::GateUp;
@@ -147,6 +149,8 @@ pub trait Backend {
     fn rotate_qkv(&mut self, op: &RotateQkv<'_, Self::Buffer>) -> Result<(), OpError>;
     /// Attention over the paged cache.
     fn attention(&mut self, op: &Attention<'_, Self::Buffer>) -> Result<(), OpError>;
+    /// Latent attention of rows of prompts over expanded keys and values.
+    fn expanded_attention(&mut self, op: &ExpandedAttention<'_, Self::Buffer>) -> Result<(), OpError>;
     /// Applies the value half of `wkv_b` to attention's latent output.
     fn values(&mut self, op: &Values<'_, Self::Buffer>) -> Result<(), OpError>;
     /// Router: gate, softmax, top-k, renormalisation.

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::{
-    CpuBuffer, adjust, attention, combine, embed, experts, gate_up, latent, linear, queries, rms_norm,
-    rotate_qkv, route, sample, values,
+    CpuBuffer, adjust, attention, combine, embed, expanded_attention, experts, gate_up, latent, linear,
+    queries, rms_norm, rotate_qkv, route, sample, values,
 };
 use crate::ops::{
-    Adjust, Attention, Backend, Combine, DeviceBuffer, DeviceInfo, Embed, Experts, GateUp, LatentWrite,
-    Linear, OpError, Queries, ReadRange, RmsNorm, RotateQkv, Route, Sample, Values,
+    Adjust, Attention, Backend, Combine, DeviceBuffer, DeviceInfo, Embed, ExpandedAttention, Experts, GateUp,
+    LatentWrite, Linear, OpError, Queries, ReadRange, RmsNorm, RotateQkv, Route, Sample, Values,
 };
 
 /// The reference backend.
@@ -156,6 +156,12 @@ impl Backend for CpuBackend {
     fn attention(&mut self, op: &Attention<'_, CpuBuffer>) -> Result<(), OpError> {
         op.check()?;
         attention::run(op);
+        Ok(())
+    }
+
+    fn expanded_attention(&mut self, op: &ExpandedAttention<'_, CpuBuffer>) -> Result<(), OpError> {
+        op.check()?;
+        expanded_attention::run(op);
         Ok(())
     }
 

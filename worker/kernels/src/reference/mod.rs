@@ -11,6 +11,7 @@ mod cache;
 mod combine;
 mod decode;
 mod embed;
+mod expanded_attention;
 mod experts;
 mod gate_up;
 mod latent;

@@ -112,7 +112,11 @@ fn uneven_steps_even_out() {
 fn no_more_run_than_the_steps_have_room_for() {
     for (rows, sequences, running) in [(20, 32, 8), (64, 3, 6), (64, 32, 16)] {
         let config = SchedulerConfig {
-            capacity: StepCapacity { rows, sequences },
+            capacity: StepCapacity {
+                rows,
+                sequences,
+                expanded_group: 0,
+            },
             steps_in_flight: 2,
             ..config()
         };

@@ -7,7 +7,7 @@ use tramontane_model::sampling::SamplingParams;
 use tramontane_model::step::{StepResult, Unsampled};
 use tramontane_model::time::Tick;
 
-use super::pipeline::alone;
+use super::pipeline::{alone, prompt_cells};
 use super::world::World;
 use super::{config, prompt, submission};
 use crate::scheduler::{EndReason, ProtocolError, Refusal, SchedulerConfig};
@@ -18,7 +18,14 @@ fn world() -> World {
 
 /// What these tests' prompt gives alone.
 fn greedy(max_tokens: usize) -> Vec<u32> {
-    alone(1, 50, &prompt(5), &SamplingParams::GREEDY, max_tokens, None)
+    alone(
+        1,
+        50,
+        &prompt_cells(&prompt(5), 0),
+        &SamplingParams::GREEDY,
+        max_tokens,
+        None,
+    )
 }
 
 #[test]

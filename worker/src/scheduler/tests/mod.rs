@@ -2,6 +2,7 @@
 
 mod batching;
 mod cache;
+mod groups;
 mod lifecycle;
 mod pacing;
 mod pipeline;
@@ -39,6 +40,7 @@ fn config() -> SchedulerConfig {
         capacity: StepCapacity {
             rows: 64,
             sequences: 32,
+            expanded_group: 0,
         },
         max_prefill_rows: 16,
         max_sequences: 16,

@@ -27,11 +27,14 @@ struct Machine {
 
 impl Machine {
     fn takes(self, batch: &StepBatch) -> u64 {
-        let rows = |role| {
-            let chunks = batch.chunks.iter().filter(move |chunk| chunk.role == role);
+        let rows = |is_prompt| {
+            let chunks = batch
+                .chunks
+                .iter()
+                .filter(move |chunk| chunk.role.is_prompt() == is_prompt);
             chunks.map(|chunk| chunk.tokens.len() as u64).sum::<u64>()
         };
-        let (given, generated) = (rows(RowRole::Given), rows(RowRole::Generated));
+        let (given, generated) = (rows(true), rows(false));
         self.step
             + self.decode_row * generated
             + self.prompt_row * given
@@ -61,6 +64,7 @@ impl Timed {
             capacity: StepCapacity {
                 rows: 256,
                 sequences: 32,
+                expanded_group: 0,
             },
             max_prefill_rows: 128,
             max_positions: 2048,

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::SequenceId;
 use tramontane_model::sampling::{SampledToken, SamplingParams};
-use tramontane_model::step::{RowRole, SequenceChunk, StepBatch, StepResult};
+use tramontane_model::step::{RowRole, SequenceChunk, StepBatch, StepResult, expanded_tokens};
 use tramontane_sim::cache::{Cache, Cell, mix, read};
 
 use crate::scheduler::SchedulerConfig;
@@ -23,13 +23,31 @@ fn score(state: u64, token: u32) -> f32 {
     -((mix(state, u64::from(token)) >> 48) as f32)
 }
 
+/// The role of a token in a sequence or block of so many expanded and prompt tokens.
+pub(super) fn role(at: usize, expanded: usize, prompt: usize) -> RowRole {
+    if at < expanded {
+        RowRole::Expanded
+    } else if at < prompt {
+        RowRole::Given
+    } else {
+        RowRole::Generated
+    }
+}
+
+/// What a cache holds of a prompt.
+pub(super) fn prompt_cells(prompt: &[u32], group: u32) -> Vec<Cell> {
+    let expanded = expanded_tokens(prompt.len(), group);
+    let roles = (0..).map(|at| role(at, expanded, prompt.len()));
+    prompt.iter().copied().zip(roles).collect()
+}
+
 /// The log-probabilities of a prompt's tokens from the second on: the oracle.
-pub(super) fn scores_alone(stages: usize, prompt: &[u32]) -> Vec<SampledToken> {
+pub(super) fn scores_alone(stages: usize, prompt: &[Cell]) -> Vec<SampledToken> {
     let scored = (1..prompt.len()).map(|at| {
-        let before = prompt[..at].iter().map(|&token| (token, RowRole::Given));
+        let (token, _) = prompt[at];
         SampledToken {
-            token: prompt[at],
-            logprob: score(read(0, stages - 1, before), prompt[at]),
+            token,
+            logprob: score(read(0, stages - 1, prompt[..at].iter().copied()), token),
             top: vec![],
         }
     });
@@ -40,12 +58,12 @@ pub(super) fn scores_alone(stages: usize, prompt: &[u32]) -> Vec<SampledToken> {
 pub(super) fn alone(
     stages: usize,
     vocab_size: u32,
-    prompt: &[u32],
+    prompt: &[Cell],
     sampling: &SamplingParams,
     max_tokens: usize,
     stop: Option<u32>,
 ) -> Vec<u32> {
-    let mut history: Vec<Cell> = prompt.iter().map(|&token| (token, RowRole::Given)).collect();
+    let mut history = prompt.to_vec();
     let mut emitted = Vec::new();
     while emitted.len() < max_tokens && (emitted.is_empty() || emitted.last() != stop.as_ref()) {
         let state = (0..stages).fold(0, |state, stage| read(state, stage, history.iter().copied()));
@@ -119,10 +137,28 @@ impl Pipeline {
         batch
             .validate(&self.config.step_limits())
             .expect("a step within its limits");
-        let StepCapacity { rows, sequences } = self.config.capacity;
+        let StepCapacity {
+            rows,
+            sequences,
+            expanded_group,
+        } = self.config.capacity;
         assert!(batch.rows() <= rows as usize, "{} rows", batch.rows());
         let chunks = batch.chunks.len();
         assert!(chunks <= sequences as usize, "{chunks} sequences");
+        for chunk in batch
+            .chunks
+            .iter()
+            .filter(|chunk| chunk.role == RowRole::Expanded)
+        {
+            let end = chunk.first_position + chunk.tokens.len() as u32;
+            assert_eq!(end % expanded_group, 0, "a group is cut: {chunk:?}");
+        }
+        let prompt_rows = batch.chunks.iter().filter(|chunk| chunk.role.is_prompt());
+        let prompt_rows: usize = prompt_rows.map(|chunk| chunk.tokens.len()).sum();
+        assert!(
+            prompt_rows <= self.config.max_prefill_rows,
+            "{prompt_rows} prompt rows"
+        );
         let states = vec![0; batch.chunks.len()];
         self.stages[0].inbox.push_back((batch, states));
     }
@@ -163,13 +199,13 @@ impl Pipeline {
                 let opened = Open {
                     sampling: opening.sampling.clone(),
                     next_position: chunk.first_position,
-                    role: RowRole::Given,
+                    role: RowRole::Expanded,
                 };
                 assert!(self.open.insert(chunk.sequence, opened).is_none(), "opened twice");
             }
             let open = self.open.get_mut(&chunk.sequence).expect("an open sequence");
             assert_eq!(chunk.first_position, open.next_position, "rows out of order");
-            assert!(chunk.role >= open.role, "a prompt row after a generated one");
+            assert!(chunk.role >= open.role, "a row after one of a later role");
             open.next_position += chunk.tokens.len() as u32;
             open.role = chunk.role;
             if !chunk.scored.is_empty() {

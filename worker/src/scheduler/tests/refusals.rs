@@ -111,13 +111,17 @@ fn tokens_that_wait_are_bounded_but_one_request_may_always_wait() {
 #[test]
 fn each_field_of_a_configuration_is_checked() {
     type Change = fn(&mut SchedulerConfig);
-    let changes: [(Change, &str); 14] = [
+    let changes: [(Change, &str); 15] = [
         (|c| c.kv.block_tokens = 0, "kv.block_tokens is 0"),
         (|c| c.kv.blocks = 0, "kv.blocks is 0"),
         (|c| c.kv.blocks = u32::MAX, "kv.blocks is 4294967295"),
         (|c| c.steps_in_flight = 0, "steps_in_flight is 0"),
         (|c| c.capacity.rows = 0, "rows is 0"),
         (|c| c.capacity.sequences = 1025, "sequences is 1025"),
+        (
+            |c| c.capacity.expanded_group = 17,
+            "expanded_group is 17, it must be at most max_prefill_rows, which is 16",
+        ),
         (|c| c.max_prefill_rows = 0, "max_prefill_rows is 0"),
         (|c| c.max_sequences = 0, "max_sequences is 0"),
         (|c| c.max_waiting = 0, "max_waiting is 0"),

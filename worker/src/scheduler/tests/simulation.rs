@@ -77,7 +77,7 @@ fn prompts() -> impl Strategy<Value = Vec<u32>> {
 
 fn configs() -> impl Strategy<Value = (SchedulerConfig, usize)> {
     let shape = (1..5u32, 3..24u32, 1..4usize, 0..2usize);
-    let capacity = (1..6u32, 1..6u32);
+    let capacity = (1..6u32, 1..6u32, 0..8u32);
     let limits = (1..12usize, 1..9usize, 1..10usize, 8..48u32);
     let waiting = (1..400u64, prop::bool::weighted(0.8));
     let configs = (shape, capacity, limits, waiting).prop_map(|(shape, capacity, limits, waiting)| {
@@ -95,6 +95,7 @@ fn configs() -> impl Strategy<Value = (SchedulerConfig, usize)> {
             capacity: StepCapacity {
                 rows: max_prefill_rows as u32 + capacity.0,
                 sequences: capacity.1,
+                expanded_group: capacity.2.min(max_prefill_rows as u32),
             },
             max_prefill_rows,
             max_sequences,

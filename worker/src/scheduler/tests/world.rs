@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tramontane_model::ids::RequestId;
 use tramontane_model::sampling::SampledToken;
-use tramontane_model::step::{RowRole, StepBatch};
+use tramontane_model::step::StepBatch;
 use tramontane_model::time::Tick;
 
-use super::pipeline::{Pipeline, alone, scores_alone};
+use super::pipeline::{Pipeline, alone, prompt_cells, role, scores_alone};
 use super::{CACHE_KEY, STOP};
 use crate::scheduler::{EndReason, Event, Refusal, Scheduler, SchedulerConfig, Submission};
 
@@ -186,9 +186,11 @@ impl World {
             } = &client.submission;
             let room = config.token_limit() as usize - prompt.len();
             let (most, stop) = (room.min(*max_tokens as usize), (!ignore_eos).then_some(STOP));
-            let expected = alone(self.stages, config.vocab_size, prompt, sampling, most, stop);
+            let group = config.capacity.expanded_group;
+            let cells = prompt_cells(prompt, group);
+            let expected = alone(self.stages, config.vocab_size, &cells, sampling, most, stop);
             if sampling.prompt_logprobs.is_some() {
-                let scores = scores_alone(self.stages, prompt);
+                let scores = scores_alone(self.stages, &cells);
                 assert!(scores.starts_with(&client.scores), "{request}");
             }
             assert!(
@@ -213,14 +215,8 @@ impl World {
 
     /// Every block of the prefix cache holds on every stage what the scheduler says.
     fn check_cached(&self) {
-        for (block, tokens, given) in self.scheduler.cached_blocks() {
-            let roles = (0..).map(|at| {
-                if at < given {
-                    RowRole::Given
-                } else {
-                    RowRole::Generated
-                }
-            });
+        for (block, tokens, cached) in self.scheduler.cached_blocks() {
+            let roles = (0..).map(|at| role(at, cached.expanded, cached.prompt));
             let expected: Vec<_> = tokens.iter().copied().zip(roles).map(Some).collect();
             for stage in 0..self.stages {
                 assert_eq!(

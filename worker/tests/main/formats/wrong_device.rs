@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tramontane_kernels::ops::{
-    Adjust, Attention, Backend, Combine, DeviceBuffer, DeviceInfo, Embed, Experts, GateUp, LatentWrite,
-    Linear, OpError, Queries, ReadRange, RmsNorm, RotateQkv, Route, Sample, Values,
+    Adjust, Attention, Backend, Combine, DeviceBuffer, DeviceInfo, Embed, ExpandedAttention, Experts, GateUp,
+    LatentWrite, Linear, OpError, Queries, ReadRange, RmsNorm, RotateQkv, Route, Sample, Values,
 };
 use tramontane_kernels::reference::{CpuBackend, CpuBuffer};
 use tramontane_worker::executor::{DeviceError, Executor, ExecutorOptions};
@@ -79,6 +79,7 @@ impl Backend for Wrong {
         queries: Queries,
         rotate_qkv: RotateQkv,
         attention: Attention,
+        expanded_attention: ExpandedAttention,
         values: Values,
         route: Route,
         experts: Experts,

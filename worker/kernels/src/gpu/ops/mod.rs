@@ -5,6 +5,7 @@
 pub(super) mod adjust;
 pub(super) mod attention;
 pub(super) mod elementwise;
+pub(super) mod expanded_attention;
 pub(super) mod experts;
 pub(super) mod matmul;
 pub(super) mod norm;

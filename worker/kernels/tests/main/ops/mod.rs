@@ -3,6 +3,7 @@
 
 mod attention;
 mod device;
+mod expanded;
 mod given;
 mod long_sequences;
 mod matrices;

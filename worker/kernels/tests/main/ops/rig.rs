@@ -36,7 +36,7 @@ pub(crate) fn device() -> MutexGuard<'static, GpuBackend> {
 }
 
 /// The same adapter with the kernels of real GPUs.
-fn device_with_gpu_kernels() -> MutexGuard<'static, GpuBackend> {
+pub(super) fn device_with_gpu_kernels() -> MutexGuard<'static, GpuBackend> {
     static DEVICE: OnceLock<Mutex<GpuBackend>> = OnceLock::new();
     let device = DEVICE
         .get_or_init(|| Mutex::new(gpu::open_with_gpu_kernels(&config(1 << 30)).expect("a Vulkan adapter")));
@@ -44,7 +44,7 @@ fn device_with_gpu_kernels() -> MutexGuard<'static, GpuBackend> {
 }
 
 /// The same with given rows rounded to f16, as cooperative matrices need them.
-fn device_with_given_rows_in_f16() -> MutexGuard<'static, GpuBackend> {
+pub(super) fn device_with_given_rows_in_f16() -> MutexGuard<'static, GpuBackend> {
     static DEVICE: OnceLock<Mutex<GpuBackend>> = OnceLock::new();
     let device = DEVICE.get_or_init(|| {
         Mutex::new(gpu::open_with_given_rows_in_f16(&config(1 << 30)).expect("a Vulkan adapter"))
