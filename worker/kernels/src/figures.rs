@@ -106,6 +106,19 @@ pub enum Role {
     Generated,
     /// Rows of a prompt, the last of one sequence.
     Given,
+    /// The same, attending to expanded keys and values.
+    Expanded,
+}
+
+impl Role {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Generated => "generated",
+            Self::Given => "given",
+            Self::Expanded => "expanded",
+        }
+    }
 }
 
 /// A call of an op, or a whole layer.

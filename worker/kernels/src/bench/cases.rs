@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use super::measure::{ATTENTION, Bench, TIMEOUT, Work, case_name, part_name, total};
+use super::measure::{Bench, OF_CONTEXT, TIMEOUT, Work, case_name, part_name, total};
 use super::probe::Probe;
 use super::step::{Layers, Step};
 use super::weights::{Maker, names};
@@ -45,14 +45,17 @@ impl Bench<'_> {
         };
         let cached = self.options.cached(self.device.info().is_cpu);
         for (role, rows) in self.rows() {
-            let mut wanted = Wanted::All;
+            // Expanded rows are given ones to all but attention.
+            let mut wanted = match role {
+                Role::Generated | Role::Given => Wanted::All,
+                Role::Expanded => Wanted::OfContext,
+            };
             let mut before = 0;
             for &context in self.options.context.each() {
                 // A prompt is as long as its rows.
-                let context = if role == Role::Given {
-                    context.max(rows)
-                } else {
-                    context
+                let context = match role {
+                    Role::Generated => context,
+                    Role::Given | Role::Expanded => context.max(rows),
                 };
                 if context == before {
                     continue;
@@ -156,8 +159,8 @@ impl Bench<'_> {
         };
         self.ops(&work, &listed, |op| match wanted {
             Wanted::All => true,
-            Wanted::OfContext => op == ATTENTION,
-            Wanted::Others => op != ATTENTION,
+            Wanted::OfContext => OF_CONTEXT.contains(&op),
+            Wanted::Others => !OF_CONTEXT.contains(&op),
         })?;
         if wanted != Wanted::Others {
             let mut refresh = |device: &mut Probe<GpuBackend>| {

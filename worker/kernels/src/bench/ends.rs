@@ -57,7 +57,7 @@ impl<B: DeviceBuffer> Ends<B> {
         check_room(backend, u64::from(rows) * (row + 4))?;
         let sampled = match role {
             Role::Generated => Rows::new(rows.min(LOGIT_ROWS), 0),
-            Role::Given => Rows::new(0, 1),
+            Role::Given | Role::Expanded => Rows::new(0, 1),
         };
         let mut made = || {
             let tokens = backend.alloc("tokens", u64::from(rows) * 4)?;
@@ -141,7 +141,11 @@ impl Bench<'_> {
             names.push((place_of(output), "output"));
         }
         let spec = self.spec;
-        for (role, rows) in self.rows() {
+        let of_roles = self
+            .rows()
+            .into_iter()
+            .filter(|(role, _)| *role != Role::Expanded);
+        for (role, rows) in of_roles {
             let case = Case {
                 role,
                 rows,

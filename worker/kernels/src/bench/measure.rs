@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use tramontane_model::spec::ModelSpec;
+use tramontane_model::spec::{AttentionSpec, ModelSpec};
 
 use super::ceilings::Flush;
 use super::clock::{Record, Stopwatch};
@@ -15,8 +15,8 @@ use crate::figures::{KernelFigures, Line, Missing, Part, Role};
 use crate::gpu::{GpuBackend, GpuBuffer};
 use crate::ops::OpError;
 
-/// The op that depends on the context.
-pub(super) const ATTENTION: &str = "attention";
+/// Ops that depend on the context.
+pub(super) const OF_CONTEXT: [&str; 2] = ["attention", "expanded_attention"];
 /// The name of a line of a whole layer.
 const LAYER: &str = "layer";
 /// Share of the budget that the calls of one line may take, where more than one is made.
@@ -112,7 +112,10 @@ impl<'a> Bench<'a> {
             .each()
             .iter()
             .map(|&rows| (Role::Given, rows));
-        generated.chain(given).collect()
+        let is_latent = matches!(self.spec.attention, AttentionSpec::Mla(_));
+        let expanded = given.clone().filter(|_| is_latent);
+        let expanded = expanded.map(|(_, rows)| (Role::Expanded, rows));
+        generated.chain(given).chain(expanded).collect()
     }
 
     pub(super) fn spent(&self) -> String {
@@ -167,7 +170,7 @@ impl<'a> Bench<'a> {
 
     fn line(&self, work: &Work<'_>, op: &Recorded<GpuBuffer>, weight: Option<String>, seconds: f64) -> Line {
         Line {
-            context: (op.op == ATTENTION).then_some(work.case.context),
+            context: OF_CONTEXT.contains(&op.op).then_some(work.case.context),
             experts: (op.op == "experts").then_some(op.experts),
             ..line(work, op.op, weight, op.rows, seconds, op.cost)
         }
@@ -263,10 +266,7 @@ pub(super) fn part_name(part: Part) -> &'static str {
 }
 
 pub(super) fn rows_name(role: Role, rows: u32) -> String {
-    match role {
-        Role::Generated => format!("{rows} generated rows"),
-        Role::Given => format!("{rows} given rows"),
-    }
+    format!("{rows} {} rows", role.name())
 }
 
 pub(super) fn case_name(part: Part, case: Case) -> String {

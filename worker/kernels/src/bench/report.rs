@@ -63,10 +63,7 @@ impl<'a> Table<'a> {
             Part::DenseLayer => "dense",
             Part::Ends => "ends",
         };
-        let role = match line.role {
-            Role::Generated => "generated",
-            Role::Given => "given",
-        };
+        let role = line.role.name();
         let weight = line
             .weight
             .as_ref()
@@ -123,10 +120,7 @@ impl<'a> Table<'a> {
                 .filter_map(|line| Some((line.seconds, line.fastest.as_ref()?.seconds)))
                 .fold((0.0, 0.0), |sum, pair| (sum.0 + pair.0, sum.1 + pair.1));
             if fastest > 0.0 {
-                let role = match role {
-                    Role::Generated => "generated",
-                    Role::Given => "given",
-                };
+                let role = role.name();
                 let (ratio, own, fastest) = (own / fastest, time(own), time(fastest));
                 writeln!(
                     self.out,

@@ -10,7 +10,9 @@ use super::weights::Maker;
 use super::{Case, Seen};
 use crate::figures::{Part, Role};
 use crate::layers::{LayerFeedForward, LayerPass, OwnerBuffers, OwnerLayer, caches, expert_scratch};
-use crate::ops::{Backend, DeviceBuffer, ExpertBank, ExpertScratch, KvCache, OpError, RowMeta, Rows};
+use crate::ops::{
+    Backend, DeviceBuffer, ExpertBank, ExpertScratch, KvCache, OpError, PromptRows, RowMeta, Rows,
+};
 use crate::synthetic::{Random, Values};
 
 /// Tokens of a block of the cache, as placements have them unless told otherwise.
@@ -85,7 +87,7 @@ impl<B: DeviceBuffer> Layers<B> {
     ) -> Result<(), OpError> {
         let (owner, cache) = (&self.owners[index], &step.caches[index]);
         let mut pass = LayerPass {
-            expanded: &[],
+            expanded: &step.expanded,
             backend,
             spec,
             buffers: &step.buffers,
@@ -118,6 +120,7 @@ impl<B: DeviceBuffer> Layers<B> {
 #[derive(Debug)]
 pub(super) struct Step<B> {
     pub(super) rows: Rows,
+    expanded: Vec<PromptRows>,
     pub(super) buffers: OwnerBuffers<B>,
     pub(super) seen: Seen,
     pub(super) hidden: Vec<f32>,
@@ -140,12 +143,15 @@ impl<B: DeviceBuffer> Step<B> {
         }
         let sequences = match case.role {
             Role::Generated => case.rows,
-            Role::Given => 1,
+            Role::Given | Role::Expanded => 1,
         };
         let capacity = StepCapacity {
             rows: case.rows,
             sequences,
-            expanded_group: 0,
+            expanded_group: match case.role {
+                Role::Generated | Role::Given => 0,
+                Role::Expanded => case.rows,
+            },
         };
         let width = case.context.div_ceil(BLOCK_TOKENS);
         let kv = KvShape {
@@ -194,7 +200,7 @@ impl<B: DeviceBuffer> Step<B> {
             .map(|row| {
                 let (table, position) = match case.role {
                     Role::Generated => (row, case.context - 1),
-                    Role::Given => (0, case.context - case.rows + row),
+                    Role::Given | Role::Expanded => (0, case.context - case.rows + row),
                 };
                 let slot = block(table, position / BLOCK_TOKENS) * BLOCK_TOKENS + position % BLOCK_TOKENS;
                 RowMeta {
@@ -216,6 +222,15 @@ impl<B: DeviceBuffer> Step<B> {
         let row_tokens = metas.iter().map(|meta| u64::from(meta.position) + 1).sum();
         Ok(Self {
             rows: rows_of(case.role, case.rows),
+            expanded: match case.role {
+                Role::Generated | Role::Given => Vec::new(),
+                Role::Expanded => vec![PromptRows {
+                    first_row: 0,
+                    rows: case.rows,
+                    first_position: case.context - case.rows,
+                    table: 0,
+                }],
+            },
             buffers,
             seen: Seen {
                 cached_tokens: u64::from(sequences) * u64::from(case.context),
@@ -234,7 +249,7 @@ impl<B: DeviceBuffer> Step<B> {
 pub(super) fn rows_of(role: Role, rows: u32) -> Rows {
     match role {
         Role::Generated => Rows::new(rows, 0),
-        Role::Given => Rows::new(0, rows),
+        Role::Given | Role::Expanded => Rows::new(0, rows),
     }
 }
 

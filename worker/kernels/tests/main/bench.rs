@@ -107,7 +107,11 @@ fn every_op_of_the_small_model_is_measured() {
         );
     }
     assert_eq!(names(&of(Part::Ends, Role::Given, 40)), ENDS);
-    assert_eq!(figures.lines.len(), 3 * (17 + 14 + 4));
+    for part in [Part::MoeLayer, Part::DenseLayer] {
+        let expanded = of(part, Role::Expanded, 40);
+        assert_eq!(names(&expanded), ["expanded_attention wkv_b", "layer"]);
+    }
+    assert_eq!(figures.lines.len(), 3 * (17 + 14 + 4) + 2 * 2);
 
     let moe = of(Part::MoeLayer, Role::Generated, 3);
     let line = |wanted: &str| *moe.iter().find(|line| name(line) == wanted).expect(wanted);
@@ -149,7 +153,16 @@ fn every_op_of_the_small_model_is_measured() {
         .iter()
         .find(|line| line.op == "attention")
         .expect("attention");
-    assert_eq!(attention.flops, 2 * (31..=70).sum::<u64>() * 8 * (80 + 64));
+    let seen: u64 = (31..=70).sum();
+    assert_eq!(attention.flops, 2 * seen * 8 * (80 + 64));
+    // The same rows over 70 tokens' keys and values, with heads of 32 + 16 and 32.
+    let expanded = of(Part::MoeLayer, Role::Expanded, 40)[0];
+    assert_eq!(
+        expanded.flops,
+        2 * 8 * (70 * (32 + 32) * 64 + seen * (32 + 16 + 32))
+    );
+    assert_eq!(expanded.weight_bytes, 512 * 64 + 16);
+    assert_eq!(expanded.context, Some(70));
 
     for line in &figures.lines {
         let name = name(line);
@@ -169,7 +182,7 @@ fn every_op_of_the_small_model_is_measured() {
         assert!(table.contains(&name), "{name} is not in the table");
     }
     // What the model has no context for.
-    assert_eq!(figures.missing.len(), 6);
+    assert_eq!(figures.missing.len(), 8);
     for missing in &figures.missing {
         assert!(missing.what.ends_with("context 100000"), "{missing:?}");
         assert_eq!(missing.reason, "the model's context is 4096 tokens");

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use tramontane_model::footprint::StepCapacity;
 use tramontane_model::ids::RequestId;
 use tramontane_model::placement::{KvFormat, KvShape};
-use tramontane_model::step::{RowRole, StepBatch};
+use tramontane_model::step::StepBatch;
 
 use super::world::World;
 use super::{config, prompt, submission};
