@@ -1,9 +1,9 @@
 // queries: y[r, h] = query_scale[r] * [w_k[h]^T q_nope[r, h], rotate(q_rope[r, h])].
-// Workgroup: x = LANES groups of 4 outputs, y = head, z = tile of ROWS rows. The sum is one chain of fma over the rows of
-// the head's keys, in order. Twin: src/reference/queries.rs
+// Workgroup: x = LANES groups of 4 outputs, y = head, z = tile of ROWS rows (1, 4, 8 or 16). The sum is one chain of fma over
+// the rows of the head's keys, in order. How queries are read: shared/queries_*.wgsl. Twin: src/reference/queries.rs
 override ROWS: u32 = 4;
 override LANES: u32 = 32;
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(0) var<storage, read> x: array<Words>;
 @group(0) @binding(1) var<storage, read> weights: array<Quads>;
 @group(0) @binding(2) var<storage, read> scales: array<u32>;
 @group(0) @binding(3) var<storage, read> rotary: array<vec4<f32>>;
@@ -30,6 +30,18 @@ struct Params {
 }
 var<immediate> p: Params;
 
+// Of four rows: of activations, of a weight, or of sums.
+struct Four {
+    a: vec4<f32>,
+    b: vec4<f32>,
+    c: vec4<f32>,
+    d: vec4<f32>,
+}
+
+fn values(loaded: Words) -> vec4<f32> {
+    return bitcast<vec4<f32>>(words(loaded));
+}
+
 fn weight4(row: u32, quad: u32) -> vec4<f32> {
     let place = p.weight + row * p.latent + quad;
     return quad_of(weights[quads_at(place)], place);
@@ -41,75 +53,102 @@ fn row_scale(row: u32, quad: u32) -> f32 {
     return scale_of(scales[scale_at(at, quad / 4u)], at, quad / 4u);
 }
 
+// Four rows of the weight from `row` of the part on, which is `scale_row` of the matrix. `shared_scale` is that of all,
+// unless each has its own.
+fn weight_rows(row: u32, scale_row: u32, quad: u32, shared_scale: f32) -> Four {
+    var scale = vec4<f32>(shared_scale);
+    if (SCALE_PER_ROW) {
+        scale = vec4<f32>(
+            row_scale(scale_row, quad),
+            row_scale(scale_row + 1u, quad),
+            row_scale(scale_row + 2u, quad),
+            row_scale(scale_row + 3u, quad),
+        );
+    }
+    return Four(
+        weight4(row, quad) * scale.x,
+        weight4(row + 1u, quad) * scale.y,
+        weight4(row + 2u, quad) * scale.z,
+        weight4(row + 3u, quad) * scale.w,
+    );
+}
+
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let quad = workgroup.x * LANES + lane;
     let head = p.first_head + workgroup.y;
     let first = workgroup.z * ROWS;
-    let rows = min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.rows - 1u));
-    let at = (rows * p.heads + head) * (p.nope + p.rope);
-    var a = vec4<f32>(0.0);
-    var b = vec4<f32>(0.0);
-    var c = vec4<f32>(0.0);
-    var d = vec4<f32>(0.0);
-    if (quad < p.latent) {
-        let local = workgroup.y * p.head_rows;
-        for (var n = 0u; n < p.nope; n += 1u) {
-            let row = local + n * 4u;
+    var at: array<vec4<u32>, 4>;
+    for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
+        let rows = min(vec4<u32>(first + i * 4u) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.rows - 1u));
+        at[i] = (rows * p.heads + head) * (p.nope + p.rope);
+    }
+    var sums: array<Four, 4>;
+    // All lanes, so that those of a subgroup read together.
+    if (workgroup.x * LANES < p.latent) {
+        let column = min(quad, p.latent - 1u);
+        for (var n = 0u; n < p.nope; n += 2u) {
+            let row = workgroup.y * p.head_rows + n * 4u;
             let scale_row = head * p.head_rows + n * 4u;
-            // Four rows lie in one block: heads and blocks start at multiples of four rows.
-            var by_row = vec4<f32>(row_scale(scale_row, quad));
-            if (SCALE_PER_ROW) {
-                by_row.y = row_scale(scale_row + 1u, quad);
-                by_row.z = row_scale(scale_row + 2u, quad);
-                by_row.w = row_scale(scale_row + 3u, quad);
+            // Eight rows lie in one block: heads and blocks start at multiples of eight rows.
+            var shared_scale = 1.0;
+            if (!SCALE_PER_ROW) {
+                shared_scale = row_scale(scale_row, column);
             }
-            let w0 = weight4(row, quad) * by_row.x;
-            let w1 = weight4(row + 1u, quad) * by_row.y;
-            let w2 = weight4(row + 2u, quad) * by_row.z;
-            let w3 = weight4(row + 3u, quad) * by_row.w;
-            a = add4(x[at.x + n], w0, w1, w2, w3, a);
-            if (ROWS > 1u) {
-                b = add4(x[at.y + n], w0, w1, w2, w3, b);
-                c = add4(x[at.z + n], w0, w1, w2, w3, c);
-                d = add4(x[at.w + n], w0, w1, w2, w3, d);
+            let lower = weight_rows(row, scale_row, column, shared_scale);
+            let upper = weight_rows(row + 4u, scale_row + 4u, column, shared_scale);
+            for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
+                let pair = load_pair(lane, at[i] + n);
+                sums[i] = add_rows(upper, pair.second, add_rows(lower, pair.first, sums[i]));
             }
         }
-        if (HAS_MATRIX_SCALE) {
-            let whole = matrix_scale(scales[p.scale]);
-            a *= whole;
-            b *= whole;
-            c *= whole;
-            d *= whole;
+    }
+    if (quad >= p.latent + p.rope) {
+        return;
+    }
+    var whole = 1.0;
+    if (HAS_MATRIX_SCALE) {
+        whole = matrix_scale(scales[p.scale]);
+    }
+    for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
+        let row = first + i * 4u;
+        store(row, head, quad, at[i].x, sums[i].a * whole);
+        if (ROWS > 1u) {
+            store(row + 1u, head, quad, at[i].y, sums[i].b * whole);
+            store(row + 2u, head, quad, at[i].z, sums[i].c * whole);
+            store(row + 3u, head, quad, at[i].w, sums[i].d * whole);
         }
-    } else if (quad < p.latent + p.rope) {
+    }
+}
+
+fn store(row: u32, head: u32, quad: u32, at: u32, sum: vec4<f32>) {
+    if (row >= p.rows) {
+        return;
+    }
+    var value = sum;
+    if (quad >= p.latent) {
         let turn = quad - p.latent;
-        a = rotate(x[at.x + p.nope + turn], rotary[rows.x * p.rope + turn]);
-        if (ROWS > 1u) {
-            b = rotate(x[at.y + p.nope + turn], rotary[rows.y * p.rope + turn]);
-            c = rotate(x[at.z + p.nope + turn], rotary[rows.z * p.rope + turn]);
-            d = rotate(x[at.w + p.nope + turn], rotary[rows.w * p.rope + turn]);
-        }
+        value = rotate(values(x[at + p.nope + turn]), rotary[row * p.rope + turn]);
     }
-    if (quad < p.latent + p.rope) {
-        let place = (rows * p.heads + head) * (p.latent + p.rope) + quad;
-        y[place.x] = a * query_scale(rows.x);
-        if (ROWS > 1u) {
-            // Rows beyond the last repeat it, and store what it stores.
-            y[place.y] = b * query_scale(rows.y);
-            y[place.z] = c * query_scale(rows.z);
-            y[place.w] = d * query_scale(rows.w);
-        }
-    }
+    let scale = bitcast<f32>(meta_rows[row].w);
+    y[(row * p.heads + head) * (p.latent + p.rope) + quad] = value * scale;
 }
 
-fn query_scale(row: u32) -> f32 {
-    return bitcast<f32>(meta_rows[row].w);
+// Adds four columns of queries times as many rows of the weight.
+fn add_rows(weight: Four, query: Four, start: Four) -> Four {
+    var sums = start;
+    sums.a = add4(query.a, weight, start.a);
+    if (ROWS > 1u) {
+        sums.b = add4(query.b, weight, start.b);
+        sums.c = add4(query.c, weight, start.c);
+        sums.d = add4(query.d, weight, start.d);
+    }
+    return sums;
 }
 
-fn add4(q: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, w3: vec4<f32>, start: vec4<f32>) -> vec4<f32> {
-    var sum = fma(vec4<f32>(q.x), w0, start);
-    sum = fma(vec4<f32>(q.y), w1, sum);
-    sum = fma(vec4<f32>(q.z), w2, sum);
-    return fma(vec4<f32>(q.w), w3, sum);
+fn add4(q: vec4<f32>, w: Four, start: vec4<f32>) -> vec4<f32> {
+    var sum = fma(vec4<f32>(q.x), w.a, start);
+    sum = fma(vec4<f32>(q.y), w.b, sum);
+    sum = fma(vec4<f32>(q.z), w.c, sum);
+    return fma(vec4<f32>(q.w), w.d, sum);
 }

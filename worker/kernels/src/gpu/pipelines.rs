@@ -18,8 +18,6 @@ use super::tuning::{ATTENTION_BLOCKS, Tuning};
 
 /// Most buffers that a kernel binds.
 pub(super) const MAX_BINDINGS: usize = 8;
-/// Rows of a tile of queries, where there are several.
-pub(super) const QUERY_ROWS: u32 = 4;
 
 /// A shader in one of its variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -103,11 +101,11 @@ impl Kernel {
         for codes in Codes::ALL {
             let variant = |grouped, rows| Variant { codes, grouped, rows };
             let plain = tuning.tiles.iter().map(|&rows| variant(false, rows));
+            kernels.extend(plain.clone().map(Self::Queries));
             let grouped = tuning.pair_tiles.iter().map(|&rows| variant(true, rows));
             for variant in plain.chain(grouped) {
                 kernels.extend([Self::GateUp(variant), Self::Linear(variant)]);
             }
-            kernels.extend([1, QUERY_ROWS].map(|rows| Self::Queries(variant(false, rows))));
             if let Some(sums) = tuning.given.sums(codes) {
                 let tiled = TILED_ROWS.map(|rows| Tiled { codes, sums, rows });
                 kernels.extend(tiled.map(Self::GateUpTiled));
@@ -244,12 +242,22 @@ impl Kernel {
                 new("linear_tiled", sources, 5, 1, size_of::<matmul::Params>())
             }
             Self::Queries(_) => {
-                let sources = sources![
-                    "queries.wgsl",
-                    "shared/rotate.wgsl",
-                    "shared/loads_u32.wgsl",
-                    "shared/weights.wgsl"
-                ];
+                let sources = match tuning.shares_loads {
+                    true => sources![
+                        "queries.wgsl",
+                        "shared/queries_subgroup.wgsl",
+                        "shared/rotate.wgsl",
+                        "shared/loads_u64.wgsl",
+                        "shared/weights.wgsl"
+                    ],
+                    false => sources![
+                        "queries.wgsl",
+                        "shared/queries_direct.wgsl",
+                        "shared/rotate.wgsl",
+                        "shared/loads_u32.wgsl",
+                        "shared/weights.wgsl"
+                    ],
+                };
                 new("queries", sources, 5, 1, size_of::<queries::Params>())
             }
             Self::RmsNorm => {

@@ -102,7 +102,7 @@ impl Tuning {
         lanes_n: 8,
         outputs: 4,
         tiles: &[1, 4, 8, 16],
-        pair_tiles: &[1, 8, 16],
+        pair_tiles: &[1, 4, 8, 16],
         lanes_each: 32,
         lanes_row: 8,
         lanes_query: 32,

@@ -4,7 +4,7 @@ use super::matmul::{chunks, scale_strides, scales};
 use crate::gpu::backend::GpuBackend;
 use crate::gpu::matrices::{Codes, Variant};
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::{Kernel, QUERY_ROWS};
+use crate::gpu::pipelines::Kernel;
 use crate::ops::{COLS_ALIGN, OpError, Queries};
 
 /// Immediates of `queries.wgsl`.
@@ -28,7 +28,7 @@ pub(in crate::gpu) struct Params {
 pub(in crate::gpu) fn record(backend: &mut GpuBackend, op: &Queries<'_, GpuBuffer>) -> Result<(), OpError> {
     op.check()?;
     let (rows, dims) = (op.rows.total(), &op.dims);
-    let tile_rows = if rows > 1 { QUERY_ROWS } else { 1 };
+    let tile_rows = backend.tuning().tile_rows(rows);
     let format = op.wkv_b.format();
     let (scale_stride, scale_step) = scale_strides(format, dims.latent);
     let columns = dims.absorbed() / 4;
