@@ -1,10 +1,11 @@
-//! Times of whole steps of the miniature model on the best Vulkan adapter: decode of some batch sizes, prefill.
+//! Times of whole steps on the best Vulkan adapter: decode of some batch sizes, prefill.
 //!
-//! `cargo bench --profile release -p tramontane-worker` prints one line per shape: the least and the median time, and
-//! the processor time, which tells more about an emulated GPU on a machine that others use too.
+//! `cargo bench --profile release -p tramontane-worker --bench steps [-- MODEL]` prints one line per shape, of the miniature
+//! model unless another is named: the least and the median time, and the processor time, which tells more about an emulated
+//! GPU on a machine that others use too.
 
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ const BLOCK_TOKENS: u32 = 16;
 const BLOCKS_PER_SEQUENCE: u32 = 16;
 const SEQUENCES: u32 = 32;
 const REPEATS: usize = 15;
+/// No step is repeated for longer.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// All experts are the device's own.
 struct Alone;
@@ -96,8 +99,8 @@ fn batch(fence: Fence, sequences: u32, rows: u32, position: u32, role: RowRole) 
 
 fn measure(executor: &mut Executor<GpuBackend>, name: &str, batch: &StepBatch) -> Result<(), Box<dyn Error>> {
     let mut times = Vec::with_capacity(REPEATS);
-    let before = processor_time();
-    for _ in 0..REPEATS {
+    let (before, first) = (processor_time(), Instant::now());
+    while times.len() < REPEATS && (times.is_empty() || first.elapsed() < LONGEST) {
         let started = Instant::now();
         executor.run(
             batch,
@@ -108,8 +111,8 @@ fn measure(executor: &mut Executor<GpuBackend>, name: &str, batch: &StepBatch) -
         times.push(started.elapsed());
     }
     times.sort();
-    let used = processor_time().saturating_sub(before) / REPEATS as u32;
-    let (least, median) = (times[0], times[REPEATS / 2]);
+    let used = processor_time().saturating_sub(before) / times.len() as u32;
+    let (least, median) = (times[0], times[times.len() / 2]);
     println!("{name}: least {least:.1?}, median {median:.1?}, processor {used:.1?}");
     Ok(())
 }
@@ -131,7 +134,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let backend = gpu::open(&DeviceConfig::default())?;
     println!("{}: opened in {:.1?}", backend.info().kind, started.elapsed());
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/mini-large-3");
+    let small = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/mini-large-3");
+    let named = std::env::args_os().skip(1).find(|argument| argument != "--bench");
+    let dir = named.map_or(small, PathBuf::from);
     let model = Arc::new(ModelFiles::open(&dir)?);
     let spec = model.spec.clone();
     let experts = spec.moe_at(spec.n_layers - 1).map_or(1, |moe| moe.n_experts);

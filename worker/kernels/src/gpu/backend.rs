@@ -26,7 +26,9 @@ pub(super) const MAX_WORKGROUPS: u32 = 65_535;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Rows that there is room for the factors of from the first on.
 const LEAST_FACTORS: u32 = 1 << 14;
-/// Most commands before they are submitted of themselves: the device works while the host records.
+/// Commands before they are submitted of themselves, so that the device works while the host records: few at first, each
+/// time twice as many, because every submit costs something.
+const FIRST_RECORDED: usize = 32;
 const MAX_RECORDED: usize = 512;
 
 /// A device on which ops run.
@@ -43,6 +45,8 @@ pub struct GpuBackend {
     account: Account,
     bindings: Bindings,
     recorded: Vec<Command>,
+    /// So many are submitted of themselves.
+    most_recorded: usize,
     staging: Staging,
     /// Submissions that copy from staging memory, oldest first.
     copying: VecDeque<wgpu::SubmissionIndex>,
@@ -81,6 +85,7 @@ impl GpuBackend {
             account: Account::default(),
             bindings: Bindings::default(),
             recorded: Vec::new(),
+            most_recorded: FIRST_RECORDED,
             staging: Staging::new(),
             copying: VecDeque::new(),
             readback: Readback::default(),
@@ -176,8 +181,9 @@ impl GpuBackend {
             immediates,
             workgroups,
         }));
-        if self.recorded.len() >= MAX_RECORDED {
+        if self.recorded.len() >= self.most_recorded {
             self.flush()?;
+            self.most_recorded = MAX_RECORDED.min(2 * self.most_recorded);
         }
         Ok(())
     }
@@ -391,6 +397,7 @@ impl Backend for GpuBackend {
         let (buffer, copies) = self.readback.record(&self.device, ranges);
         self.recorded.extend(copies);
         self.flush()?;
+        self.most_recorded = FIRST_RECORDED;
         let read = self.readback.finish(&self.device, buffer, ranges, deadline);
         let read = read.map_err(|fault| self.fault(fault, started.elapsed()))?;
         self.copying.clear();
@@ -463,6 +470,7 @@ impl Backend for GpuBackend {
 mod tests {
     use super::super::{DeviceConfig, open};
     use super::*;
+    use crate::ops::Rows;
 
     #[test]
     fn weights_are_written_where_they_stay_until_a_command_has_them() {
@@ -474,5 +482,38 @@ mod tests {
         assert_eq!(weights.write_fresh(32, &[8; 16]), is_direct);
         let _ = weights.raw();
         assert!(!weights.write_fresh(32, &[9; 16]));
+    }
+
+    #[test]
+    fn the_device_begins_while_the_host_records() {
+        let mut device = open(&DeviceConfig::default()).expect("an adapter");
+        let [results, weights, shared, output] = [(); 4].map(|()| device.alloc("test", 64).expect("room"));
+        let combine = Combine {
+            results: &results,
+            weights: &weights,
+            top_k: 1,
+            shared: &shared,
+            output: &output,
+            dim: 16,
+            rows: Rows::new(1, 0),
+        };
+        let range = ReadRange {
+            buffer: output.clone(),
+            offset: 0,
+            bytes: 64,
+        };
+        for step in 0..2 {
+            let mut submitted = Vec::new();
+            for op in 1..=2000 {
+                device.combine(&combine).expect("valid");
+                if device.recorded.is_empty() {
+                    submitted.push(op);
+                }
+            }
+            // 32, 64, 128, 256, and 512 from there on.
+            assert_eq!(submitted, [32, 96, 224, 480, 992, 1504], "step {step}");
+            let deadline = Instant::now() + Duration::from_secs(60);
+            device.read(std::slice::from_ref(&range), deadline).expect("runs");
+        }
     }
 }

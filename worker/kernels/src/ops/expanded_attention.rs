@@ -118,7 +118,7 @@ impl<B: DeviceBuffer> ExpandedAttention<'_, B> {
         )?;
         if rows > 0 {
             check_rows(OP, "latents", &scratch.latents, EXPANDED_TOKENS, dims.latent)?;
-            let width = dims.heads * dims.head_rows() + dims.rope;
+            let width = (dims.heads * dims.head_rows()).saturating_add(dims.rope);
             check_rows(OP, "keys_values", &scratch.keys_values, EXPANDED_TOKENS, width)?;
         }
         Ok(())
