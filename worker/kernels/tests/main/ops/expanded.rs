@@ -34,9 +34,20 @@ type Piece = (usize, Range<u32>);
 
 impl Prompts {
     fn new(dims: MlaDims, format: WeightFormat, cached: KvFormat, block_tokens: u32) -> Self {
+        Self::of(&SEQUENCES, dims, format, cached, block_tokens)
+    }
+
+    fn of(
+        sequences: &[(u32, u32)],
+        dims: MlaDims,
+        format: WeightFormat,
+        cached: KvFormat,
+        block_tokens: u32,
+    ) -> Self {
         let numbers = &mut Numbers::new(23);
-        let sequences = SEQUENCES.to_vec();
-        let per_sequence = 1029_u32.div_ceil(block_tokens);
+        let sequences = sequences.to_vec();
+        let longest = sequences.iter().map(|&(first, rows)| first + rows).max();
+        let per_sequence = longest.unwrap_or(1).div_ceil(block_tokens);
         let count = sequences.len() as u32;
         let shape = KvCacheShape::latent(count * per_sequence, block_tokens, dims.latent, dims.rope, cached);
         // Blocks of a sequence are scattered over the cache.
@@ -271,6 +282,23 @@ fn expanded_attention_at_real_widths() {
     let dims = dims(3, 128, 64, 128, 512);
     check(&Prompts::new(dims, WeightFormat::Fp8Block, KvFormat::F32, 16));
     check(&Prompts::new(dims, WeightFormat::Bf16, KvFormat::F16, 64));
+}
+
+#[test]
+fn expanded_attention_with_all_heads() {
+    // Those of Mistral Large 3: a row in its second tile, and the first rows of a prompt.
+    let dims = dims(128, 128, 64, 128, 512);
+    let sequences = [(512, 1), (0, 5)];
+    let prompts = Prompts::of(&sequences, dims, WeightFormat::Fp8Block, KvFormat::F16, 16);
+    let mut reference = CpuBackend::new(1 << 30, 1 << 30);
+    let expected = prompts.run(&mut Rig(&mut reference), &prompts.all(), 0, false);
+    let mut device = device();
+    let rig = &mut Rig(&mut *device);
+    let found = prompts.run(rig, &prompts.all(), 0, false);
+    is_near("all heads", &found, &expected, 1e-4);
+    for (row, bits) in prompts.run(rig, &[(1, 0..2), (1, 2..5)], 1, false) {
+        assert!(bits == found[row].1, "all heads: row {row}");
+    }
 }
 
 #[test]
