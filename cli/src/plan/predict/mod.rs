@@ -3,7 +3,8 @@
 //!
 //! Pure. A step of some rows goes through the stages in turn; with more sequences than one there are as many steps in flight
 //! as stages. A layer takes as long as its owner's weights and cached values, and then the slowest of its expert groups. How
-//! long weights take is what the same ops took in the figures for each of their bytes, at about as many rows.
+//! long weights take is what the same ops took in the figures for each of their bytes, at about as many rows, and what of that
+//! was left where a whole layer was measured.
 
 mod speed;
 #[cfg(test)]
@@ -99,6 +100,10 @@ impl Time {
         self.bounds.extend(&other.bounds);
     }
 
+    fn scale(&mut self, factor: f64) {
+        self.seconds.values_mut().for_each(|seconds| *seconds *= factor);
+    }
+
     fn total(&self) -> f64 {
         self.seconds.values().sum()
     }
@@ -191,6 +196,7 @@ impl Basis<'_> {
         } else {
             Part::DenseLayer
         };
+        let together = owner.together(part, rows);
         let mut time = Time::default();
         time.add(
             Resource::OwnerWeights,
@@ -200,6 +206,7 @@ impl Basis<'_> {
             Resource::CachedValues,
             owner.cache(part, (cached, context), rows)?,
         );
+        time.scale(together);
         if sizes.expert_bytes == 0 {
             return Ok(time);
         }
@@ -213,10 +220,9 @@ impl Basis<'_> {
             let pairs = rows * chosen * experts / all;
             let bytes = distinct * sizes.expert_bytes as f64;
             let mut own = Time::default();
-            own.add(
-                Resource::RoutedExperts,
-                self.speed(&group.holder)?.experts(bytes, rows)?,
-            );
+            let holder = self.speed(&group.holder)?;
+            own.add(Resource::RoutedExperts, holder.experts(bytes, rows)?);
+            own.scale(holder.together(part, rows));
             if group.holder != stage.owner {
                 let link = self.link(&stage.owner, &group.holder);
                 let row = f64::from(self.dim) * 4.0;

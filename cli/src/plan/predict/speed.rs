@@ -84,29 +84,55 @@ impl Speed<'_> {
                 sums.2 = (line.seconds, bound);
             }
         }
-        let points: Vec<(f64, f64, Bound)> = (measured.into_iter())
+        let points: Vec<(f64, (f64, Bound))> = (measured.into_iter())
             .filter(|(_, (_, bytes, _))| *bytes > 0.0)
-            .map(|(rows, (seconds, bytes, (_, bound)))| (f64::from(rows), seconds / bytes, bound))
+            .map(|(rows, (seconds, bytes, (_, bound)))| (f64::from(rows), (seconds / bytes, bound)))
             .collect();
-        let above = points
-            .iter()
-            .position(|point| point.0 >= rows)
-            .unwrap_or(points.len());
-        let (Some(high), Some(low)) = (
-            points.get(above).or(points.last()),
-            points.get(above.saturating_sub(1)),
-        ) else {
+        let Some((low, high, share)) = around(&points, rows) else {
             return Err(format!(
                 "the figures of {:?} have no line of generated rows for {what}: measure all parts",
                 self.kind
             ));
         };
-        let share = if high.0 > low.0 {
-            ((rows - low.0) / (high.0 - low.0)).clamp(0.0, 1.0)
-        } else {
-            0.0
-        };
-        let per_byte = low.1 + (high.1 - low.1) * share;
-        Ok((bytes * per_byte, if share < 0.5 { low.2 } else { high.2 }))
+        let per_byte = low.0 + (high.0 - low.0) * share;
+        Ok((bytes * per_byte, if share < 0.5 { low.1 } else { high.1 }))
     }
+
+    /// What a whole layer took, as a share of what its ops took one by one, each after the device's caches were emptied: less
+    /// where they hold what one op leaves to the next. 1 where no whole layer was measured.
+    pub(super) fn together(&self, part: Part, rows: f64) -> f64 {
+        let lines = || {
+            let lines = self.figures.lines.iter();
+            lines.filter(move |line| line.role == Role::Generated && line.part == part)
+        };
+        let shortest = lines().filter_map(|line| line.context).min();
+        // Of each number of rows, all ops and the whole.
+        let mut measured: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
+        for line in lines().filter(|line| line.context.is_none() || line.context == shortest) {
+            let sums = measured.entry(line.rows).or_default();
+            match line.op.as_str() {
+                "layer" => sums.1 += line.seconds,
+                _ => sums.0 += line.seconds,
+            }
+        }
+        let points: Vec<(f64, f64)> = (measured.into_iter())
+            .filter(|(_, (ops, whole))| *ops > 0.0 && *whole > 0.0)
+            .map(|(rows, (ops, whole))| (f64::from(rows), whole / ops))
+            .collect();
+        around(&points, rows).map_or(1.0, |(low, high, share)| low + (high - low) * share)
+    }
+}
+
+/// What was measured at the next fewer and at the next more rows, and how far between them so many are.
+fn around<T: Copy>(points: &[(f64, T)], rows: f64) -> Option<(T, T, f64)> {
+    let above = points.iter().position(|point| point.0 >= rows);
+    let above = above.unwrap_or(points.len());
+    let high = points.get(above).or(points.last())?;
+    let low = points.get(above.saturating_sub(1))?;
+    let share = if high.0 > low.0 {
+        ((rows - low.0) / (high.0 - low.0)).clamp(0.0, 1.0)
+    } else {
+        0.0
+    };
+    Some((low.1, high.1, share))
 }

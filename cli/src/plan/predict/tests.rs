@@ -10,6 +10,7 @@ use super::*;
 fn line(part: &str, op: &str, rows: u32, seconds: f64, bytes: u64) -> String {
     let (weight, cache, context) = match op {
         "attention" => (0, bytes, ", \"context\": 100"),
+        "layer" => (bytes, 0, ", \"context\": 100"),
         _ => (bytes, 0, ""),
     };
     format!(
@@ -28,7 +29,7 @@ fn figures() -> KernelFigures {
                 line("moe_layer", "linear", rows, seconds, 1_000_000_000),
                 line("moe_layer", "experts", rows, 0.5, 1_000_000_000),
                 line("moe_layer", "attention", rows, 0.001, 1_000_000),
-                line("moe_layer", "layer", rows, 99.0, 1),
+                line("moe_layer", "layer", rows, seconds + 0.501, 1),
                 line("ends", "linear", rows, 1.0, 1_000_000_000),
             ]
         })
@@ -87,6 +88,10 @@ fn stage(layers: (u32, u32), owner: &str, holders: &[(u32, u32, &str)]) -> Stage
 }
 
 fn predicted(stages: Vec<Stage>, kind: &str) -> Result<Vec<Prediction>, String> {
+    predicted_by(figures(), stages, kind)
+}
+
+fn predicted_by(figures: KernelFigures, stages: Vec<Stage>, kind: &str) -> Result<Vec<Prediction>, String> {
     let replica = Replica {
         id: ReplicaId(1),
         generation: Generation(1),
@@ -119,7 +124,7 @@ fn predicted(stages: Vec<Stage>, kind: &str) -> Result<Vec<Prediction>, String> 
         dim: 1000,
         candidates: &candidates,
         links: &links,
-        figures: &BTreeMap::from([("gpu".to_owned(), figures())]),
+        figures: &BTreeMap::from([("gpu".to_owned(), figures)]),
     };
     predict(&basis, &replica)
 }
@@ -142,6 +147,18 @@ fn one_sequence_takes_what_its_weights_and_links_take() {
     );
     assert_eq!(one.bound, "weights of attention and shared experts, by memory");
     assert!(is_about(one.parts[&Resource::Links], 2.0 * 408e-6), "{one:?}");
+}
+
+#[test]
+fn a_layer_takes_less_than_its_ops_where_the_whole_was_measured_to() {
+    let mut figures = figures();
+    let layers = figures.lines.iter_mut().filter(|line| line.op == "layer");
+    layers.for_each(|line| line.seconds /= 2.0);
+    let stages = vec![stage((0, 2), "a", &[(0, 8, "a"), (8, 16, "b")])];
+    let one = &predicted_by(figures, stages, "gpu").expect("figures of all")[0];
+    // Not the links, nor the output matrix.
+    let layer = (1e-3 + 1e-4 + 0.5e-4) / 2.0 + 2.0 * (200e-6 + 4e-6);
+    assert!(is_about(one.step_seconds, 2.0 * layer + 1e-3), "{one:?}");
 }
 
 #[test]
