@@ -19,7 +19,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_DEADLINE: Duration = Duration::from_secs(5);
 /// HTTP/2 windows of links that carry rows, in bytes.
 const TENSOR_WINDOW_BYTES: u32 = 64 << 20;
-/// HTTP/2 frames of links that carry rows, in bytes.
+/// HTTP/2 frames of links that carry rows, in bytes, in both directions: each end says what it takes.
 const TENSOR_FRAME_BYTES: u32 = 1 << 20;
 /// HTTP/2 windows of everything else, in bytes.
 const CONTROL_WINDOW_BYTES: u32 = 1 << 20;
@@ -42,6 +42,14 @@ impl Traffic {
             Self::Tensors => TENSOR_WINDOW_BYTES,
         }
     }
+
+    /// Largest frame that this end takes; HTTP/2's own 16 KiB if none is said.
+    fn frame(self) -> Option<u32> {
+        match self {
+            Self::Control => None,
+            Self::Tensors => Some(TENSOR_FRAME_BYTES),
+        }
+    }
 }
 
 /// A channel to `address` (`host:port`) that connects when first used and again after it broke.
@@ -58,7 +66,8 @@ pub fn channel(address: &str, identity: &Identity, traffic: Traffic) -> Result<C
         .keep_alive_while_idle(true)
         .http2_adaptive_window(false)
         .initial_stream_window_size(traffic.window())
-        .initial_connection_window_size(traffic.window());
+        .initial_connection_window_size(traffic.window())
+        .max_frame_size(traffic.frame());
     let address = address.to_owned();
     Ok(endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
         let (address, tls) = (address.clone(), tls.clone());
@@ -129,16 +138,12 @@ async fn connect(
 
 /// A gRPC server builder with the windows and limits of the traffic it takes.
 pub fn server(traffic: Traffic) -> Server {
-    let frame = match traffic {
-        Traffic::Control => None,
-        Traffic::Tensors => Some(TENSOR_FRAME_BYTES),
-    };
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_DEADLINE))
         .http2_adaptive_window(Some(false))
         .initial_stream_window_size(traffic.window())
         .initial_connection_window_size(traffic.window())
-        .max_frame_size(frame)
+        .max_frame_size(traffic.frame())
         .max_concurrent_streams(MAX_STREAMS)
 }

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tramontane_proto::net::{
     Identity, Listener, NetError, Peer, TlsFiles, Traffic, channel, is_refused, server,
@@ -232,6 +235,64 @@ async fn an_address_where_nobody_listens_is_told_from_one_where_somebody_does() 
         assert!(
             !is_refused(address, &Identity::Loopback, limit).await,
             "{address}"
+        );
+    }
+}
+
+/// The largest frame that the other end of a connection takes, by its first settings (RFC 9113, 6.5).
+async fn announced_frame(stream: &mut TcpStream, is_client: bool) -> u32 {
+    if is_client {
+        let mut preface = [0; 24];
+        stream.read_exact(&mut preface).await.expect("a preface");
+        assert_eq!(&preface, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    }
+    let mut header = [0; 9];
+    stream.read_exact(&mut header).await.expect("a frame");
+    assert_eq!(header[3], 4, "settings come first");
+    let mut settings = vec![0; u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize];
+    stream.read_exact(&mut settings).await.expect("settings");
+    let each = settings.chunks_exact(6);
+    let mut sizes = each.filter(|setting| setting[..2] == [0, 5]);
+    let said = sizes
+        .next()
+        .map(|setting| u32::from_be_bytes([setting[2], setting[3], setting[4], setting[5]]));
+    said.unwrap_or(16 << 10)
+}
+
+#[tokio::test]
+async fn rows_go_in_large_frames_both_ways() {
+    let identity = Identity::from_config(None).expect("plain");
+    for (traffic, expected) in [(Traffic::Tensors, 1 << 20), (Traffic::Control, 16 << 10)] {
+        let listener = TcpListener::bind(LOOPBACK).await.expect("binds");
+        let address = listener.local_addr().expect("an address").to_string();
+        let mut client = RaftClient::new(channel(&address, &identity, traffic).expect("valid address"));
+        let call = tokio::spawn(async move { client.deliver(futures_util::stream::empty()).await });
+        let asked = async {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            announced_frame(&mut stream, true).await
+        };
+        assert_eq!(
+            timeout(DEADLINE, asked).await.expect("in time"),
+            expected,
+            "{traffic:?}"
+        );
+        call.abort();
+
+        let listener = Listener::bind(LOOPBACK.parse().expect("valid"), &identity).await;
+        let listener = listener.expect("binds");
+        let address = listener.address();
+        let router = server(traffic).add_service(RaftServer::new(Counter));
+        tokio::spawn(router.serve_with_incoming(listener.into_stream()));
+        let answered = async {
+            let mut stream = TcpStream::connect(address).await.expect("connects");
+            let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+            stream.write_all(preface).await.expect("sent");
+            announced_frame(&mut stream, false).await
+        };
+        assert_eq!(
+            timeout(DEADLINE, answered).await.expect("in time"),
+            expected,
+            "{traffic:?}"
         );
     }
 }

@@ -172,7 +172,8 @@ fn encoded_bytes(message: &pb::StageMessage) -> u64 {
 pub struct Assembler {
     row_bytes: usize,
     max_rows: usize,
-    open: Option<(StepBatch, Vec<Bytes>, usize)>,
+    /// A step, and its rows so far in the order in which they come.
+    open: Option<(StepBatch, Vec<u8>)>,
 }
 
 /// A message that does not fit what came before it.
@@ -230,7 +231,7 @@ impl Assembler {
             LinkMessage::Hello { .. } => Err(AssemblyError::Unexpected("greeting")),
             LinkMessage::Result(_) => Err(AssemblyError::Unexpected("result")),
             LinkMessage::Step(batch) => {
-                if let Some((open, ..)) = &self.open {
+                if let Some((open, _)) = &self.open {
                     return Err(AssemblyError::Incomplete {
                         open: open.step,
                         found: batch.step,
@@ -247,7 +248,7 @@ impl Assembler {
                 if rows == 0 {
                     return Ok(Some((batch, Bytes::new())));
                 }
-                self.open = Some((batch, Vec::new(), 0));
+                self.open = Some((batch, Vec::new()));
                 Ok(None)
             }
             LinkMessage::Rows(rows) => self.take_rows(rows),
@@ -260,31 +261,28 @@ impl Assembler {
             first_row: rows.first_row,
             bytes: rows.values.len(),
         };
-        let Some((batch, parts, bytes)) = &mut self.open else {
+        let Some((batch, values)) = &mut self.open else {
             return Err(misplaced);
         };
         let expected = batch.rows() * self.row_bytes;
         let follows = rows.step == batch.step
-            && rows.first_row as usize * self.row_bytes == *bytes
+            && rows.first_row as usize * self.row_bytes == values.len()
             && !rows.values.is_empty()
             && rows.values.len().is_multiple_of(self.row_bytes)
-            && rows.values.len() <= expected - *bytes;
+            && rows.values.len() <= expected - values.len();
         if !follows {
             return Err(misplaced);
         }
-        *bytes += rows.values.len();
-        parts.push(rows.values);
-        if *bytes < expected {
+        if rows.values.len() == expected {
+            return Ok(self.open.take().map(|(batch, _)| (batch, rows.values)));
+        }
+        // Each piece is put in its place while the next one is on its way.
+        values.reserve_exact(expected - values.len());
+        values.extend_from_slice(&rows.values);
+        if values.len() < expected {
             return Ok(None);
         }
-        Ok(self.open.take().map(|(batch, mut parts, _)| {
-            let values = if parts.len() == 1 {
-                parts.swap_remove(0)
-            } else {
-                parts.concat().into()
-            };
-            (batch, values)
-        }))
+        Ok(self.open.take().map(|(batch, values)| (batch, values.into())))
     }
 }
 
