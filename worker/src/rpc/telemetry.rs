@@ -5,7 +5,7 @@ use std::time::Duration;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use tramontane_model::ids::ReplicaId;
 
-use tramontane_model::step::StepBatch;
+use tramontane_model::step::{RowRole, StepBatch};
 
 use crate::scheduler::SchedulerStats;
 
@@ -13,6 +13,7 @@ pub(super) const STEP_SECONDS: &str = "tramontane_step_seconds";
 pub(super) const BUBBLE_SECONDS: &str = "tramontane_stage_bubble_seconds";
 pub(super) const EXCHANGE_SECONDS: &str = "tramontane_expert_exchange_seconds";
 const STEP_ROWS: &str = "tramontane_step_rows";
+const EXPANDED_ROWS: &str = "tramontane_expanded_rows_total";
 const STEP_SEQUENCES: &str = "tramontane_step_sequences";
 const QUEUE_SECONDS: &str = "tramontane_queue_seconds";
 const PREEMPTIONS: &str = "tramontane_preemptions_total";
@@ -35,6 +36,10 @@ pub(crate) fn describe() {
     describe_histogram!(
         STEP_ROWS,
         "Rows of a step, prompt and decode rows together; at the head"
+    );
+    describe_counter!(
+        EXPANDED_ROWS,
+        "Prompt rows in whole groups of steps.expanded_group; at the head"
     );
     describe_histogram!(STEP_SEQUENCES, "Sequences that have rows in a step; at the head");
     describe_histogram!(
@@ -106,6 +111,12 @@ pub(super) fn step_sent(batch: &StepBatch) {
     if batch.rows() > 0 {
         histogram!(STEP_ROWS).record(batch.rows() as f64);
         histogram!(STEP_SEQUENCES).record(batch.chunks.len() as f64);
+        let expanded = batch
+            .chunks
+            .iter()
+            .filter(|chunk| chunk.role == RowRole::Expanded);
+        let rows = expanded.map(|chunk| chunk.tokens.len() as u64);
+        counter!(EXPANDED_ROWS).increment(rows.sum());
     }
 }
 
@@ -150,5 +161,61 @@ impl SchedulerTelemetry {
     /// The next numbers are those of a new scheduler.
     pub(super) fn start_anew(&mut self) {
         self.counted = SchedulerStats::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use tramontane_model::ids::{Fence, Generation, SequenceId, StepId};
+    use tramontane_model::step::SequenceChunk;
+
+    use super::*;
+
+    #[test]
+    fn rows_of_a_step_are_counted_and_those_that_are_expanded() {
+        let chunk = |role, rows| SequenceChunk {
+            sequence: SequenceId(1),
+            open: None,
+            first_position: 0,
+            tokens: vec![1; rows],
+            role,
+            sample: false,
+            scored: vec![],
+            block_table: vec![0],
+        };
+        let batch = StepBatch {
+            fence: Fence {
+                replica: ReplicaId(3),
+                generation: Generation(2),
+            },
+            step: StepId(0),
+            chunks: vec![
+                chunk(RowRole::Generated, 1),
+                chunk(RowRole::Expanded, 8),
+                chunk(RowRole::Given, 3),
+            ],
+            closed: vec![],
+        };
+        let recorder = PrometheusBuilder::new()
+            .set_buckets(&[100.0])
+            .expect("bounds")
+            .build_recorder();
+        let shown = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            step_sent(&batch);
+            step_sent(&batch);
+        });
+        let text = shown.render();
+        for line in [
+            "tramontane_expanded_rows_total 16",
+            "tramontane_step_rows_sum 24",
+            "tramontane_step_sequences_sum 6",
+        ] {
+            assert!(
+                text.lines().any(|found| found == line),
+                "{line} is not in:\n{text}"
+            );
+        }
     }
 }
