@@ -18,10 +18,7 @@ use tramontane_model::ids::{
 use tramontane_model::placement::{ExpertGroup, ExpertRange, KvFormat, KvShape, LayerRange, Replica, Stage};
 use tramontane_model::sampling::SamplingParams;
 use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch, StepBounds};
-use tramontane_proto::ExpertWork;
-use tramontane_worker::executor::{
-    ExchangeError, ExchangeEvent, Executor, ExecutorOptions, ExpertExchange, StageInput,
-};
+use tramontane_worker::executor::{AllExpertsHere, Executor, ExecutorOptions, StageInput};
 use tramontane_worker::weights::{DeviceSlices, LoadProgress, LoadWatch, ModelFiles};
 
 const BLOCK_TOKENS: u32 = 16;
@@ -30,20 +27,6 @@ const SEQUENCES: u32 = 32;
 const REPEATS: usize = 15;
 /// No step is repeated for longer.
 const LONGEST: Duration = Duration::from_secs(10);
-
-/// All experts are the device's own.
-struct Alone;
-
-impl ExpertExchange for Alone {
-    fn send(&mut self, group: u32, _: &DeviceRef, _: ExpertWork) -> Result<(), ExchangeError> {
-        let problem = "there is no other device".to_owned();
-        Err(ExchangeError::Group { group, problem })
-    }
-
-    fn next(&mut self, _: Instant) -> Result<ExchangeEvent, ExchangeError> {
-        Err(ExchangeError::Deadline)
-    }
-}
 
 fn replica(layers: u32, experts: u32) -> Result<(Replica, DeviceRef), Box<dyn Error>> {
     let device = DeviceRef {
@@ -105,7 +88,7 @@ fn measure(executor: &mut Executor<GpuBackend>, name: &str, batch: &StepBatch) -
         executor.run(
             batch,
             StageInput::Embed,
-            &mut Alone,
+            &mut AllExpertsHere,
             started + Duration::from_secs(60),
         )?;
         times.push(started.elapsed());

@@ -16,12 +16,9 @@ use tramontane_model::ids::{
 use tramontane_model::placement::{ExpertGroup, ExpertRange, KvFormat, KvShape, LayerRange, Replica, Stage};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch, StepBounds};
-use tramontane_proto::ExpertWork;
 use tramontane_tests::cluster::turn;
 use tramontane_tests::process::{program, run};
-use tramontane_worker::executor::{
-    ExchangeError, ExchangeEvent, Executor, ExecutorOptions, ExpertExchange, StageInput, StageOutput,
-};
+use tramontane_worker::executor::{AllExpertsHere, Executor, ExecutorOptions, StageInput, StageOutput};
 use tramontane_worker::weights::{DeviceSlices, LoadProgress, LoadWatch, ModelFiles};
 
 const MEMORY: u64 = 8 << 30;
@@ -29,20 +26,6 @@ const EXPERTS: u32 = 8;
 const WITHIN: Duration = Duration::from_secs(600);
 /// Alternatives that are compared.
 const TOP: u8 = 20;
-
-/// All experts are the device's own.
-struct Alone;
-
-impl ExpertExchange for Alone {
-    fn send(&mut self, group: u32, _: &DeviceRef, _: ExpertWork) -> Result<(), ExchangeError> {
-        let problem = "there is no other device".to_owned();
-        Err(ExchangeError::Group { group, problem })
-    }
-
-    fn next(&mut self, _: Instant) -> Result<ExchangeEvent, ExchangeError> {
-        Err(ExchangeError::Deadline)
-    }
-}
 
 fn replica() -> Replica {
     let device = DeviceRef {
@@ -91,7 +74,7 @@ fn step<B: Backend>(executor: &mut Executor<B>, first: u32, tokens: &[u32], role
         closed: Vec::new(),
     };
     let deadline = Instant::now() + WITHIN;
-    let output = executor.run(&batch, StageInput::Embed, &mut Alone, deadline);
+    let output = executor.run(&batch, StageInput::Embed, &mut AllExpertsHere, deadline);
     match output.expect("runs") {
         StageOutput::Sampled(mut result) => result.tokens.remove(0).1,
         StageOutput::Hidden(_) => panic!("the only stage samples"),

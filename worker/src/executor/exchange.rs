@@ -150,3 +150,18 @@ pub trait ExpertExchange {
     /// Waits for an answer, or for somebody else's request.
     fn next(&mut self, deadline: Instant) -> Result<ExchangeEvent, ExchangeError>;
 }
+
+/// Of a device that computes all experts of its layers itself.
+#[derive(Clone, Copy, Debug)]
+pub struct AllExpertsHere;
+
+impl ExpertExchange for AllExpertsHere {
+    fn send(&mut self, group: u32, _: &DeviceRef, _: ExpertWork) -> Result<(), ExchangeError> {
+        let problem = "all experts are here".to_owned();
+        Err(ExchangeError::Group { group, problem })
+    }
+
+    fn next(&mut self, _: Instant) -> Result<ExchangeEvent, ExchangeError> {
+        Err(ExchangeError::Deadline)
+    }
+}

@@ -56,31 +56,14 @@ mod tests {
     };
     use tramontane_model::sampling::SamplingParams;
     use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch, StepBounds};
-    use tramontane_proto::ExpertWork;
 
-    use crate::executor::{
-        ExchangeError, ExchangeEvent, Executor, ExecutorOptions, ExpertExchange, StageInput,
-    };
+    use crate::executor::{AllExpertsHere, Executor, ExecutorOptions, StageInput};
     use crate::weights::{DeviceSlices, LoadProgress, LoadWatch, ModelFiles};
 
     const ROWS: u32 = 3;
     /// Tokens of each sequence with its row.
     const CONTEXT: u32 = 101;
     const BLOCKS: u32 = CONTEXT.div_ceil(16);
-
-    /// All experts are the device's own.
-    struct Alone;
-
-    impl ExpertExchange for Alone {
-        fn send(&mut self, group: u32, _: &DeviceRef, _: ExpertWork) -> Result<(), ExchangeError> {
-            let problem = "there is no other device".to_owned();
-            Err(ExchangeError::Group { group, problem })
-        }
-
-        fn next(&mut self, _: Instant) -> Result<ExchangeEvent, ExchangeError> {
-            Err(ExchangeError::Deadline)
-        }
-    }
 
     fn replica() -> (Replica, DeviceRef) {
         let device = DeviceRef {
@@ -149,7 +132,7 @@ mod tests {
             closed: Vec::new(),
         };
         let deadline = Instant::now() + timeout;
-        let ran = executor.run(&batch, StageInput::Embed, &mut Alone, deadline);
+        let ran = executor.run(&batch, StageInput::Embed, &mut AllExpertsHere, deadline);
         ran.expect("a step");
         let recorded: Vec<_> = executor.backend.take().iter().map(known).collect();
         let layer = |part| {

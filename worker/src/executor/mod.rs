@@ -33,7 +33,9 @@ mod warm_up;
 
 pub use command::{Assignment, StageInput, StageOutput};
 pub use error::DeviceError;
-pub use exchange::{ExchangeError, ExchangeEvent, ExpertAnswer, ExpertExchange, ExpertLinks, ExpertRequest};
+pub use exchange::{
+    AllExpertsHere, ExchangeError, ExchangeEvent, ExpertAnswer, ExpertExchange, ExpertLinks, ExpertRequest,
+};
 pub use handle::{DeviceHandle, Reply};
 pub use inbox::{ANSWER_PLACES, CONTROL_PLACES, EXPERT_PLACES, STEP_PLACES};
 pub use links::LocalLinks;

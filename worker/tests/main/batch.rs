@@ -8,32 +8,15 @@ use std::time::{Duration, Instant};
 use tramontane_kernels::gpu::DeviceConfig;
 use tramontane_kernels::gpu::{self, GpuBackend};
 use tramontane_kernels::ops::OpError;
-use tramontane_model::ids::{DeviceRef, Origin, SequenceId, StepId};
+use tramontane_model::ids::{Origin, SequenceId, StepId};
 use tramontane_model::sampling::{SampledToken, SamplingParams};
 use tramontane_model::step::{Opening, RowRole, SequenceChunk, StepBatch};
-use tramontane_proto::ExpertWork;
-use tramontane_worker::executor::{
-    ExchangeError, ExchangeEvent, Executor, ExecutorOptions, ExpertExchange, StageInput, StageOutput,
-};
+use tramontane_worker::executor::{AllExpertsHere, Executor, ExecutorOptions, StageInput, StageOutput};
 use tramontane_worker::weights::{DeviceSlices, LoadProgress, LoadWatch, ModelFiles};
 
 use crate::cluster::{StagePlan, replica, repository};
 
 const BLOCKS: u32 = 8;
-
-/// All experts are the device's own.
-struct Alone;
-
-impl ExpertExchange for Alone {
-    fn send(&mut self, group: u32, _: &DeviceRef, _: ExpertWork) -> Result<(), ExchangeError> {
-        let problem = "there is no other device".to_owned();
-        Err(ExchangeError::Group { group, problem })
-    }
-
-    fn next(&mut self, _: Instant) -> Result<ExchangeEvent, ExchangeError> {
-        Err(ExchangeError::Deadline)
-    }
-}
 
 /// The miniature on one device.
 pub(crate) fn executor() -> Executor<GpuBackend> {
@@ -114,7 +97,7 @@ pub(crate) fn run(executor: &mut Executor<GpuBackend>, chunks: Vec<SequenceChunk
         closed: Vec::new(),
     };
     let deadline = Instant::now() + Duration::from_secs(60);
-    let output = executor.run(&batch, StageInput::Embed, &mut Alone, deadline);
+    let output = executor.run(&batch, StageInput::Embed, &mut AllExpertsHere, deadline);
     match output.expect("runs") {
         StageOutput::Sampled(result) => result.tokens.into_iter().map(|(_, token)| token).collect(),
         StageOutput::Hidden(_) => panic!("the last stage samples"),
