@@ -9,14 +9,11 @@ use std::ops::Range;
 
 use tramontane_model::checkpoint::{BadValue, TensorView, Weight};
 use tramontane_model::placement::ExpertRange;
-use tramontane_model::spec::AttentionSpec;
-use tramontane_model::tensors::{FfnMatrix, HalfSplit, LayerTensor, Shape, TensorId};
+use tramontane_model::tensors::{FfnMatrix, HalfSplit, Shape, TensorId};
 
 use super::ahead::{Ahead, chunks, chunks_of};
 use super::{LoadProgress, LoadWatch, MirrorError, ModelFiles, WeightError, WeightSlice};
-use tramontane_kernels::layers::{
-    FeedForward, GroupedAttention, Head, LatentAttention, LayerAttention, LayerFeedForward, OwnerLayer,
-};
+use tramontane_kernels::layers::{Head, OwnerLayer, TensorSource};
 use tramontane_kernels::ops::{
     Backend, BankPart, DeviceBuffer, ExpertBank, ExpertLayout, Matrix, MatrixPart, OpError, PART_ALIGN,
     Scales, Vector, WeightFormat, split_rows,
@@ -124,62 +121,9 @@ impl<'a, D: Backend> Loader<'a, D> {
     }
 
     pub(super) fn layer(&mut self, layer: u32) -> Result<OwnerLayer<D::Buffer>, WeightError> {
-        let id = |tensor| TensorId::Layer { layer, tensor };
         // In the order in which tensors are read ahead.
-        Ok(OwnerLayer {
-            attention_norm: self.vector(id(LayerTensor::AttentionNorm))?,
-            attention: self.attention(layer)?,
-            wo: self.matrix(id(LayerTensor::Wo), 1)?,
-            ffn_norm: self.vector(id(LayerTensor::FfnNorm))?,
-            feed_forward: match self.model.spec.moe_at(layer) {
-                None => LayerFeedForward::Dense(self.feed_forward(layer, LayerTensor::Dense)?),
-                Some(moe) => LayerFeedForward::Moe {
-                    gate: self.matrix(id(LayerTensor::Gate), 1)?,
-                    shared: match moe.n_shared_experts {
-                        0 => None,
-                        _ => Some(self.feed_forward(layer, LayerTensor::Shared)?),
-                    },
-                },
-            },
-        })
-    }
-
-    fn attention(&mut self, layer: u32) -> Result<LayerAttention<D::Buffer>, WeightError> {
-        let id = |tensor| TensorId::Layer { layer, tensor };
-        Ok(match &self.model.spec.attention {
-            AttentionSpec::Mla(mla) => {
-                let head_rows = mla.qk_nope_head_dim + mla.v_head_dim;
-                LayerAttention::Latent(LatentAttention {
-                    wq_a: self.matrix(id(LayerTensor::WqA), 1)?,
-                    q_a_norm: self.vector(id(LayerTensor::QANorm))?,
-                    wq_b: self.matrix(id(LayerTensor::WqB), 1)?,
-                    wkv_a: self.matrix(id(LayerTensor::WkvAWithMqa), 1)?,
-                    kv_a_norm: self.vector(id(LayerTensor::KvANorm))?,
-                    wkv_b: self.matrix(id(LayerTensor::WkvB), head_rows)?,
-                })
-            }
-            AttentionSpec::Gqa(_) => LayerAttention::Grouped(GroupedAttention {
-                wq: self.matrix(id(LayerTensor::Wq), 1)?,
-                wk: self.matrix(id(LayerTensor::Wk), 1)?,
-                wv: self.matrix(id(LayerTensor::Wv), 1)?,
-            }),
-        })
-    }
-
-    fn feed_forward(
-        &mut self,
-        layer: u32,
-        of: fn(FfnMatrix) -> LayerTensor,
-    ) -> Result<FeedForward<D::Buffer>, WeightError> {
-        let id = |matrix| TensorId::Layer {
-            layer,
-            tensor: of(matrix),
-        };
-        Ok(FeedForward {
-            w1: self.matrix(id(FfnMatrix::W1), 1)?,
-            w2: self.matrix(id(FfnMatrix::W2), 1)?,
-            w3: self.matrix(id(FfnMatrix::W3), 1)?,
-        })
+        let model = self.model;
+        OwnerLayer::of(&model.spec, layer, self)
     }
 
     /// Memory for the records of some experts of a layer, which are still to be loaded.
@@ -247,63 +191,6 @@ impl<'a, D: Backend> Loader<'a, D> {
         }
         bank.next += 1;
         Ok(bank.next >= bank.experts.end())
-    }
-
-    /// Loads a matrix, split by rows at multiples of `unit` where it exceeds the binding limit.
-    fn matrix(&mut self, id: TensorId, unit: u32) -> Result<Matrix<D::Buffer>, WeightError> {
-        let weight = self.stored(id)?;
-        let (rows, cols) = dims(weight.shape());
-        let format = weight.format();
-        let row_bytes = format.row_bytes(cols);
-        let limit = self.backend.max_binding_bytes();
-        let ranges = split_rows(rows, row_bytes, unit, limit).map_err(device_error(id))?;
-        let mut parts = Vec::with_capacity(ranges.len());
-        for rows in ranges {
-            let bytes = row_bytes * u64::from(rows.end - rows.start);
-            let buffer = self
-                .backend
-                .alloc_weights(&id.to_string(), bytes)
-                .map_err(device_error(id))?;
-            parts.push(MatrixPart {
-                rows,
-                buffer,
-                offset: 0,
-            });
-        }
-        match weight.half_split() {
-            None => self.copy_rows(id, weight.values(), &parts)?,
-            Some(split) => {
-                for part in &parts {
-                    let values = (weight.values(), TensorView::check_finite as Check<'_>);
-                    self.copy_in_order(id, values, (split, part.rows.clone()), &part.buffer, part.offset)?;
-                }
-            }
-        }
-        let scales = match format.scale_bytes(rows, cols) {
-            0 => None,
-            bytes => {
-                let label = format!("scales of {id}");
-                let buffer = self
-                    .backend
-                    .alloc_weights(&label, bytes)
-                    .map_err(device_error(id))?;
-                self.copy_scales(&weight, &buffer, 0)?;
-                Some(Scales { buffer, offset: 0 })
-            }
-        };
-        Matrix::new(rows, cols, format, parts, scales).map_err(device_error(id))
-    }
-
-    fn vector(&mut self, id: TensorId) -> Result<Vector<D::Buffer>, WeightError> {
-        let weight = self.stored(id)?;
-        let (_, len) = dims(weight.shape());
-        let bytes = u64::from(len) * 2;
-        let buffer = self
-            .backend
-            .alloc_weights(&id.to_string(), bytes)
-            .map_err(device_error(id))?;
-        self.copy(id, weight.values(), (&buffer, 0))?;
-        Vector::new(len, buffer, 0).map_err(device_error(id))
     }
 
     fn weight(&self, id: TensorId) -> Result<Weight<'a>, WeightError> {
@@ -477,5 +364,67 @@ impl<'a, D: Backend> Loader<'a, D> {
                 self.copy_checked(weight.id(), scales, &[whole], |chunk| chunk.check_scales())
             }
         }
+    }
+}
+
+impl<D: Backend> TensorSource for Loader<'_, D> {
+    type Buffer = D::Buffer;
+    type Error = WeightError;
+
+    /// Loads a matrix, split by rows at multiples of `unit` where it exceeds the binding limit.
+    fn matrix(&mut self, id: TensorId, unit: u32) -> Result<Matrix<D::Buffer>, WeightError> {
+        let weight = self.stored(id)?;
+        let (rows, cols) = dims(weight.shape());
+        let format = weight.format();
+        let row_bytes = format.row_bytes(cols);
+        let limit = self.backend.max_binding_bytes();
+        let ranges = split_rows(rows, row_bytes, unit, limit).map_err(device_error(id))?;
+        let mut parts = Vec::with_capacity(ranges.len());
+        for rows in ranges {
+            let bytes = row_bytes * u64::from(rows.end - rows.start);
+            let buffer = self
+                .backend
+                .alloc_weights(&id.to_string(), bytes)
+                .map_err(device_error(id))?;
+            parts.push(MatrixPart {
+                rows,
+                buffer,
+                offset: 0,
+            });
+        }
+        match weight.half_split() {
+            None => self.copy_rows(id, weight.values(), &parts)?,
+            Some(split) => {
+                for part in &parts {
+                    let values = (weight.values(), TensorView::check_finite as Check<'_>);
+                    self.copy_in_order(id, values, (split, part.rows.clone()), &part.buffer, part.offset)?;
+                }
+            }
+        }
+        let scales = match format.scale_bytes(rows, cols) {
+            0 => None,
+            bytes => {
+                let label = format!("scales of {id}");
+                let buffer = self
+                    .backend
+                    .alloc_weights(&label, bytes)
+                    .map_err(device_error(id))?;
+                self.copy_scales(&weight, &buffer, 0)?;
+                Some(Scales { buffer, offset: 0 })
+            }
+        };
+        Matrix::new(rows, cols, format, parts, scales).map_err(device_error(id))
+    }
+
+    fn vector(&mut self, id: TensorId) -> Result<Vector<D::Buffer>, WeightError> {
+        let weight = self.stored(id)?;
+        let (_, len) = dims(weight.shape());
+        let bytes = u64::from(len) * 2;
+        let buffer = self
+            .backend
+            .alloc_weights(&id.to_string(), bytes)
+            .map_err(device_error(id))?;
+        self.copy(id, weight.values(), (&buffer, 0))?;
+        Vector::new(len, buffer, 0).map_err(device_error(id))
     }
 }

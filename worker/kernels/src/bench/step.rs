@@ -63,7 +63,7 @@ impl<B: DeviceBuffer> Layers<B> {
             first,
         };
         for _ in 0..count {
-            let owner = maker.layer(first).map_err(|error| error.to_string())?;
+            let owner = OwnerLayer::of(maker.spec, first, maker).map_err(|error| error.to_string())?;
             layers.owners.push(owner);
             if part == Part::MoeLayer {
                 let bank = maker.bank(first).map_err(|error| error.to_string())?;

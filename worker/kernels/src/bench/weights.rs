@@ -1,12 +1,10 @@
 //! Random weights, written to the device from small blocks that repeat.
 
-use tramontane_model::spec::{AttentionSpec, ModelSpec};
-use tramontane_model::tensors::{FfnMatrix, LayerTensor, Shape, TensorId, TensorSpec, tensor_spec};
+use tramontane_model::spec::ModelSpec;
+use tramontane_model::tensors::{FfnMatrix, Shape, TensorId, TensorSpec, tensor_spec};
 
 use super::probe::place_of;
-use crate::layers::{
-    FeedForward, GroupedAttention, Head, LatentAttention, LayerAttention, LayerFeedForward, OwnerLayer,
-};
+use crate::layers::{FeedForward, Head, LayerAttention, LayerFeedForward, OwnerLayer, TensorSource};
 use crate::ops::{
     Backend, BankPart, DeviceBuffer, ExpertBank, ExpertLayout, Matrix, MatrixPart, OpError, PART_ALIGN,
     Scales, Vector, WeightFormat, split_rows,
@@ -33,50 +31,10 @@ impl<'a, D: Backend> Maker<'a, D> {
         }
     }
 
-    /// What the owner of a layer holds of it.
-    pub(super) fn layer(&mut self, layer: u32) -> Result<OwnerLayer<D::Buffer>, OpError> {
-        let id = |tensor| TensorId::Layer { layer, tensor };
-        let feed_forward = match self.spec.moe_at(layer) {
-            None => LayerFeedForward::Dense(self.feed_forward(layer, LayerTensor::Dense)?),
-            Some(moe) => LayerFeedForward::Moe {
-                gate: self.matrix(id(LayerTensor::Gate), 1)?,
-                shared: match moe.n_shared_experts {
-                    0 => None,
-                    _ => Some(self.feed_forward(layer, LayerTensor::Shared)?),
-                },
-            },
-        };
-        let attention = match &self.spec.attention {
-            AttentionSpec::Mla(mla) => {
-                let head_rows = mla.qk_nope_head_dim + mla.v_head_dim;
-                LayerAttention::Latent(LatentAttention {
-                    wq_a: self.matrix(id(LayerTensor::WqA), 1)?,
-                    q_a_norm: self.norm(id(LayerTensor::QANorm))?,
-                    wq_b: self.matrix(id(LayerTensor::WqB), 1)?,
-                    wkv_a: self.matrix(id(LayerTensor::WkvAWithMqa), 1)?,
-                    kv_a_norm: self.norm(id(LayerTensor::KvANorm))?,
-                    wkv_b: self.matrix(id(LayerTensor::WkvB), head_rows)?,
-                })
-            }
-            AttentionSpec::Gqa(_) => LayerAttention::Grouped(GroupedAttention {
-                wq: self.matrix(id(LayerTensor::Wq), 1)?,
-                wk: self.matrix(id(LayerTensor::Wk), 1)?,
-                wv: self.matrix(id(LayerTensor::Wv), 1)?,
-            }),
-        };
-        Ok(OwnerLayer {
-            attention_norm: self.norm(id(LayerTensor::AttentionNorm))?,
-            attention,
-            wo: self.matrix(id(LayerTensor::Wo), 1)?,
-            ffn_norm: self.norm(id(LayerTensor::FfnNorm))?,
-            feed_forward,
-        })
-    }
-
     /// What the owner of the last stage holds; of a model whose embedding is the output matrix, that.
     pub(super) fn head(&mut self) -> Result<Head<D::Buffer>, OpError> {
         Ok(Head {
-            norm: self.norm(TensorId::FinalNorm)?,
+            norm: self.vector(TensorId::FinalNorm)?,
             output: Some(self.matrix(TensorId::Head, 1)?),
         })
     }
@@ -126,58 +84,6 @@ impl<'a, D: Backend> Maker<'a, D> {
         ExpertBank::new(layout, experts, parts)
     }
 
-    fn feed_forward(
-        &mut self,
-        layer: u32,
-        of: fn(FfnMatrix) -> LayerTensor,
-    ) -> Result<FeedForward<D::Buffer>, OpError> {
-        let id = |matrix| TensorId::Layer {
-            layer,
-            tensor: of(matrix),
-        };
-        Ok(FeedForward {
-            w1: self.matrix(id(FfnMatrix::W1), 1)?,
-            w2: self.matrix(id(FfnMatrix::W2), 1)?,
-            w3: self.matrix(id(FfnMatrix::W3), 1)?,
-        })
-    }
-
-    fn matrix(&mut self, id: TensorId, unit: u32) -> Result<Matrix<D::Buffer>, OpError> {
-        let tensor = tensor_spec(self.spec, id);
-        let (rows, cols) = dims(&tensor);
-        let format = tensor.usual_format;
-        let row_bytes = format.row_bytes(cols);
-        let ranges = split_rows(rows, row_bytes, unit, self.backend.max_binding_bytes())?;
-        let mut parts = Vec::with_capacity(ranges.len());
-        for range in ranges {
-            let bytes = row_bytes * u64::from(range.end - range.start);
-            let buffer = self.backend.alloc_weights(&id.to_string(), bytes)?;
-            self.fill(&buffer, 0, bytes, Values::codes(format, cols))?;
-            parts.push(MatrixPart {
-                rows: range,
-                buffer,
-                offset: 0,
-            });
-        }
-        let scales = match format.scale_bytes(rows, cols) {
-            0 => None,
-            bytes => {
-                let buffer = self.backend.alloc_weights(&id.to_string(), bytes)?;
-                self.scales(&tensor, &buffer, 0)?;
-                Some(Scales { buffer, offset: 0 })
-            }
-        };
-        Matrix::new(rows, cols, format, parts, scales)
-    }
-
-    fn norm(&mut self, id: TensorId) -> Result<Vector<D::Buffer>, OpError> {
-        let (_, len) = dims(&tensor_spec(self.spec, id));
-        let bytes = u64::from(len) * 2;
-        let buffer = self.backend.alloc_weights(&id.to_string(), bytes)?;
-        self.fill(&buffer, 0, bytes, Values::Norm)?;
-        Vector::new(len, buffer, 0)
-    }
-
     /// A matrix's section of scales, laid out as [`WeightFormat`] says.
     fn scales(&mut self, tensor: &TensorSpec, buffer: &D::Buffer, at: u64) -> Result<(), OpError> {
         let ((rows, cols), format) = (dims(tensor), tensor.usual_format);
@@ -218,6 +124,47 @@ impl<'a, D: Backend> Maker<'a, D> {
             self.backend.write(buffer, start, &block[..length])?;
         }
         Ok(())
+    }
+}
+
+impl<D: Backend> TensorSource for Maker<'_, D> {
+    type Buffer = D::Buffer;
+    type Error = OpError;
+
+    fn matrix(&mut self, id: TensorId, unit: u32) -> Result<Matrix<D::Buffer>, OpError> {
+        let tensor = tensor_spec(self.spec, id);
+        let (rows, cols) = dims(&tensor);
+        let format = tensor.usual_format;
+        let row_bytes = format.row_bytes(cols);
+        let ranges = split_rows(rows, row_bytes, unit, self.backend.max_binding_bytes())?;
+        let mut parts = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            let bytes = row_bytes * u64::from(range.end - range.start);
+            let buffer = self.backend.alloc_weights(&id.to_string(), bytes)?;
+            self.fill(&buffer, 0, bytes, Values::codes(format, cols))?;
+            parts.push(MatrixPart {
+                rows: range,
+                buffer,
+                offset: 0,
+            });
+        }
+        let scales = match format.scale_bytes(rows, cols) {
+            0 => None,
+            bytes => {
+                let buffer = self.backend.alloc_weights(&id.to_string(), bytes)?;
+                self.scales(&tensor, &buffer, 0)?;
+                Some(Scales { buffer, offset: 0 })
+            }
+        };
+        Matrix::new(rows, cols, format, parts, scales)
+    }
+
+    fn vector(&mut self, id: TensorId) -> Result<Vector<D::Buffer>, OpError> {
+        let (_, len) = dims(&tensor_spec(self.spec, id));
+        let bytes = u64::from(len) * 2;
+        let buffer = self.backend.alloc_weights(&id.to_string(), bytes)?;
+        self.fill(&buffer, 0, bytes, Values::Norm)?;
+        Vector::new(len, buffer, 0)
     }
 }
 

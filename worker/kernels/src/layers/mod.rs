@@ -11,4 +11,5 @@ pub use buffers::{HeadBuffers, HolderBuffers, OwnerBuffers, caches, expert_scrat
 pub use pass::LayerPass;
 pub use weights::{
     FeedForward, GroupedAttention, Head, LatentAttention, LayerAttention, LayerFeedForward, OwnerLayer,
+    TensorSource,
 };

@@ -1,6 +1,23 @@
 //! What a layer and the head hold on a device. Shapes are those of [`tramontane_model::tensors::LayerTensor`].
 
+use tramontane_model::spec::{AttentionSpec, ModelSpec};
+use tramontane_model::tensors::{FfnMatrix, LayerTensor, TensorId};
+
 use crate::ops::{Matrix, Vector};
+
+/// Puts tensors of a model on a device.
+pub trait TensorSource {
+    /// The device's memory.
+    type Buffer;
+    /// Why a tensor is not there.
+    type Error;
+
+    /// A matrix, whose parts start at multiples of so many rows.
+    fn matrix(&mut self, id: TensorId, unit: u32) -> Result<Matrix<Self::Buffer>, Self::Error>;
+
+    /// A vector.
+    fn vector(&mut self, id: TensorId) -> Result<Vector<Self::Buffer>, Self::Error>;
+}
 
 /// A feed-forward: `w2(silu(w1 x) * w3 x)`.
 #[derive(Clone, Debug)]
@@ -11,6 +28,25 @@ pub struct FeedForward<B> {
     pub w2: Matrix<B>,
     /// Up, `[hidden, dim]`.
     pub w3: Matrix<B>,
+}
+
+impl<B> FeedForward<B> {
+    /// That of a layer whose matrices are called so.
+    fn of<S: TensorSource<Buffer = B>>(
+        layer: u32,
+        named: fn(FfnMatrix) -> LayerTensor,
+        source: &mut S,
+    ) -> Result<Self, S::Error> {
+        let mut matrix = |matrix| {
+            let tensor = named(matrix);
+            source.matrix(TensorId::Layer { layer, tensor }, 1)
+        };
+        Ok(Self {
+            w1: matrix(FfnMatrix::W1)?,
+            w2: matrix(FfnMatrix::W2)?,
+            w3: matrix(FfnMatrix::W3)?,
+        })
+    }
 }
 
 /// What follows attention in a layer, but for the routed experts.
@@ -64,6 +100,34 @@ pub enum LayerAttention<B> {
     Grouped(GroupedAttention<B>),
 }
 
+impl<B> LayerAttention<B> {
+    fn of<S: TensorSource<Buffer = B>>(
+        spec: &ModelSpec,
+        layer: u32,
+        source: &mut S,
+    ) -> Result<Self, S::Error> {
+        let id = |tensor| TensorId::Layer { layer, tensor };
+        Ok(match &spec.attention {
+            AttentionSpec::Mla(mla) => {
+                let head_rows = mla.qk_nope_head_dim + mla.v_head_dim;
+                Self::Latent(LatentAttention {
+                    wq_a: source.matrix(id(LayerTensor::WqA), 1)?,
+                    q_a_norm: source.vector(id(LayerTensor::QANorm))?,
+                    wq_b: source.matrix(id(LayerTensor::WqB), 1)?,
+                    wkv_a: source.matrix(id(LayerTensor::WkvAWithMqa), 1)?,
+                    kv_a_norm: source.vector(id(LayerTensor::KvANorm))?,
+                    wkv_b: source.matrix(id(LayerTensor::WkvB), head_rows)?,
+                })
+            }
+            AttentionSpec::Gqa(_) => Self::Grouped(GroupedAttention {
+                wq: source.matrix(id(LayerTensor::Wq), 1)?,
+                wk: source.matrix(id(LayerTensor::Wk), 1)?,
+                wv: source.matrix(id(LayerTensor::Wv), 1)?,
+            }),
+        })
+    }
+}
+
 /// What the owner of a layer holds of it. Shapes are those of [`tramontane_model::tensors::LayerTensor`].
 #[derive(Clone, Debug)]
 pub struct OwnerLayer<B> {
@@ -77,6 +141,33 @@ pub struct OwnerLayer<B> {
     pub ffn_norm: Vector<B>,
     /// Feed-forward.
     pub feed_forward: LayerFeedForward<B>,
+}
+
+impl<B> OwnerLayer<B> {
+    /// A layer's tensors, in the order of the forward pass.
+    pub fn of<S: TensorSource<Buffer = B>>(
+        spec: &ModelSpec,
+        layer: u32,
+        source: &mut S,
+    ) -> Result<Self, S::Error> {
+        let id = |tensor| TensorId::Layer { layer, tensor };
+        Ok(Self {
+            attention_norm: source.vector(id(LayerTensor::AttentionNorm))?,
+            attention: LayerAttention::of(spec, layer, source)?,
+            wo: source.matrix(id(LayerTensor::Wo), 1)?,
+            ffn_norm: source.vector(id(LayerTensor::FfnNorm))?,
+            feed_forward: match spec.moe_at(layer) {
+                None => LayerFeedForward::Dense(FeedForward::of(layer, LayerTensor::Dense, source)?),
+                Some(moe) => LayerFeedForward::Moe {
+                    gate: source.matrix(id(LayerTensor::Gate), 1)?,
+                    shared: match moe.n_shared_experts {
+                        0 => None,
+                        _ => Some(FeedForward::of(layer, LayerTensor::Shared, source)?),
+                    },
+                },
+            },
+        })
+    }
 }
 
 /// What the owner of the last stage holds beside its layers.
