@@ -9,8 +9,9 @@ use super::commands::{self, Command, Copy, Dispatch, Encode, IMMEDIATE_WORDS};
 use super::device::{Memory, OpenDevice};
 use super::faults::Faults;
 use super::halves;
+use super::kernel::Kernel;
 use super::memory::{Account, GpuBuffer, USAGE, check_copy};
-use super::pipelines::{Kernel, Pipelines};
+use super::pipelines::Pipelines;
 use super::readback::{ReadFault, Readback};
 use super::staging::Staging;
 use super::tuning::Tuning;
@@ -168,8 +169,9 @@ impl GpuBackend {
             return Err(OpError::shape("dispatch", detail));
         }
         self.faults.check_lost(&self.info.name)?;
-        let layout = &self.pipelines.get(kernel).bindings;
-        let bindings = self.bindings.get(&self.device, layout, kernel, buffers);
+        let bindings = self
+            .bindings
+            .get(&self.device, self.pipelines.get(kernel), buffers);
         let mut immediates = [0; IMMEDIATE_WORDS];
         let words: &[u32] = bytemuck::cast_slice(bytemuck::bytes_of(params));
         for (target, word) in immediates.iter_mut().zip(words) {

@@ -4,14 +4,15 @@
 
 use std::collections::HashMap;
 
+use super::kernel::{Binds, MAX_BINDINGS};
 use super::memory::GpuBuffer;
-use super::pipelines::{Kernel, MAX_BINDINGS};
+use super::pipelines::Pipeline;
 
 /// Most groups kept. A device of a full model uses some thousands.
 const MAX_GROUPS: usize = 16_384;
 
-/// Which layout, and the ids of the buffers bound; 0 where there is none.
-type Key = (usize, [u64; MAX_BINDINGS]);
+/// How buffers are bound, and the ids of those bound; 0 where there is none.
+type Key = (Binds, [u64; MAX_BINDINGS]);
 
 /// Bind groups by what they bind.
 #[derive(Debug, Default)]
@@ -20,12 +21,11 @@ pub(super) struct Bindings {
 }
 
 impl Bindings {
-    /// The group that binds these buffers whole, in the order of the kernel's bindings.
+    /// The group that binds these buffers whole, in the order of the kernel's bindings: one for all kernels that bind them alike.
     pub(super) fn get(
         &mut self,
         device: &wgpu::Device,
-        layout: &wgpu::BindGroupLayout,
-        kernel: Kernel,
+        pipeline: &Pipeline,
         buffers: &[&GpuBuffer],
     ) -> wgpu::BindGroup {
         let mut ids = [0; MAX_BINDINGS];
@@ -45,12 +45,12 @@ impl Bindings {
                 .collect();
             device.create_bind_group(&wgpu::BindGroupDescriptor {
                 label: None,
-                layout,
+                layout: &pipeline.bindings,
                 entries: &entries,
             })
         };
         self.groups
-            .entry((kernel.layout(), ids))
+            .entry((pipeline.binds, ids))
             .or_insert_with(make)
             .clone()
     }

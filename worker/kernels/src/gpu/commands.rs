@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::pipelines::{Kernel, Pipelines};
+use super::kernel::Kernel;
+use super::pipelines::Pipelines;
 
 /// Words of immediates that a dispatch can have.
 pub(super) const IMMEDIATE_WORDS: usize = super::device::IMMEDIATE_BYTES as usize / 4;

@@ -198,7 +198,7 @@ mod tests {
     use wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
 
     use super::super::device::Class;
-    use super::super::pipelines::Kernel;
+    use super::super::kernel::Kernel;
     use super::*;
 
     const CAPABILITIES: Capabilities = Capabilities::COOPERATIVE_MATRIX
@@ -213,7 +213,7 @@ mod tests {
     fn compile(kernel: Kernel, tuning: &Tuning) -> Result<(Vec<u32>, u32), String> {
         let mut options = Options::new();
         options.capabilities = CAPABILITIES;
-        let source = kernel.source(tuning);
+        let source = kernel.shader(tuning).source();
         let module = Frontend::new_with_options(options).parse(&source);
         let module = module.map_err(|error| error.emit_to_string(&source))?;
         let mut validator = Validator::new(ValidationFlags::all(), CAPABILITIES);

@@ -18,6 +18,7 @@ mod device;
 mod direct;
 mod faults;
 mod halves;
+mod kernel;
 mod matrices;
 mod measure;
 mod memory;

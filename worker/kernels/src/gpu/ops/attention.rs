@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use crate::gpu::backend::GpuBackend;
+use crate::gpu::kernel::Kernel;
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::Kernel;
 use crate::gpu::tuning::Tuning;
 use crate::ops::{Attention, OpError};
 

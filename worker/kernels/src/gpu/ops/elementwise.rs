@@ -2,8 +2,8 @@
 
 use super::units;
 use crate::gpu::backend::GpuBackend;
+use crate::gpu::kernel::Kernel;
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::Kernel;
 use crate::ops::{Combine, Embed, OpError};
 
 /// Immediates of `embed.wgsl`.

@@ -5,8 +5,8 @@ use tramontane_model::footprint::EXPANDED_TOKENS;
 
 use super::matmul;
 use crate::gpu::backend::GpuBackend;
+use crate::gpu::kernel::Kernel;
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::Kernel;
 use crate::gpu::tuning::Tuning;
 use crate::ops::{ExpandedAttention, Linear, OpError, PromptRows, Rows};
 

@@ -7,8 +7,8 @@ use super::matmul::{Params, chunks, scale_strides, spans};
 use super::shares::{Share, Way, shares};
 use super::{row_factors, units};
 use crate::gpu::backend::GpuBackend;
+use crate::gpu::kernel::Kernel;
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::Kernel;
 use crate::gpu::tuning::Tuning;
 use crate::ops::{BankPart, COLS_ALIGN, Experts, MAX_EXPERTS, OpError, WeightFormat};
 

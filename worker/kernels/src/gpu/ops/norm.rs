@@ -2,8 +2,8 @@
 
 use super::units;
 use crate::gpu::backend::GpuBackend;
+use crate::gpu::kernel::Kernel;
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::Kernel;
 use crate::ops::{DeviceBuffer, LatentWrite, OpError, RmsNorm};
 
 /// Immediates of `rms_norm.wgsl`.

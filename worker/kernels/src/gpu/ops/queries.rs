@@ -2,9 +2,9 @@
 
 use super::matmul::{chunks, scale_strides, scales};
 use crate::gpu::backend::GpuBackend;
+use crate::gpu::kernel::Kernel;
 use crate::gpu::matrices::{Codes, Variant};
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::Kernel;
 use crate::ops::{COLS_ALIGN, OpError, Queries};
 
 /// Immediates of `queries.wgsl`.

@@ -1,8 +1,8 @@
 //! Rotation of queries and keys, and the cache write of grouped-query attention: one lane per 4 columns of a row.
 
 use crate::gpu::backend::GpuBackend;
+use crate::gpu::kernel::Kernel;
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::Kernel;
 use crate::ops::{OpError, RotateQkv};
 
 /// Immediates of `rotate_qkv.wgsl`.

@@ -1,8 +1,8 @@
 //! What rows are multiplied with before they are rounded to f16.
 
 use crate::gpu::backend::{GpuBackend, MAX_WORKGROUPS};
+use crate::gpu::kernel::Kernel;
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::Kernel;
 use crate::ops::OpError;
 
 /// Immediates of `row_factors.wgsl`.

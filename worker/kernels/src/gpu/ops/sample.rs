@@ -1,8 +1,8 @@
 //! Sampler: one workgroup per row of logits.
 
 use crate::gpu::backend::GpuBackend;
+use crate::gpu::kernel::Kernel;
 use crate::gpu::memory::GpuBuffer;
-use crate::gpu::pipelines::Kernel;
 use crate::ops::{MAX_TOP, OpError, Sample};
 
 /// Most times that the kernel goes over a row of logits: the best, the sum, the best that is adjusted, 32 bits of each

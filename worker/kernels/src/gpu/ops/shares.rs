@@ -1,7 +1,7 @@
 //! The rows of a call by role, and the kernels of each: given rows may have others than generated ones (DET-1).
 
+use crate::gpu::kernel::Kernel;
 use crate::gpu::matrices::{Codes, Sums, TILED_ALIGN, TILED_WIDTH, Tiled, Variant};
-use crate::gpu::pipelines::Kernel;
 use crate::gpu::tuning::Tuning;
 use crate::ops::{Rows, WeightFormat};
 
