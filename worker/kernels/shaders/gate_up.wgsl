@@ -4,6 +4,7 @@
 // Twins: src/reference/gate_up.rs, experts.rs
 // Outputs of a lane, 1 or 2: LANES_N apart.
 override OUTPUTS: u32 = 1;
+const MOST_OUTPUTS = 2;
 @group(0) @binding(0) var<storage, read> x: array<Words>;
 @group(0) @binding(1) var<storage, read> gate: array<Chunk>;
 @group(0) @binding(2) var<storage, read> up: array<Chunk>;
@@ -25,77 +26,62 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         return;
     }
     let first_index = workgroup.y * LANES_N * OUTPUTS + lane / LANES_K;
-    let indices = vec2<u32>(first_index, first_index + LANES_N);
-    let rows = min(indices, vec2<u32>(p.count - 1u));
     var at: array<vec4<u32>, 4>;
     for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
         at[i] = tile.inputs[i] * p.in_stride;
     }
-    let w1 = vec2<u32>(p.weight + tile.expert * p.record) + rows * p.chunks;
-    let w3 = vec2<u32>(p.weight2 + tile.expert * p.record) + rows * p.chunks;
     let first_s1 = p.scale + tile.expert * p.record_words;
     let first_s3 = p.scale2 + tile.expert * p.record_words;
-    let gate_scales0 = row_scales(first_s1, p.first + rows.x);
-    let gate_scales1 = row_scales(first_s1, p.first + rows.y);
-    let up_scales0 = row_scales(first_s3, p.first + rows.x);
-    let up_scales1 = row_scales(first_s3, p.first + rows.y);
-    // Of the two matrices, by output, and four rows each.
-    var gate0: array<vec4<f32>, 4>;
-    var gate1: array<vec4<f32>, 4>;
-    var up0: array<vec4<f32>, 4>;
-    var up1: array<vec4<f32>, 4>;
+    var w1: array<u32, MOST_OUTPUTS>;
+    var w3: array<u32, MOST_OUTPUTS>;
+    var of_gate: array<u32, MOST_OUTPUTS>;
+    var of_up: array<u32, MOST_OUTPUTS>;
+    for (var o = 0u; o < OUTPUTS; o += 1u) {
+        let row = min(first_index + o * LANES_N, p.count - 1u);
+        w1[o] = p.weight + tile.expert * p.record + row * p.chunks;
+        w3[o] = p.weight2 + tile.expert * p.record + row * p.chunks;
+        of_gate[o] = row_scales(first_s1, p.first + row);
+        of_up[o] = row_scales(first_s3, p.first + row);
+    }
+    // Sums of the two matrices by output, and four rows each.
+    var gates: array<array<vec4<f32>, 4>, MOST_OUTPUTS>;
+    var ups: array<array<vec4<f32>, 4>, MOST_OUTPUTS>;
     for (var run = lane % LANES_K * p.run; run < p.chunks; run += LANES_K * p.run) {
-        let gate_word0 = gate_scales[scale_at(gate_scales0, run)];
-        let up_word0 = up_scales[scale_at(up_scales0, run)];
-        var gate_word1 = gate_word0;
-        var up_word1 = up_word0;
-        if (OUTPUTS > 1u) {
-            gate_word1 = gate_scales[scale_at(gate_scales1, run)];
-            up_word1 = up_scales[scale_at(up_scales1, run)];
+        var gate_word: array<u32, MOST_OUTPUTS>;
+        var up_word: array<u32, MOST_OUTPUTS>;
+        for (var o = 0u; o < OUTPUTS; o += 1u) {
+            gate_word[o] = gate_scales[scale_at(of_gate[o], run)];
+            up_word[o] = up_scales[scale_at(of_up[o], run)];
         }
         for (var chunk = run; chunk < min(run + p.run, p.chunks); chunk += 1u) {
-            let g0 = decode(gate[w1.x + chunk]);
-            let u0 = decode(up[w3.x + chunk]);
-            var g1 = g0;
-            var u1 = u0;
-            if (OUTPUTS > 1u) {
-                g1 = decode(gate[w1.y + chunk]);
-                u1 = decode(up[w3.y + chunk]);
+            var g: array<Weights, MOST_OUTPUTS>;
+            var u: array<Weights, MOST_OUTPUTS>;
+            for (var o = 0u; o < OUTPUTS; o += 1u) {
+                g[o] = decode(gate[w1[o] + chunk]);
+                u[o] = decode(up[w3[o] + chunk]);
             }
-            let gate_scale0 = scale_of(gate_word0, gate_scales0, chunk);
-            let gate_scale1 = scale_of(gate_word1, gate_scales1, chunk);
-            let up_scale0 = scale_of(up_word0, up_scales0, chunk);
-            let up_scale1 = scale_of(up_word1, up_scales1, chunk);
             let rows0 = load_block(lane, at[0] + chunk * 4u);
-            gate0[0] = take(g0, rows0, gate_scale0, gate0[0]);
-            up0[0] = take(u0, rows0, up_scale0, up0[0]);
-            if (OUTPUTS > 1u) {
-                gate1[0] = take(g1, rows0, gate_scale1, gate1[0]);
-                up1[0] = take(u1, rows0, up_scale1, up1[0]);
+            for (var o = 0u; o < OUTPUTS; o += 1u) {
+                gates[o][0] = take(g[o], rows0, scale_of(gate_word[o], of_gate[o], chunk), gates[o][0]);
+                ups[o][0] = take(u[o], rows0, scale_of(up_word[o], of_up[o], chunk), ups[o][0]);
             }
             if (ROWS > 4u) {
                 let rows1 = load_block(lane, at[1] + chunk * 4u);
-                gate0[1] = take(g0, rows1, gate_scale0, gate0[1]);
-                up0[1] = take(u0, rows1, up_scale0, up0[1]);
-                if (OUTPUTS > 1u) {
-                    gate1[1] = take(g1, rows1, gate_scale1, gate1[1]);
-                    up1[1] = take(u1, rows1, up_scale1, up1[1]);
+                for (var o = 0u; o < OUTPUTS; o += 1u) {
+                    gates[o][1] = take(g[o], rows1, scale_of(gate_word[o], of_gate[o], chunk), gates[o][1]);
+                    ups[o][1] = take(u[o], rows1, scale_of(up_word[o], of_up[o], chunk), ups[o][1]);
                 }
             }
             if (ROWS > 8u) {
                 let rows2 = load_block(lane, at[2] + chunk * 4u);
-                gate0[2] = take(g0, rows2, gate_scale0, gate0[2]);
-                up0[2] = take(u0, rows2, up_scale0, up0[2]);
-                if (OUTPUTS > 1u) {
-                    gate1[2] = take(g1, rows2, gate_scale1, gate1[2]);
-                    up1[2] = take(u1, rows2, up_scale1, up1[2]);
+                for (var o = 0u; o < OUTPUTS; o += 1u) {
+                    gates[o][2] = take(g[o], rows2, scale_of(gate_word[o], of_gate[o], chunk), gates[o][2]);
+                    ups[o][2] = take(u[o], rows2, scale_of(up_word[o], of_up[o], chunk), ups[o][2]);
                 }
                 let rows3 = load_block(lane, at[3] + chunk * 4u);
-                gate0[3] = take(g0, rows3, gate_scale0, gate0[3]);
-                up0[3] = take(u0, rows3, up_scale0, up0[3]);
-                if (OUTPUTS > 1u) {
-                    gate1[3] = take(g1, rows3, gate_scale1, gate1[3]);
-                    up1[3] = take(u1, rows3, up_scale1, up1[3]);
+                for (var o = 0u; o < OUTPUTS; o += 1u) {
+                    gates[o][3] = take(g[o], rows3, scale_of(gate_word[o], of_gate[o], chunk), gates[o][3]);
+                    ups[o][3] = take(u[o], rows3, scale_of(up_word[o], of_up[o], chunk), ups[o][3]);
                 }
             }
         }
@@ -107,9 +93,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
     for (var i = 0u; i < (ROWS + 3u) / 4u; i += 1u) {
         let place = tile.outputs[i] * p.out_stride + vec4<u32>(p.out_first);
-        finish(lane, gate0[i], up0[i], whole, tile.count, i, place, indices.x);
-        if (OUTPUTS > 1u) {
-            finish(lane, gate1[i], up1[i], whole, tile.count, i, place, indices.y);
+        for (var o = 0u; o < OUTPUTS; o += 1u) {
+            finish(lane, gates[o][i], ups[o][i], whole, tile.count, i, place, first_index + o * LANES_N);
         }
     }
 }
