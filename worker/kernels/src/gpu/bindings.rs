@@ -21,7 +21,8 @@ pub(super) struct Bindings {
 }
 
 impl Bindings {
-    /// The group that binds these buffers whole, in the order of the kernel's bindings: one for all kernels that bind them alike.
+    /// The group that binds these buffers whole, in the order of the kernel's bindings: one for all kernels that bind them
+    /// alike.
     pub(super) fn get(
         &mut self,
         device: &wgpu::Device,
